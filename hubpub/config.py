@@ -1,0 +1,347 @@
+"""What people declare: cards (`cards/*/card.toml`) and the recipe table, as validated, frozen models.
+
+Every error names the file, the key, the line where it can be found, and what would be right.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hubpub.errors import ConfigError
+
+NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
+PACKAGE = Path(__file__).parent
+T = TypeVar("T", bound=BaseModel)
+
+
+def _name(value: str) -> str:
+    if not NAME.fullmatch(value) or ".." in value or "--" in value:
+        raise ValueError(
+            "must be 1 to 96 letters, digits, '.', '_' or '-', without '..' or '--', and not begin or end with a mark"
+        )
+    return value
+
+
+def _repo_id(value: str) -> str:
+    owner, slash, name = value.partition("/")
+    if not slash:
+        raise ValueError("must be 'owner/name'")
+    return f"{_name(owner)}/{_name(name)}"
+
+
+def _revision(value: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{40}", value):
+        raise ValueError("must be a commit id of 40 hex digits: a branch or tag can move")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]
+RepoId = Annotated[str, AfterValidator(_repo_id)]
+Revision = Annotated[str, AfterValidator(_revision)]
+Family = Literal["gemma3n", "gemma4"]
+License = Literal["gemma", "apache-2.0"]
+
+
+class Frozen(BaseModel):
+    """A value that came from a file: unknown keys are errors and nothing changes after it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Scheme(Frozen):
+    """How one kind of weight is stored: symmetric integers with one scale per `group` weights or per channel."""
+
+    weight: Literal["int8", "int4"]
+    group: int | None = Field(default=None, ge=32, multiple_of=32)
+    activation: Literal["int8"] | None = None
+
+    @model_validator(mode="after")
+    def _int4_is_grouped(self) -> Scheme:
+        if self.weight == "int4" and self.group is None:
+            raise ValueError("int4 weights need a group size, e.g. group = 32")
+        return self
+
+    def __str__(self) -> str:
+        grain = f"g{self.group}" if self.group else "per channel"
+        return f"{self.weight} {grain}" + (f", {self.activation} activations" if self.activation else "")
+
+
+class Gates(Frozen):
+    """Limits a cell must meet before it may be published. KL in nats, the others as fractions of 1."""
+
+    logit_error_max: float | None = Field(default=None, gt=0)
+    kl_mean_max: float = Field(gt=0)
+    top1_min: float = Field(ge=0, le=1)
+    greedy_first_token_min: float = Field(default=0.0, ge=0, le=1)
+    greedy_exact_min: float = Field(default=0.0, ge=0, le=1)
+
+
+class Override(Frozen):
+    """Another scheme for the linear layers whose module path matches the glob `pattern`."""
+
+    pattern: str = Field(min_length=1)
+    scheme: Scheme | None = None
+
+
+class Recipe(Frozen):
+    """What is done to a variant's weights and activations, and what the result must pass."""
+
+    name: Name
+    summary: str = Field(min_length=1, max_length=200)
+    dtype: Literal["fp32", "bf16"]
+    backend: Literal["xnnpack", "portable"]
+    layout: Literal["cache"] = "cache"
+    linear: Scheme | None = None
+    embedding: Scheme | None = None
+    per_layer_embedding: Scheme | None = None
+    head: Scheme | None = None
+    override: tuple[Override, ...] = ()
+    gates: Gates
+
+    @model_validator(mode="after")
+    def _can_run(self) -> Recipe:
+        # XNNPACK has no weight-only integer product: it accepts such a graph and returns wrong values.
+        for key in ("linear", "head"):
+            scheme: Scheme | None = getattr(self, key)
+            if scheme and self.backend == "xnnpack" and scheme.activation is None:
+                raise ValueError(
+                    f'{key}: xnnpack has no weight-only integer product; set activation or backend = "portable"'
+                )
+            if scheme and self.backend == "portable" and scheme.activation is not None:
+                raise ValueError(f'{key}: int8 activations need backend = "xnnpack"')
+        for key in ("embedding", "per_layer_embedding"):
+            scheme = getattr(self, key)
+            if scheme and scheme.activation is not None:
+                raise ValueError(f"{key}: a table has no activations to quantize")
+        return self
+
+
+class Variant(Frozen):
+    """One source model at one pinned revision."""
+
+    name: Name
+    source: RepoId
+    revision: Revision
+    family: Family
+    license: License
+
+
+class Export(Frozen):
+    """Which recipes a card offers and the context length (tokens) its programs are exported with."""
+
+    recipes: tuple[Name, ...] = Field(min_length=1)
+    recommended: Name
+    context: int = Field(default=2048, ge=16, le=131072)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Export:
+        if len(set(self.recipes)) != len(self.recipes):
+            raise ValueError("recipes: named twice")
+        if self.recommended not in self.recipes:
+            raise ValueError(f"recommended: '{self.recommended}' is not one of recipes")
+        return self
+
+
+class Exclusion(Frozen):
+    """A cell that is declared but not built, and why."""
+
+    recipe: Name
+    reason: str = Field(min_length=1)
+
+
+class Section(Frozen):
+    """An extra section of the card, written by people."""
+
+    title: str = Field(min_length=1, max_length=120)
+    body: str = Field(min_length=1)
+
+
+class Prose(Frozen):
+    """What people write on a card; figures are never written here."""
+
+    title: str = Field(min_length=1, max_length=120)
+    introduction: str = ""
+    intended_use: str = ""
+    limits: str = ""
+    language: tuple[str, ...] = ("en",)
+    tags: tuple[str, ...] = ()
+    thumbnail: str | None = None
+    section: tuple[Section, ...] = ()
+
+
+class Card(Frozen):
+    """One Hub repo: its variant, the forms it comes in and its prose."""
+
+    schema_: Literal[1] = Field(alias="schema")
+    repo: Name
+    variant: Variant
+    export: Export
+    exclude: tuple[Exclusion, ...] = ()
+    recipe: dict[Name, Recipe] = Field(default_factory=dict)
+    card: Prose
+
+    folder: Path = Field(exclude=True)
+
+
+@dataclass(frozen=True)
+class Project:
+    """The folder that holds `cards/` and `templates/`: a checkout, or what the installed package carries."""
+
+    cards_dir: Path
+    templates_dir: Path
+
+    @property
+    def root(self) -> Path:
+        return self.cards_dir.parent
+
+    @classmethod
+    def find(cls, given: Path | None = None) -> Project:
+        """The project at `given`, else at or above the current folder, else the one installed with hubpub.
+
+        A project needs only `cards/`; templates it lacks are taken from hubpub. Raises ConfigError where `given`
+        holds no cards.
+        """
+        built_in = next(p for p in (PACKAGE / "_project", PACKAGE.parent) if (p / "templates").is_dir())
+        if given is not None:
+            if not (given / "cards").is_dir():
+                raise ConfigError(f"{given} has no folder 'cards'", "point --project at the folder that holds cards/")
+            root = given
+        else:
+            here = Path.cwd()
+            root = next((p for p in (here, *here.parents) if any((p / "cards").glob("*/card.toml"))), built_in)
+        templates = root / "templates"
+        return cls(root / "cards", templates if templates.is_dir() else built_in / "templates")
+
+    @cached_property
+    def recipes(self) -> dict[str, Recipe]:
+        """The built-in recipe table by name."""
+        return _recipes(PACKAGE / "recipes.toml")
+
+    @cached_property
+    def cards(self) -> tuple[Card, ...]:
+        """Every card, ordered by folder name. Raises ConfigError for the first that is wrong."""
+        folders = sorted(p for p in self.cards_dir.iterdir() if (p / "card.toml").exists())
+        if not folders:
+            raise ConfigError(f"{self.cards_dir} holds no cards", "add a folder with a card.toml, one per Hub repo")
+        return tuple(load_card(folder) for folder in folders)
+
+    def recipe(self, card: Card, name: str) -> Recipe:
+        """The recipe `name` as `card` sees it. Raises ConfigError where it is unknown."""
+        found = card.recipe.get(name) or self.recipes.get(name)
+        if found is None:
+            path = card.folder / "card.toml"
+            known = ", ".join(sorted({*self.recipes, *card.recipe}))
+            raise ConfigError(
+                f"{_show(path)}: export.recipes: unknown recipe '{name}'",
+                f"known recipes: {known}; a card may define its own under [recipe.{name}]",
+                path=str(path),
+                line=_line_of(path.read_text("utf-8"), ("export", "recipes")),
+            )
+        return found
+
+
+def load_card(folder: Path) -> Card:
+    """Read and check `folder/card.toml`. Raises ConfigError naming file, key and line."""
+    path = folder / "card.toml"
+    data = _read(path)
+    for name, table in (data.get("recipe") or {}).items():
+        if isinstance(table, dict):
+            table.setdefault("name", name)
+    data.setdefault("schema", None)
+    return _validate(Card, {**data, "folder": folder}, path)
+
+
+def _recipes(path: Path) -> dict[str, Recipe]:
+    tables = _read(path).get("recipe", {})
+    return {name: _validate(Recipe, {**table, "name": name}, path, ("recipe", name)) for name, table in tables.items()}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > 4 << 20:
+            raise ConfigError(
+                f"{_show(path)} is larger than 4 MiB", "a card's prose belongs in a few pages", path=str(path)
+            )
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{_show(path)} cannot be read: {error}", path=str(path)) from None
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        match = re.search(r"line (\d+)", str(error))
+        line = int(match[1]) if match else None
+        raise ConfigError(f"{_show(path)}: not valid TOML: {error}", path=str(path), line=line) from None
+
+
+def _validate(model: type[T], data: dict[str, Any], path: Path, prefix: tuple[str, ...] = ()) -> T:
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        keys = (*prefix, *(str(part) for part in first["loc"]))
+        line = _line_of(path.read_text("utf-8"), keys)
+        where = f"{_show(path)}:{line}" if line else _show(path)
+        dotted = ".".join(keys) or "the file"
+        message = first["msg"].removeprefix("Value error, ")
+        hint = None
+        if first["type"] == "extra_forbidden":
+            message, hint = "unknown key", _nearest(model, keys[len(prefix) :])
+        elif first["type"] == "missing":
+            message = "this key is missing"
+        more = len(error.errors()) - 1
+        tail = f" (and {more} more)" if more else ""
+        raise ConfigError(f"{where}: {dotted}: {message}{tail}", hint, path=str(path), line=line) from None
+
+
+def _nearest(model: type[BaseModel], keys: tuple[str, ...]) -> str | None:
+    from difflib import get_close_matches
+
+    for key in keys[:-1]:
+        field = model.model_fields.get(key)
+        inner = [t for t in _types(field.annotation) if issubclass(t, BaseModel)] if field else []
+        if inner:
+            model = inner[0]
+    names = [field.alias or name for name, field in model.model_fields.items() if not field.exclude]
+    close = get_close_matches(keys[-1], names, 1)
+    return f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(names)}"
+
+
+def _types(annotation: Any) -> Iterator[type]:
+    if isinstance(annotation, type):
+        yield annotation
+    for part in getattr(annotation, "__args__", ()):
+        yield from _types(part)
+
+
+def _line_of(text: str, keys: tuple[str, ...]) -> int | None:
+    """The line (1-based) that sets the dotted key, or that opens the innermost table that is there."""
+    found, table = None, ""
+    names = [key for key in keys if not key.isdigit()]
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[{1,2}\s*([^\]]+?)\s*\]", line):
+            table = header[1].replace('"', "").replace(" ", "")
+            dotted = table
+        elif assign := re.match(r"\s*\"?([\w.-]+)\"?\s*=", line):
+            dotted = f"{table}.{assign[1]}".lstrip(".")
+        else:
+            continue
+        if dotted == ".".join(names):
+            return number
+        if ".".join(names).startswith(dotted + "."):
+            found = number
+    return found
+
+
+def _show(path: Path) -> str:
+    """`path` as a person would name it: relative to the current folder where it lies below it."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative

@@ -1,0 +1,1 @@
+"""From a text decoder and a recipe to a .pte file, and nothing else."""

@@ -1,0 +1,282 @@
+"""The schema of facts.json: everything that was measured about a release, and nothing that was typed.
+
+Units are in the names or said beside them: bytes, seconds, tokens, nats. Shapes are lists of dimensions; a dynamic
+dimension is written as its range, e.g. "1..2047".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hubpub.errors import HubpubError
+
+T = TypeVar("T", bound=BaseModel)
+
+
+class Fact(BaseModel):
+    """A frozen value that is also JSON; field order is the order of definition, so that diffs stay small."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileFact(Fact):
+    """A file by name, with its size and the SHA-256 of its content."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+class Source(Fact):
+    """The checkpoint that was exported. `scale_model` is true in a rehearsal: then `repo` was not downloaded."""
+
+    repo: str
+    revision: str
+    license: str
+    scale_model: bool
+    architecture: str
+    files: tuple[FileFact, ...]
+
+
+class Parameters(Fact):
+    """Weights the program uses, each counted once (a tied table is one; unused KV projections are none)."""
+
+    total: int
+    embedding: int
+    per_layer_embedding: int
+    other: int
+
+
+class Layers(Fact):
+    """Decoder layers by kind of attention, and how many of each read another layer's keys and values."""
+
+    total: int
+    sliding: int
+    full: int
+    sliding_sharing_kv: int
+    full_sharing_kv: int
+
+
+class Context(Fact):
+    """Tokens: of the exported program, of one prefill call, of the sliding window, and of the source model."""
+
+    exported: int
+    max_prefill: int
+    sliding_window: int
+    source: int
+
+
+class KVCache(Fact):
+    """The mutable buffers for keys and values, at full context."""
+
+    bytes: int
+    dtype: str
+    layers: int
+
+
+class Tensor(Fact):
+    """An input or output: dtype as torch names it, one entry per dimension."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class Method(Fact):
+    """One entry point of the program. `planned_bytes` is the arena it needs beside its constants."""
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    planned_bytes: int
+    instructions: int
+
+
+class Operators(Fact):
+    """How often each operator occurs: inside a delegate, and as a kernel an app must link."""
+
+    delegated: dict[str, int]
+    kernels: dict[str, int]
+
+
+class Program(Fact):
+    """What the `.pte` itself says, read from the file."""
+
+    methods: tuple[Method, ...]
+    metadata: dict[str, int | float | bool | str | tuple[int, ...]]
+    backends: dict[str, int] = Field(description="number of delegates by backend")
+    operators: Operators
+    constant_bytes: int
+    delegate_bytes: int
+    kv_cache: KVCache
+
+
+class Logits(Fact):
+    """Agreement of the program's logits with the eager original in float32, teacher-forced token by token.
+
+    `kl_mean` and `kl_p999` are nats; `error_max` is the largest absolute difference of a logit; `prefill_error_max`
+    compares the program's own prefill with its own token-by-token decode; perplexities are of the passage.
+    """
+
+    tokens: int
+    finite: bool
+    top1_agreement: float
+    kl_mean: float
+    kl_p999: float
+    error_max: float
+    prefill_error_max: float
+    perplexity: float
+    perplexity_original: float
+
+
+class Greedy(Fact):
+    """Greedy continuations against the eager original: share of prompts that start and that go on the same way."""
+
+    prompts: int
+    new_tokens: int
+    first_token: float
+    exact: float
+    mean_common_prefix: float
+
+
+class RunnerCheck(Fact):
+    """The LLM runner with the shipped tokenizer against our own decode loop on one prompt."""
+
+    prompt: str
+    text: str
+    tokens: int
+    matches_decode_loop: bool
+
+
+class Parity(Fact):
+    logits: Logits
+    greedy: Greedy
+    runner: RunnerCheck | None
+
+
+class Speed(Fact):
+    """One timed run in a fresh process on `host`: seconds, tokens per second, peak resident bytes."""
+
+    host: str
+    threads: int
+    load_seconds: float
+    prefill_tokens: int
+    prefill_tokens_per_second: float
+    decode_tokens: int
+    decode_tokens_per_second: float
+    peak_resident_bytes: int
+
+
+class Gate(Fact):
+    """A limit and what was measured: `kind` says on which side of `limit` the measured value must lie."""
+
+    name: str
+    kind: Literal["max", "min"]
+    limit: float
+    measured: float
+    passed: bool
+
+
+class Patch(Fact):
+    """A patch to an upstream package: `applied` is false where upstream no longer has the defect."""
+
+    name: str
+    defect: str
+    url: str
+    applied: bool
+
+
+class Stages(Fact):
+    """Seconds spent in each stage of making the file, and the peak resident bytes while doing so."""
+
+    load: float
+    quantize: float
+    export: float
+    lower: float
+    write: float
+    peak_resident_bytes: int
+
+
+class CellFacts(Fact):
+    """Everything measured about one cell."""
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    cell: str
+    variant: str
+    recipe: str
+    summary: str
+    fingerprint: str
+    file: FileFact
+    tokenizer: tuple[FileFact, ...]
+    source: Source
+    parameters: Parameters
+    layers: Layers
+    context: Context
+    vocabulary: int
+    program: Program
+    parity: Parity
+    speed: Speed
+    gates: tuple[Gate, ...]
+    patches: tuple[Patch, ...]
+    toolchain: dict[str, str]
+    stages: Stages
+
+    @property
+    def passed(self) -> bool:
+        return all(gate.passed for gate in self.gates)
+
+
+class CardFacts(Fact):
+    """facts.json of a Hub repo: one release of one card."""
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    repo: str
+    version: str
+    variant: str
+    cells: tuple[CellFacts, ...]
+
+    @property
+    def scale_model(self) -> bool:
+        return any(cell.source.scale_model for cell in self.cells)
+
+
+def dump(fact: BaseModel) -> str:
+    """`fact` as indented JSON with a final newline; the same fact always gives the same text."""
+    return json.dumps(fact.model_dump(mode="json", by_alias=True), indent=2, ensure_ascii=False) + "\n"
+
+
+def save(fact: BaseModel, path: Path) -> None:
+    """Write `fact` to `path` so that a reader sees the old file or the new one, never a part."""
+    write_atomic(path, dump(fact).encode())
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` to `path` under a temporary name, flush it to disk, and rename it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(model: type[T], path: Path) -> T:
+    """Read a fact written by `save`. Raises HubpubError naming the file when it is damaged or of another schema."""
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise HubpubError(
+            f"{path}: {where}: {first['msg']}",
+            "this file is written by hubpub; delete it to have it measured again",
+        ) from None

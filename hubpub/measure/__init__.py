@@ -1,0 +1,1 @@
+"""What is measured: the file itself, its agreement with the original, its speed."""
