@@ -72,11 +72,16 @@ class Context(Fact):
 
 
 class KVCache(Fact):
-    """The mutable buffers for keys and values, at full context."""
+    """The mutable buffers for keys and values, at full context, with the scales of a quantized cache.
+
+    `dtype` is that of most bytes ("" where there is no cache), `layers` the pairs of buffers for keys and values, and
+    `shapes` how many buffers there are of each shape, e.g. {"1x2048x2x256": 40}.
+    """
 
     bytes: int
     dtype: str
     layers: int
+    shapes: dict[str, int] = {}
 
 
 class Tensor(Fact):
@@ -88,13 +93,19 @@ class Tensor(Fact):
 
 
 class Method(Fact):
-    """One entry point of the program. `planned_bytes` is the arena it needs beside its constants."""
+    """One entry point of the program. `planned_bytes` is the arena it needs beside its constants.
+
+    `state_bytes` are those of the arena's bytes that keep their value from call to call (mutable buffers: the KV cache
+    and others); `delegates` is the number of calls into delegates among the `instructions`.
+    """
 
     name: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     planned_bytes: int
     instructions: int
+    delegates: int = 0
+    state_bytes: int = 0
 
 
 class Operators(Fact):
@@ -103,17 +114,43 @@ class Operators(Fact):
     delegated: dict[str, int]
     kernels: dict[str, int]
 
+    @property
+    def delegated_share(self) -> float:
+        """The share of operators that run in a delegate, 0 to 1; 0 where a backend does not say what it runs."""
+        inside, outside = sum(self.delegated.values()), sum(self.kernels.values())
+        return inside / (inside + outside) if inside else 0.0
+
+    @property
+    def namespaces(self) -> dict[str, int]:
+        """Occurrences of kernels by namespace, e.g. {"aten": 310, "llama": 120}: the libraries an app must link."""
+        found: dict[str, int] = {}
+        for name, count in self.kernels.items():
+            namespace = name.partition("::")[0] if "::" in name else ""
+            found[namespace] = found.get(namespace, 0) + count
+        return found
+
 
 class Program(Fact):
-    """What the `.pte` itself says, read from the file."""
+    """What the `.pte` itself says, read from the file.
+
+    `constant_bytes` are the constants of the program's own kernels; `delegate_bytes` are the delegates' blobs and the
+    weights only they use, `backend_bytes` the same by backend. `weights` are the bytes of all constants by dtype,
+    inside and outside delegates, those in another file included: `external_bytes` says how many those are.
+    `layout` is where the bytes of the file are; its values sum to the size of the file.
+    """
 
     methods: tuple[Method, ...]
-    metadata: dict[str, int | float | bool | str | tuple[int, ...]]
+    metadata: dict[str, int | float | bool | str | tuple[int, ...] | tuple[float, ...]]
     backends: dict[str, int] = Field(description="number of delegates by backend")
     operators: Operators
     constant_bytes: int
     delegate_bytes: int
     kv_cache: KVCache
+    schema_version: int = 0
+    backend_bytes: dict[str, int] = {}
+    weights: dict[str, int] = {}
+    external_bytes: int = 0
+    layout: dict[str, int] = {}
 
 
 class Logits(Fact):
