@@ -1,0 +1,564 @@
+"""Stage, then promote: large files first, on a branch of their own; then one commit on main, then the tag.
+
+Every step compares with what the Hub records before it does anything, so that a run that was killed is finished by
+running it again, and a run that has nothing to do sends nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+
+from hubpub.errors import AccessError, ConfigError, ConflictError, HubError, HubpubError
+from hubpub.facts import write_atomic
+from hubpub.hub.client import Add, Change, Client, Commit, Copy, Delete, Landed, Moved, Refs, RemoteFile
+from hubpub.hub.hashing import HashCache, git_blob_id
+from hubpub.hub.names import check_repo_id, stage_branch
+from hubpub.hub.release import (
+    CARD,
+    SUMS,
+    FileReceipt,
+    LocalFile,
+    NoChanges,
+    Outcome,
+    Planned,
+    Progress,
+    Published,
+    PullRequest,
+    Receipt,
+    RepoRelease,
+    Staged,
+    StagedFile,
+    TagOnly,
+    receipt_path,
+)
+
+STAGE_TITLE = "Stage "
+_RELEASE, _MANIFEST = "Hubpub-Release: ", "Hubpub-Manifest: "
+
+
+@dataclass(frozen=True)
+class RepoAccess:
+    """What is known about a repo before anything is built: whether it exists, its main commit and its tags."""
+
+    repo_id: str
+    exists: bool
+    head: str | None
+    tags: dict[str, str]
+
+
+def preflight(client: Client, repo_ids: Iterable[str], *, create_pr: bool = False) -> tuple[RepoAccess, ...]:
+    """Check names and rights for every repo, before hours are spent. Raises ConfigError or AccessError."""
+    repo_ids = [check_repo_id(repo_id) for repo_id in repo_ids]
+    client.whoami()
+    found = []
+    for repo_id in repo_ids:
+        refs = client.refs(repo_id)
+        if not create_pr:
+            client.check_write(repo_id, exists=refs is not None)
+        elif client.whoami().role == "read":
+            raise AccessError(f"no pull request to {repo_id}: the token may only read", "use a token with write access")
+        elif refs is None:
+            raise HubError(f"{repo_id} does not exist: there is nothing to open a pull request against")
+        found.append(
+            RepoAccess(
+                repo_id, refs is not None, refs.branches.get("main") if refs else None, dict(refs.tags) if refs else {}
+            )
+        )
+    return tuple(found)
+
+
+def stage(
+    client: Client,
+    release: RepoRelease,
+    work: Path,
+    *,
+    progress: Progress | None = None,
+    create_pr: bool = False,
+) -> Staged:
+    """Bring every large file of `release` that the repo lacks to the Hub, one by one; main does not change.
+
+    `release` may hold just the files of this machine. A file that is on main or staged already is neither read nor
+    sent. For a pull request the content waits in storage instead of on a branch. Raises ConflictError where the
+    version is taken by other content, HubpubError where a file is not what its recorded hash says.
+    """
+    began, retried = time.monotonic(), client.retries
+    refs = _repo(client, release)
+    if release.version in refs.tags:
+        large = [file for file in release.files if file.large]
+        _refuse_unless_same(client, release, refs.tags[release.version], large)
+    base = refs.branches["main"]
+    branch = stage_branch(release.version)
+    hashes = HashCache(work / "hashes.json")
+    large = [file for file in release.files if file.large]
+    on_main = _held(client, release.repo_id, base, large)
+    on_branch = _held(client, release.repo_id, refs.branches[branch], large) if branch in refs.branches else {}
+    done: list[StagedFile] = []
+    for file in large:
+        path = file.path_in_repo
+        told = partial(progress, release.repo_id, path) if progress else None
+        sent = 0
+        if path in on_main or path in on_branch:
+            if told:
+                told(file.bytes, file.bytes)
+        elif file.source is not None:
+            add = _ready(file, hashes)
+            if create_pr:
+                sent = client.send(release.repo_id, "main", add, told=told, pull=True).sent
+            else:
+                sent = _stage_one(client, release, add, base, told)
+            if isinstance(file.source, Path) and hashes.sha256(file.source) != file.sha256:
+                raise HubpubError(f"{file.source} changed while it was sent", "run again when nothing writes to it")
+        where = "main" if path in on_main else "missing" if file.source is None and path not in on_branch else "staged"
+        done.append(StagedFile(path, file.bytes, file.sha256, where, sent))  # type: ignore[arg-type]
+    staged = Staged(
+        release.repo_id,
+        release.version,
+        base,
+        tuple(done),
+        sum(file.sent_bytes for file in done),
+        client.retries - retried,
+        round(time.monotonic() - began, 3),
+    )
+    record = receipt_path(work, release.version, release.repo_id).with_suffix(".staged.json")
+    write_atomic(record, (json.dumps(asdict(staged), indent=2) + "\n").encode())
+    return staged
+
+
+def promote(
+    client: Client,
+    release: RepoRelease,
+    work: Path,
+    *,
+    staged: Staged | None = None,
+    progress: Progress | None = None,
+    create_pr: bool = False,
+) -> Receipt:
+    """Make the one commit on main, tag it, read both back and compare every hash.
+
+    Without `staged` the release is compared with the commit its staging branch began at. Raises ConflictError where
+    somebody else changed a file of this release meanwhile or the version is taken, HubError where a file is neither
+    staged nor on main. Nothing is changed in either case.
+    """
+    began, retried = time.monotonic(), client.retries - (staged.retries if staged else 0)
+    sent = {file.path: file.sent_bytes for file in staged.files} if staged else {}
+    repo_id, tag = release.repo_id, release.version
+    refs = _repo(client, release)
+    changed: set[str] = set()
+    outcome: Outcome
+    if tag in refs.tags:
+        commit = refs.tags[tag]
+        files = _refuse_unless_same(client, release, commit)
+        outcome = NoChanges(commit, tag)
+    else:
+        base = staged.base if staged else _stage_base(client, release, refs)
+        for last in (False, True):
+            head = refs.branches["main"]
+            if base != head:
+                _refuse_foreign(client, release, base, head)
+            plan = _plan(client, release, refs)
+            files, changed = plan.files, plan.changed
+            if not changed and not plan.retired:
+                commit = _release_commit(client, release, files, head)
+                outcome = TagOnly(commit, tag)
+                break
+            _refuse_unfinished(client, release, files)
+            try:
+                landed = _commit(client, release, plan, head, create_pr=create_pr)
+            except Moved:
+                if last:
+                    raise
+                base, refs = head, _repo(client, release)
+                if tag in refs.tags:
+                    _refuse_unless_same(client, release, refs.tags[tag])
+                continue
+            for path in changed - sent.keys():
+                sent[path] = next(file.bytes for file in files if file.path_in_repo == path)
+            commit = landed.commit
+            outcome = PullRequest(landed.pull, commit) if landed.pull else Published(commit, tag)
+            break
+        if not isinstance(outcome, PullRequest):
+            commit = _tag(client, release, commit, files)
+            _check(client, release, commit, files, card=isinstance(outcome, Published))
+    if not isinstance(outcome, PullRequest) and stage_branch(tag) in refs.branches:
+        client.delete_branch(repo_id, stage_branch(tag))
+    receipt = Receipt(
+        repo=repo_id,
+        version=tag,
+        endpoint=client.endpoint,
+        user=client.whoami().user,
+        outcome=outcome,
+        files=tuple(
+            FileReceipt(f.path_in_repo, f.bytes, f.sha256, f.path_in_repo in changed, sent.get(f.path_in_repo, 0))
+            for f in files
+        ),
+        bytes_sent=sum(sent.values()),
+        retries=client.retries - retried,
+        seconds=round(time.monotonic() - began + (staged.seconds if staged else 0), 3),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    receipt.save(work)
+    return receipt
+
+
+def publish_all(
+    client: Client,
+    releases: Sequence[RepoRelease],
+    work: Path,
+    *,
+    progress: Progress | None = None,
+    dry_run: bool = False,
+    create_pr: bool = False,
+) -> list[Receipt]:
+    """Check every repo, stage every repo, then promote one after the other; nothing is staged unless all checks pass.
+
+    A dry run only reads, and returns receipts that say which files would be sent and changed.
+    """
+    ids = [release.repo_id.lower() for release in releases]
+    if len(set(ids)) != len(ids):
+        raise ConfigError("a repo is named twice in one release")
+    preflight(client, [release.repo_id for release in releases], create_pr=create_pr)
+    dry = []
+    for release in releases:
+        dry.append(_rehearse(client, release))
+    if dry_run:
+        return dry
+    staged = [stage(client, release, work, progress=progress, create_pr=create_pr) for release in releases]
+    return [
+        promote(client, release, work, staged=one, progress=progress, create_pr=create_pr)
+        for release, one in zip(releases, staged, strict=True)
+    ]
+
+
+def unstage(client: Client, repo_id: str, version: str) -> None:
+    """Drop what was staged for `version`; main and tags stay as they are."""
+    client.delete_branch(repo_id, stage_branch(version))
+
+
+def is_same(client: Client, repo_id: str, revision: str, file: LocalFile, remote: RemoteFile | None) -> bool:
+    """Whether the Hub holds exactly `file` at `revision`, by recorded hashes wherever there are any."""
+    if remote is None or remote.bytes != file.bytes:
+        return False
+    if remote.sha256 is not None:
+        return remote.sha256 == file.sha256
+    content = file.source.read_bytes() if isinstance(file.source, Path) else file.source
+    if content is None:
+        return client.sha256(repo_id, revision, file.path_in_repo) == file.sha256
+    return git_blob_id(content) == remote.blob_id
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The files of the commit, which of them differ from main, those to copy from staging, those to remove."""
+
+    files: tuple[LocalFile, ...]
+    changed: set[str]
+    copied: dict[str, str]
+    retired: tuple[str, ...]
+
+
+def _repo(client: Client, release: RepoRelease) -> Refs:
+    refs = client.refs(release.repo_id)
+    if refs is None:
+        client.create_repo(release.repo_id, private=release.private)
+        refs = client.refs(release.repo_id)
+    if refs is None or "main" not in refs.branches:
+        raise HubError(f"{release.repo_id} has no branch main", "create the repo with at least one commit")
+    return refs
+
+
+def _held(client: Client, repo_id: str, revision: str, files: Sequence[LocalFile]) -> dict[str, RemoteFile]:
+    """Those of `files` that the Hub holds at `revision` with this very content."""
+    found = client.files(repo_id, revision, [file.path_in_repo for file in files])
+    return {
+        file.path_in_repo: found[file.path_in_repo]
+        for file in files
+        if is_same(client, repo_id, revision, file, found.get(file.path_in_repo))
+    }
+
+
+def _ready(file: LocalFile, hashes: HashCache) -> Add:
+    """`file` as something to send, once its content is known to be what was recorded."""
+    assert file.source is not None
+    if isinstance(file.source, Path):
+        size = file.source.stat().st_size if file.source.is_file() else -1
+        if size != file.bytes or hashes.sha256(file.source) != file.sha256:
+            raise HubpubError(
+                f"{file.source} is not the file that was measured: its size or SHA-256 differs",
+                "export and measure it again",
+            )
+    return Add(file.path_in_repo, file.source, file.bytes, file.sha256)
+
+
+def _stage_one(client: Client, release: RepoRelease, add: Add, base: str, told: partial[None] | None) -> int:
+    """Send one file and commit it to the staging branch. Returns the bytes that travelled."""
+    repo_id, branch = release.repo_id, stage_branch(release.version)
+
+    def landed() -> Landed | None:
+        refs = client.refs(repo_id)
+        at = refs.branches.get(branch) if refs else None
+        held = client.files(repo_id, at, [add.path]).get(add.path) if at else None
+        same = held is not None and (held.sha256 or _sha256_of_blob(held, add)) == add.sha256
+        return Landed(at) if at and same else None
+
+    for last in (False, True):
+        client.create_branch(repo_id, branch, base)
+        try:
+            sent = client.send(repo_id, branch, add, told=told)
+            title = f"{STAGE_TITLE}{add.path} for {release.version}"
+            client.commit(repo_id, branch, [sent], title=title, parent=None, landed=landed)
+            break
+        except ConflictError:
+            # Another machine stages at the same moment, or a twin of this release has just been promoted.
+            refs = client.refs(repo_id)
+            if refs and release.version in refs.tags:
+                large = [file for file in release.files if file.large]
+                _refuse_unless_same(client, release, refs.tags[release.version], large)
+                return sent.sent
+            if last:
+                raise
+    if landed() is None:
+        raise HubError(
+            f"{repo_id}: {add.path} is not on {branch} although the Hub took it",
+            "look for a .gitignore in the repo that hides it",
+        )
+    return sent.sent
+
+
+def _sha256_of_blob(held: RemoteFile, add: Add) -> str | None:
+    content = add.source.read_bytes() if isinstance(add.source, Path) else add.source
+    return add.sha256 if held.blob_id == git_blob_id(content) else None
+
+
+def _plan(client: Client, release: RepoRelease, refs: Refs) -> _Plan:
+    """What one commit on top of main would have to change. Raises HubError where a file is nowhere to be had."""
+    repo_id, head = release.repo_id, refs.branches["main"]
+    files = release.complete(_card(client, repo_id, head))
+    on_main = _held(client, repo_id, head, files)
+    changed = {file.path_in_repo for file in files} - on_main.keys()
+    large = [file for file in files if file.large and file.path_in_repo in changed]
+    at = refs.branches.get(stage_branch(release.version))
+    copied = {
+        path: at for path, held in (_held(client, repo_id, at, large) if at else {}).items() if held.sha256 and at
+    }
+    missing = [f.path_in_repo for f in files if f.source is None and f.path_in_repo in changed - copied.keys()]
+    if missing:
+        raise HubError(
+            f"{repo_id}: {', '.join(missing)} is neither staged for {release.version} nor on main",
+            "stage it on the machine that has it",
+        )
+    retired = tuple(sorted(client.files(repo_id, head, release.retire))) if release.retire else ()
+    return _Plan(files, changed, copied, tuple(set(retired) - {file.path_in_repo for file in files}))
+
+
+def _commit(client: Client, release: RepoRelease, plan: _Plan, head: str, *, create_pr: bool) -> Landed:
+    changes: list[Change] = [Delete(path) for path in plan.retired]
+    for file in plan.files:
+        path = file.path_in_repo
+        if path in plan.copied:
+            changes.append(Copy(path, plan.copied[path]))
+        elif path in plan.changed and file.source is not None:
+            changes.append(Add(path, file.source, file.bytes, file.sha256))
+    manifest = _MANIFEST + _manifest(plan.files)
+    message = f"{release.message}\n\n{_RELEASE}{release.version}\n{manifest}"
+    title = f"Release {release.version}"
+
+    def landed() -> Landed | None:
+        if not create_pr:
+            history = client.commits(release.repo_id, "main")
+            return next((Landed(c.id) for c in _until(history, head) if manifest in c.message), None)
+        refs = client.refs(release.repo_id, pulls=True)
+        for number, commit in sorted(refs.pulls.items(), reverse=True) if refs else ():
+            if any(manifest in c.message for c in client.commits(release.repo_id, commit)[:3]):
+                return Landed(commit, number)
+        return None
+
+    if create_pr and (found := landed()):
+        return found
+    return client.commit(
+        release.repo_id, "main", changes, title=title, message=message, parent=head, landed=landed, pull=create_pr
+    )
+
+
+def _manifest(files: Iterable[LocalFile]) -> str:
+    """One hash for the content of a release. The card is left out: its text depends on what people wrote."""
+    lines = (f"{f.sha256} {f.path_in_repo}\n" for f in files if f.path_in_repo != CARD)
+    return sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+def _until(history: list[Commit], end: str) -> list[Commit]:
+    """The commits of `history` (newest first) that came after `end`."""
+    ids = [commit.id for commit in history]
+    return history[: ids.index(end)] if end in ids else history
+
+
+def _release_commit(client: Client, release: RepoRelease, files: Sequence[LocalFile], head: str) -> str:
+    """The commit that made main what it is: this release's own where the history has it, else the head."""
+    manifest = _MANIFEST + _manifest(files)
+    history = client.commits(release.repo_id, head)
+    marks = (_RELEASE + release.version, manifest)
+    return next((c.id for c in history if all(mark in c.message.split("\n") for mark in marks)), head)
+
+
+def _refuse_unfinished(client: Client, release: RepoRelease, files: Sequence[LocalFile]) -> None:
+    """Raise ConflictError where main has a commit of this version with other content that was never tagged."""
+    for commit in client.commits(release.repo_id, "main"):
+        lines = commit.message.split("\n")
+        if _RELEASE + release.version in lines and _MANIFEST + _manifest(files) not in lines:
+            raise ConflictError(
+                f"{release.repo_id}: {release.version} was committed with other content by {_who(commit)} as "
+                f"{commit.id[:12]} and is not tagged yet",
+                "let that release finish, or run it again from where its files are; else choose the next version",
+            )
+
+
+def _refuse_unless_same(
+    client: Client, release: RepoRelease, commit: str, only: Sequence[LocalFile] | None = None
+) -> tuple[LocalFile, ...]:
+    """The files of the release if the tag's commit holds just these. Raises ConflictError where it does not."""
+    files = tuple(only) if only is not None else release.complete(_card(client, release.repo_id, commit))
+    held = _held(client, release.repo_id, commit, files)
+    other = [file.path_in_repo for file in files if file.path_in_repo not in held]
+    if other:
+        raise ConflictError(
+            f"{release.repo_id}: {release.version} exists (commit {commit[:12]}) with other content: {_few(other)}",
+            "a published version never changes: choose the next one",
+        )
+    return files
+
+
+def _refuse_foreign(client: Client, release: RepoRelease, base: str, head: str) -> None:
+    """Raise ConflictError where main changed a file of this release after `base`, and say who did. Cards are merged."""
+    repo_id = release.repo_id
+    files = {file.path_in_repo: file for file in release.files if file.path_in_repo != CARD}
+    paths = [*files, SUMS, *release.retire]
+    before, after = client.files(repo_id, base, paths), client.files(repo_id, head, paths)
+    touched = [
+        path
+        for path in sorted({*before, *after})
+        if _blob(before.get(path)) != _blob(after.get(path))
+        and not (path in files and is_same(client, repo_id, head, files[path], after.get(path)))
+    ]
+    sums = {SUMS: release.complete(None)} if SUMS in touched and SUMS not in files else {}
+    for complete in sums.values():
+        ours = next(file for file in complete if file.path_in_repo == SUMS)
+        if is_same(client, repo_id, head, ours, after.get(SUMS)):
+            touched.remove(SUMS)
+    if touched:
+        who = "; ".join(
+            f"{commit.id[:12]} '{commit.title}' by {_who(commit)}"
+            for commit in _until(client.commits(repo_id, head), base)[:5]
+        )
+        raise ConflictError(
+            f"{repo_id}: main changed since {release.version} was staged, in {_few(touched)}: {who}",
+            "nothing was published; look at that change, then run again to publish over it",
+        )
+
+
+def _stage_base(client: Client, release: RepoRelease, refs: Refs) -> str:
+    """The commit of main that the staging branch of this version began at; main's own where there is none."""
+    head, branch = refs.branches["main"], stage_branch(release.version)
+    if branch not in refs.branches:
+        return head
+    ours = {commit.id for commit in client.commits(release.repo_id, head)}
+    return next((c.id for c in client.commits(release.repo_id, refs.branches[branch]) if c.id in ours), head)
+
+
+def _tag(client: Client, release: RepoRelease, commit: str, files: Sequence[LocalFile]) -> str:
+    """Create the tag, read it back, and return its commit. Raises ConflictError where it lies on other content."""
+    repo_id, tag = release.repo_id, release.version
+    with suppress(ConflictError):
+        client.create_tag(repo_id, tag, commit)
+    refs = client.refs(repo_id)
+    found = refs.tags.get(tag) if refs else None
+    if found is None:
+        raise HubError(f"{repo_id}: the Hub does not show the tag {tag}", "run again: only the tag is missing")
+    if found != commit:
+        _refuse_unless_same(client, release, found)
+    return found
+
+
+def _check(client: Client, release: RepoRelease, commit: str, files: Sequence[LocalFile], *, card: bool) -> None:
+    """Read every recorded hash back. Raises HubError naming the files that are not what was sent."""
+    wanted = [file for file in files if card or file.path_in_repo != CARD]
+    held = _held(client, release.repo_id, commit, wanted)
+    wrong = [file.path_in_repo for file in wanted if file.path_in_repo not in held]
+    if wrong:
+        raise HubError(
+            f"{release.repo_id}@{release.version}: the Hub records something else for {_few(wrong)}",
+            "do not point anybody at this version; look for a .gitignore in the repo, then release the next version",
+        )
+
+
+def _rehearse(client: Client, release: RepoRelease) -> Receipt:
+    """What a run would do, by reading alone. Raises what the run would raise before its first upload."""
+    began = time.monotonic()
+    repo_id, tag = release.repo_id, release.version
+    refs = client.refs(repo_id)
+    outcome: Outcome
+    if refs is None or "main" not in refs.branches:
+        files = release.complete(None)
+        changed = {file.path_in_repo for file in files}
+        sent, outcome = changed, Planned(True, True, True)
+    elif tag in refs.tags:
+        files = _refuse_unless_same(client, release, refs.tags[tag])
+        changed, sent, outcome = set(), set(), NoChanges(refs.tags[tag], tag)
+    else:
+        head = refs.branches["main"]
+        files = release.complete(_card(client, repo_id, head))
+        changed = {file.path_in_repo for file in files} - _held(client, repo_id, head, files).keys()
+        if changed:
+            _refuse_unfinished(client, release, files)
+        at = refs.branches.get(stage_branch(tag))
+        large = [file for file in files if file.large and file.path_in_repo in changed]
+        sent = changed - (_held(client, repo_id, at, large).keys() if at else set())
+        outcome = Planned(False, bool(changed), True)
+    return Receipt(
+        repo=repo_id,
+        version=tag,
+        endpoint=client.endpoint,
+        user=client.whoami().user,
+        outcome=outcome,
+        files=tuple(
+            FileReceipt(
+                f.path_in_repo,
+                f.bytes,
+                f.sha256,
+                f.path_in_repo in changed,
+                f.bytes if f.path_in_repo in sent and f.source is not None else 0,
+            )
+            for f in files
+        ),
+        bytes_sent=sum(f.bytes for f in files if f.path_in_repo in sent and f.source is not None),
+        retries=0,
+        seconds=round(time.monotonic() - began, 3),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _card(client: Client, repo_id: str, revision: str) -> str | None:
+    """The published card as text, or None. Raises ConflictError where it is not text."""
+    content = client.read(repo_id, revision, CARD)
+    try:
+        return None if content is None else content.decode()
+    except UnicodeDecodeError:
+        raise ConflictError(f"{repo_id}: the published {CARD} is not UTF-8 text", "repair or remove it first") from None
+
+
+def _blob(file: RemoteFile | None) -> str | None:
+    return file.blob_id if file else None
+
+
+def _who(commit: Commit) -> str:
+    return ", ".join(commit.authors) or "unknown"
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
