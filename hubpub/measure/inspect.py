@@ -390,102 +390,93 @@ def _sorted(counts: dict[str, int]) -> dict[str, int]:
 
 
 def render_inspect(program: Program, title: str = "") -> RenderableType:
-    """`program` for a terminal: where the bytes are, its methods, operators, backends and metadata.
+    """`program` for a terminal: its methods, where the bytes are, operators, backends and metadata.
 
     `title` is what to call it, for instance the file's name. Text from the file is shown without control characters.
     """
     from rich import box
+    from rich.columns import Columns
     from rich.console import Group
-    from rich.table import Table as Grid
+    from rich.padding import Padding
+    from rich.table import Table
     from rich.text import Text
-
-    def grid(caption: str, *columns: tuple[str, str]) -> Grid:
-        made = Grid(title=caption, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-        for name, side in columns:
-            made.add_column(name, justify="right" if side == "right" else "left", overflow="fold")
-        return made
 
     def clean(text: str, limit: int = 200) -> Text:
         shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text[:limit])
         return Text(shown + ("…" if len(text) > limit else ""))
 
+    def grid(caption: str, columns: tuple[str, ...], rows: list[tuple[str | Text, ...]]) -> RenderableType:
+        """A table under a heading; a column whose name begins with ">" is set to the right."""
+        made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
+        for name in columns:
+            made.add_column(name.lstrip(">"), justify="right" if name.startswith(">") else "left", overflow="fold")
+        for row in rows:
+            made.add_row(*(clean(cell) if isinstance(cell, str) else cell for cell in row))
+        return Padding(Group(Text(caption, style="bold"), made), (0, 2, 1, 0))
+
+    def counts(caption: str, found: dict[str, int]) -> RenderableType:
+        return grid(caption, ("operator", ">count"), [(name, f"{count:,}") for name, count in found.items()])
+
+    def shares(caption: str, column: str, found: dict[str, int]) -> RenderableType:
+        total = sum(found.values()) or 1
+        rows: list[tuple[str | Text, ...]] = [
+            (name, human_bytes(size), f"{size / total:.1%}", Text("█" * round(12 * size / total), style="cyan"))
+            for name, size in sorted(found.items(), key=lambda item: -item[1])
+        ]
+        return grid(caption, (column, ">bytes", ">", ""), rows)
+
     def signature(tensors: tuple[Tensor, ...]) -> Text:
         lines = (f"{tensor.name}: {tensor.dtype} [{', '.join(map(str, tensor.shape))}]" for tensor in tensors)
         return Text("\n").join(clean(line) for line in lines)
 
-    def counts(caption: str, column: str, found: dict[str, int]) -> Grid:
-        made = grid(caption, (column, "left"), ("count", "right"))
-        for name, count in found.items():
-            made.add_row(clean(name), f"{count:,}")
-        return made
-
-    def shares(caption: str, column: str, found: dict[str, int]) -> Grid:
-        made = grid(caption, (column, "left"), ("bytes", "right"), ("", "right"), ("", "left"))
-        total = sum(found.values()) or 1
-        for name, size in sorted(found.items(), key=lambda item: -item[1]):
-            bar = Text("█" * max(round(20 * size / total), 1 if size else 0), style="cyan")
-            made.add_row(clean(name), human_bytes(size), f"{size / total:.1%}", bar)
-        return made
-
-    parts: list[RenderableType] = []
-    size = sum(program.layout.values())
     head = clean(title or "program")
     head.stylize("bold")
-    head.append(f"   {human_bytes(size)}, schema version {program.schema_version}")
+    head.append(f"   {human_bytes(sum(program.layout.values()))}, schema version {program.schema_version}")
     if program.external_bytes:
         head.append(f", needs {human_bytes(program.external_bytes)} of weights from another file", style="yellow")
-    parts += [head, Text("")]
-
     methods = grid(
         "Methods",
-        ("method", "left"),
-        ("inputs", "left"),
-        ("outputs", "left"),
-        ("memory", "right"),
-        ("of it state", "right"),
-        ("instructions", "right"),
-        ("delegate calls", "right"),
+        ("method", "inputs", "outputs", ">memory", ">state", ">instructions", ">delegate calls"),
+        [
+            (
+                method.name,
+                signature(method.inputs),
+                signature(method.outputs),
+                human_bytes(method.planned_bytes),
+                human_bytes(method.state_bytes),
+                f"{method.instructions:,}",
+                f"{method.delegates:,}",
+            )
+            for method in program.methods
+        ],
     )
-    for method in program.methods:
-        methods.add_row(
-            clean(method.name),
-            signature(method.inputs),
-            signature(method.outputs),
-            human_bytes(method.planned_bytes),
-            human_bytes(method.state_bytes),
-            f"{method.instructions:,}",
-            f"{method.delegates:,}",
-        )
-    parts.append(methods)
+    small = [shares("Where the bytes are", "part", program.layout)]
+    if program.weights:
+        small.append(shares("Weights", "dtype", program.weights))
+    if program.backends:
+        rows: list[tuple[str | Text, ...]] = [
+            (name, f"{count:,}", human_bytes(program.backend_bytes.get(name, 0)))
+            for name, count in program.backends.items()
+        ]
+        small.append(grid("Backends", ("backend", ">delegates", ">bytes"), rows))
     cache = program.kv_cache
     if cache.bytes:
-        shapes = ", ".join(f"{count} of {shape}" for shape, count in cache.shapes.items())
-        parts += [
-            Text(f"KV cache: {human_bytes(cache.bytes)} {cache.dtype}, {cache.layers} layers ({shapes})"),
-            Text(""),
-        ]
-    parts.append(shares("Where the bytes are", "part", program.layout))
-    if program.weights:
-        parts.append(shares("Weights", "dtype", program.weights))
-    if program.backends:
-        backends = grid("Backends", ("backend", "left"), ("delegates", "right"), ("bytes", "right"))
-        for name, count in program.backends.items():
-            backends.add_row(clean(name), f"{count:,}", human_bytes(program.backend_bytes.get(name, 0)))
-        parts.append(backends)
+        rows = [(shape, f"{count:,}") for shape, count in cache.shapes.items()]
+        caption = f"KV cache: {human_bytes(cache.bytes)}, {cache.dtype}, {cache.layers} layers"
+        small.append(grid(caption, ("shape of a buffer", ">count"), rows))
     operators = program.operators
+    lists = []
+    if operators.kernels:
+        lists.append(counts("Kernels an app must link", operators.kernels))
     if operators.delegated:
-        share = f"Operators in delegates ({operators.delegated_share:.0%} of all)"
-        parts.append(counts(share, "operator", operators.delegated))
-    namespaces = ", ".join(f"{count:,} {name or 'without a namespace'}" for name, count in operators.namespaces.items())
-    parts.append(
-        counts("Kernels an app must link" + (f" ({namespaces})" if namespaces else ""), "kernel", operators.kernels)
-    )
+        lists.append(counts(f"In delegates ({operators.delegated_share:.0%} of operators)", operators.delegated))
     if program.metadata:
-        metadata = grid("Metadata", ("method", "left"), ("value", "left"))
-        for name, value in program.metadata.items():
-            metadata.add_row(clean(name), clean(str(list(value)) if isinstance(value, tuple) else str(value)))
-        parts.append(metadata)
-    return Group(*parts)
+        rows = [
+            (name, str(list(value)) if isinstance(value, tuple) else str(value))
+            for name, value in program.metadata.items()
+        ]
+        lists.append(grid("Metadata", ("method", "value"), rows))
+    return Group(head, Text(""), methods, Columns(small), Columns(lists))
 
 
 def human_bytes(size: int) -> str:
