@@ -59,7 +59,7 @@ KINDS = {1: "None", 2: "int", 3: "bool", 4: "float", 6: "str", 7: "list[int]", 8
 KERNEL_CALL, DELEGATE_CALL = 1, 2
 STATIC, UNBOUND = 0, 2
 
-MAX_RANK = 64
+MAX_RANK = 16  # the runtime's limit
 
 COPY_AGAIN = "copy or download it again, and compare its SHA-256 with the one published"
 OTHER_FORMATS = (
