@@ -6,6 +6,8 @@ import io
 import json
 import random
 import struct
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -481,6 +483,14 @@ def test_tables_that_overlap_are_refused() -> None:
     with pytest.raises(Malformed, match="overlap"):
         for table in Buffer(data, 0, len(data)).root().tables(0):
             table.numbers(0, "i")
+
+
+def test_reading_needs_no_torch(programs: dict[str, Path]) -> None:
+    script = (
+        "import sys; from pathlib import Path; from hubpub.measure.inspect import inspect; "
+        "assert inspect(Path(sys.argv[1])).methods; assert not {'torch', 'executorch', 'numpy'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", script, str(programs["quantized"])], check=True)
 
 
 def test_sizes_for_people() -> None:
