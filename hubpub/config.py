@@ -76,11 +76,12 @@ class Scheme(Frozen):
 
 
 class Gates(Frozen):
-    """Limits a cell must meet before it may be published. KL in nats, the others as fractions of 1."""
+    """Limits a cell must meet before it may be published. KL in nats, errors in logits, the others as fractions of 1."""
 
     logit_error_max: float | None = Field(default=None, gt=0)
     kl_mean_max: float = Field(gt=0)
     top1_min: float = Field(ge=0, le=1)
+    prefill_error_max: float = Field(default=0.5, gt=0)
     greedy_first_token_min: float = Field(default=0.0, ge=0, le=1)
     greedy_exact_min: float = Field(default=0.0, ge=0, le=1)
 

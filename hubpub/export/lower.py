@@ -1,0 +1,165 @@
+"""From a decoder to an ExecuTorch program: trace, simplify, partition, plan memory."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hubpub.config import Recipe
+from hubpub.errors import ExportError
+
+Metadata = dict[str, int | bool | list[int]]
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A program ready to be written, and the seconds each stage took."""
+
+    program: Any
+    export_seconds: float
+    lower_seconds: float
+
+
+def trace(decoder: nn.Module, context: int) -> torch.export.ExportedProgram:
+    """Export `decoder` with S dynamic in 1..context-1, then simplify the graph."""
+    example = (torch.ones(1, 8, dtype=torch.long), torch.tensor([0]))
+    length = torch.export.Dim("S", min=1, max=context - 1)
+    with torch.no_grad():
+        program = torch.export.export(decoder, example, dynamic_shapes=({1: length}, {}), strict=False)
+    simplify(program.graph_module)
+    return program
+
+
+def lower(program: torch.export.ExportedProgram, recipe: Recipe, metadata: Metadata) -> Any:
+    """An ExecuTorch program of `program`: the matrix products go to the recipe's backend, the rest to kernels."""
+    from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
+    from executorch.exir.passes import MemoryPlanningPass
+    from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEvalPass
+
+    # Kept whole, a linear layer reads its weight as stored; decomposed, it would need a transposed copy. One
+    # decomposition of the graph is enough: the delegate takes nothing but these linear layers.
+    edge = to_edge(
+        program,
+        constant_methods=metadata,
+        compile_config=EdgeCompileConfig(
+            _check_ir_validity=False, _skip_dim_order=True, preserve_ops=[aten.linear.default]
+        ),
+    )
+    if recipe.backend == "xnnpack":
+        edge = edge.to_backend(_linear_partitioner())
+    return edge.to_executorch(
+        ExecutorchBackendConfig(
+            extract_delegate_segments=True,
+            do_quant_fusion_and_const_prop=True,
+            sym_shape_eval_pass=ConstraintBasedSymShapeEvalPass(),
+            memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False),
+        )
+    )
+
+
+def _linear_partitioner() -> Any:
+    """A partitioner that gives XNNPACK the matrix products: they are where the time goes.
+
+    The compile spec is the backend's own way to say that a partition holds a linear layer and nothing else; it then
+    runs the one pass that concerns those instead of its whole pipeline, once for each of a hundred partitions.
+    """
+    from executorch.backends.xnnpack.partition.config.gemm_configs import LinearConfig
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir.backend.compile_spec_schema import CompileSpec
+    from executorch.exir.backend.partitioner import DelegationSpec
+
+    partitioner = XnnpackPartitioner(configs=[LinearConfig])
+    partitioner.delegation_spec = DelegationSpec("XnnpackBackend", [CompileSpec("dqlinear_partitioner", b"")])
+    return partitioner
+
+
+def export(decoder: nn.Module, context: int, recipe: Recipe, metadata: Metadata) -> Lowered:
+    """Trace and lower `decoder`. Raises ExportError naming the stage that failed."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    stage = "export"
+    try:
+        with quiet(), sdpa_kernel(SDPBackend.MATH):
+            started = time.monotonic()
+            program = trace(decoder, context)
+            traced = time.monotonic()
+            stage = "lowering"
+            lowered = lower(program, recipe, metadata)
+            return Lowered(lowered, traced - started, time.monotonic() - traced)
+    except (MemoryError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        raise ExportError(
+            f"{stage} with recipe '{recipe.name}' failed: {type(error).__name__}: {reason[0] if reason else ''}",
+            "run again with --verbose for the whole story",
+        ) from error
+
+
+def simplify(graph_module: torch.fx.GraphModule) -> None:
+    """Rewrite what tracing leaves behind, without changing a value: the graph is half the size to lower and to run.
+
+    Conversions to the dtype a tensor already has, assertions about metadata and pairs of transposes go; squares and
+    reciprocal square roots become the operators of that name, which cost a fraction of `pow` in the runtime.
+    """
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        target, args = node.target, node.args
+        if target is aten._assert_tensor_metadata.default:
+            graph.erase_node(node)
+        elif target in _CASTS and node.meta["val"].dtype == args[0].meta["val"].dtype:
+            _drop(graph, node, args[0])
+        elif target is aten.contiguous.default and args[0].meta["val"].is_contiguous():
+            _drop(graph, node, args[0])
+        elif target is aten.transpose.int and _swaps_back(node):
+            _drop(graph, node, args[0].args[0])
+        elif target is aten.pow.Tensor_Scalar and args[1] in (2, -0.5, 0.5):
+            with graph.inserting_before(node):
+                if args[1] == 2:
+                    new = graph.call_function(aten.mul.Tensor, (args[0], args[0]))
+                else:
+                    new = graph.call_function(aten.rsqrt.default if args[1] < 0 else aten.sqrt.default, (args[0],))
+            new.meta = dict(node.meta)
+            _drop(graph, node, new)
+    graph.eliminate_dead_code()
+    graph.lint()
+    graph_module.recompile()
+
+
+_CASTS = {aten.to.dtype, aten.type_as.default, aten.to.device, aten.to.dtype_layout}
+
+
+def _swaps_back(node: torch.fx.Node) -> bool:
+    inner = node.args[0]
+    if not isinstance(inner, torch.fx.Node) or inner.target is not aten.transpose.int:
+        return False
+    return sorted(map(int, inner.args[1:3])) == sorted(map(int, node.args[1:3]))  # type: ignore[arg-type]
+
+
+def _drop(graph: torch.fx.Graph, node: torch.fx.Node, instead: torch.fx.Node) -> None:
+    node.replace_all_uses_with(instead)
+    graph.erase_node(node)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the export stack's advice to its own developers off the user's screen; errors still come through."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

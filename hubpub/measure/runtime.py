@@ -1,0 +1,86 @@
+"""A `.pte` in the ExecuTorch runtime, one step at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hubpub.errors import ExportError
+
+
+class Session:
+    """A loaded program with its KV cache: `step` feeds tokens at a position and returns the last token's logits."""
+
+    def __init__(self, path: Path) -> None:
+        """Load `path`. Raises ExportError where the runtime refuses it."""
+        import executorch.kernels.quantized
+        from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  (registers the llama:: kernels)
+        from executorch.runtime import Runtime, Verification
+
+        try:
+            with native_log():
+                # The method keeps no reference to its program: both must outlive every step.
+                self._program = Runtime.get().load_program(path, verification=Verification.Minimal)
+                self._method = self._program.load_method("forward")
+        except RuntimeError as error:
+            raise ExportError(f"{path.name} does not load in the ExecuTorch runtime: {error}") from None
+        if self._method is None:
+            raise ExportError(f"{path.name} has no method 'forward'")
+
+    def step(self, tokens: Sequence[int], position: int) -> Any:
+        """Logits [vocabulary] float32 after `tokens`, the first of which stands at `position`."""
+        import torch
+
+        try:
+            inputs = [torch.tensor([list(tokens)], dtype=torch.long), torch.tensor([position], dtype=torch.long)]
+            with native_log():
+                return self._method.execute(inputs)[0].float().reshape(-1)
+        except RuntimeError as error:
+            raise ExportError(
+                f"running {len(tokens)} tokens at position {position} failed in the runtime: {error}"
+            ) from None
+
+    def generate(self, prompt: Sequence[int], new_tokens: int, stop: Sequence[int]) -> list[int]:
+        """Greedy continuation of `prompt`, at most `new_tokens` long; a token of `stop` ends it and is included."""
+        logits = self.step(prompt, 0)
+        made: list[int] = []
+        while True:
+            made.append(int(logits.argmax()))
+            if made[-1] in stop or len(made) == new_tokens:
+                return made
+            logits = self.step(made[-1:], len(prompt) + len(made) - 1)
+
+
+@contextlib.contextmanager
+def native_log() -> Iterator[None]:
+    """Keep the native runtime's chatter off stderr, and show it after all if the block fails.
+
+    The runtime writes "E ... No temp allocator provided" for every operator that would like scratch memory, and
+    cpuinfo complains about files that only exist on phones; neither is an error.
+    """
+    import sys
+    import tempfile
+
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as log:
+        os.dup2(log.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            os.dup2(saved, 2)
+            log.seek(0)
+            lines = log.read().decode(errors="replace").splitlines()
+            for line in [line for line in lines if not _harmless(line)][-20:]:
+                print(line, file=sys.stderr)
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def _harmless(line: str) -> bool:
+    return "No temp allocator provided" in line or "cpuinfo_utils" in line

@@ -1,0 +1,171 @@
+"""The decoder that is exported: a Hugging Face text model around key and value buffers of its own.
+
+`forward(tokens [1, S] int64, input_pos [1] int64) -> logits [1, vocabulary]` of the last token: the interface of the
+ExecuTorch LLM runner. S is 1 for decode and anything up to the context for prefill. The model's own modules do all of
+the arithmetic; only the cache and the attention product are ours:
+
+- a layer that owns keys and values writes them with `llama::update_cache` into buffers [1, context, kv_heads, head_dim];
+  a layer that shares them reads what its owner returned, and has no buffers;
+- full attention is `llama::custom_sdpa` in its causal form: no mask, nothing read beyond the current position;
+- sliding attention sees only the slice of the buffers its window can reach, so that a token costs at most
+  window + S - 1 keys however long the context is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+ATTENTION = "hubpub_cached"
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+@dataclass(frozen=True)
+class KVLayer:
+    """A layer that owns keys and values: its index, kind of attention and the shape of one position's keys."""
+
+    index: int
+    kind: str
+    heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the decoder needs to know of a text model; `owners` lists the layers with keys and values of their own."""
+
+    layer_kinds: tuple[str, ...]
+    owners: tuple[KVLayer, ...]
+    sliding_window: int
+    vocabulary: int
+    max_context: int
+
+
+class KVBuffers(nn.Module):
+    """Zeroed key and value buffers [1, context, heads, head_dim], for the layers that own them."""
+
+    def __init__(self, owners: Sequence[KVLayer], context: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        for owner in owners:
+            for kind in ("keys", "values"):
+                shape = (1, context, owner.heads, owner.head_dim)
+                self.register_buffer(f"{kind}_{owner.index}", torch.zeros(shape, dtype=dtype), persistent=False)
+
+
+class _Step:
+    """The cache object of one forward call: stores the new positions, returns what each kind of layer may see."""
+
+    def __init__(self, buffers: KVBuffers, owners: dict[int, KVLayer], start: Any, window: tuple[Any, Any] | None):
+        self.buffers, self.owners, self.start, self.window = buffers, owners, start, window
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store keys and values [1, heads, S, head_dim]; return the visible ones as [1, T, heads, head_dim]."""
+        seen = []
+        for kind, new in (("keys", keys), ("values", values)):
+            buffer = getattr(self.buffers, f"{kind}_{layer}")
+            torch.ops.llama.update_cache(new.transpose(1, 2).contiguous(), buffer, self.start)
+            if self.owners[layer].kind == SLIDING and self.window is not None:
+                first, count = self.window
+                buffer = buffer.narrow(1, first, count)
+            seen.append(buffer)
+        return seen[0], seen[1]
+
+
+def attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    start_pos: Any = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of queries [1, heads, S, D] over keys and values [1, T, kv_heads, D] as `_Step.update` returns them.
+
+    Without a mask it is causal from `start_pos`; with one [S, T] every key is visited. Returns [1, S, heads, D].
+    """
+    # The kernel writes a contiguous result whatever the strides of the query: hand it a contiguous one.
+    query = query.transpose(1, 2).contiguous()
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if attention_mask is None:
+        out = torch.ops.llama.custom_sdpa(query, key, value, start_pos, None, 0.0, True, scale)
+    else:
+        past = key.shape[1] - query.shape[1]
+        out = torch.ops.llama.custom_sdpa(query, key, value, past, attention_mask, 0.0, False, scale)
+    return out, None
+
+
+class CachedDecoder(nn.Module):
+    """`model` (a Hugging Face text model with a language-modelling head) with its cache inside, ready for export."""
+
+    def __init__(self, model: nn.Module, shape: Shape, context: int, cache_dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = model
+        self.shape = shape
+        self.context = context
+        self.owners = {owner.index: owner for owner in shape.owners}
+        self.buffers_ = KVBuffers(shape.owners, context, cache_dtype)
+        # A window as long as the context never hides anything: such layers are plain causal ones.
+        self.windowed = SLIDING in shape.layer_kinds and shape.sliding_window < context
+
+    def forward(self, tokens: torch.Tensor, input_pos: torch.Tensor) -> torch.Tensor:
+        length = tokens.shape[1]
+        start = input_pos[0].item()
+        torch._check(start >= 0)
+        torch._check(start < self.context)
+        torch._check(start + length <= self.context)
+        positions = input_pos + torch.arange(length)
+        mask, window = None, None
+        if self.windowed:
+            mask, window = self._window(input_pos, positions, length)
+        logits = self.model(
+            input_ids=tokens,
+            position_ids=positions.unsqueeze(0),
+            attention_mask={FULL: None, SLIDING: mask},
+            past_key_values=_Step(self.buffers_, self.owners, start, window),
+            use_cache=False,
+            logits_to_keep=1,
+            start_pos=start,
+        ).logits
+        return logits[:, -1, :]
+
+    def _window(
+        self, input_pos: torch.Tensor, positions: torch.Tensor, length: Any
+    ) -> tuple[torch.Tensor, tuple[Any, Any]]:
+        """The additive mask [S, count] of sliding layers, and the (first, count) of the positions it covers."""
+        reach = self.shape.sliding_window
+        first_tensor = (input_pos - (reach - 1)).clamp(min=0)
+        first = first_tensor[0].item()
+        count = (input_pos - first_tensor)[0].item() + length
+        torch._check(first >= 0)
+        torch._check(count >= length)
+        torch._check(first + count <= self.context)
+        torch._check(count <= self.context)
+        keys = first_tensor + torch.arange(count)
+        distance = positions.unsqueeze(1) - keys.unsqueeze(0)
+        hidden = torch.logical_or(distance < 0, distance >= reach)
+        return torch.where(hidden, float("-inf"), 0.0), (first, count)
+
+
+@contextmanager
+def cached_attention(model: nn.Module) -> Iterator[None]:
+    """Make `model` attend through `attend` for as long as the context is open."""
+    from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  (registers the llama:: operators)
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    config: Any = model.config
+    before = config._attn_implementation
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attend)
+    config._attn_implementation = ATTENTION
+    try:
+        yield
+    finally:
+        config._attn_implementation = before

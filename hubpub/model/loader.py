@@ -1,0 +1,91 @@
+"""A plain Hugging Face text decoder out of a multimodal checkpoint; the vision and audio towers are never built."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hubpub.errors import SourceError
+from hubpub.model.checkpoint import Checkpoint
+from hubpub.model.patches import check_version
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def load_text_decoder(
+    path_or_repo_id: str | os.PathLike[str], *, dtype: torch.dtype | None = None, revision: str | None = None
+) -> Any:
+    """The text decoder of a multimodal checkpoint as a Hugging Face model with its language-modelling head.
+
+    `path_or_repo_id` is a folder, or a Hub repo (downloaded at `revision`). `dtype` defaults to the stored one; then
+    the weights stay memory-mapped and cost no memory until they are used. Neither timm nor torchvision is needed.
+
+    The result is an ordinary `transformers` model in eval mode, so hooks, `generate` and interpretability tools work:
+
+        model = hubpub.load_text_decoder("google/gemma-3n-E2B-it", dtype=torch.float32)
+        model.model.layers[3].register_forward_hook(lambda module, args, output: print(output.shape))
+
+        from transformer_lens.model_bridge import TransformerBridge
+        bridge = TransformerBridge.boot_transformers(model.config.name_or_path, hf_model=model, tokenizer=tokenizer)
+
+    Raises SourceError for a truncated shard, a missing tensor, a wrong shape or an unknown architecture, before any
+    weight is read; ToolchainError where the installed transformers is outside of the tested range.
+    """
+    folder = Path(path_or_repo_id)
+    if not folder.is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_repo_id)):
+        from hubpub.hub.client import download_source
+
+        folder = download_source(str(path_or_repo_id), revision=revision)
+    return load(Checkpoint.open(folder), dtype=dtype)
+
+
+def load(checkpoint: Checkpoint, *, dtype: torch.dtype | None = None) -> Any:
+    """`load_text_decoder` for a checkpoint that was already opened."""
+    check_version("transformers", ">=5.23,<5.24", "loading a text decoder")
+    import transformers
+
+    # A text-only class in front of a multimodal checkpoint reports every tower tensor as unexpected: that is the point.
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    model_class = getattr(transformers, checkpoint.family.text_class)
+    config = _text_config(checkpoint)
+    verify(checkpoint, config, model_class)
+    model = model_class.from_pretrained(checkpoint.folder, config=config, dtype=dtype or "auto", local_files_only=True)
+    return model.eval().requires_grad_(False)
+
+
+def verify(checkpoint: Checkpoint, config: Any, model_class: Any) -> None:
+    """Raise SourceError unless the checkpoint holds every tensor of the text model, in the right shape."""
+    with torch.device("meta"):
+        wanted = {
+            name.removeprefix("model."): tuple(value.shape)
+            for name, value in model_class(config).state_dict().items()
+            if name != "lm_head.weight"
+        }
+    stored = checkpoint.text_tensors
+    missing = sorted(wanted.keys() - stored.keys())
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise SourceError(
+            f"{checkpoint.folder}: tensor {checkpoint.family.text_prefix}{missing[0]} is missing{more}",
+            "download the checkpoint again; a fine-tune must be merged into full weights first",
+        )
+    for name, shape in wanted.items():
+        if stored[name].shape != shape:
+            raise SourceError(
+                f"{checkpoint.folder / stored[name].shard}: tensor {checkpoint.family.text_prefix}{name} is "
+                f"{list(stored[name].shape)} where config.json asks for {list(shape)}"
+            )
+
+
+def _text_config(checkpoint: Checkpoint) -> Any:
+    import transformers
+
+    try:
+        return transformers.AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True).get_text_config()
+    except Exception as error:
+        raise SourceError(f"{checkpoint.folder / 'config.json'}: {error}") from None
