@@ -236,7 +236,7 @@ class Client:
                 refusal = f"the Hub refuses {self.whoami().user} write access"
             except HubError as error:
                 # A Hub without this question answers 404; then what the token says about itself has to do.
-                if not isinstance(error, _NotFound):
+                if not isinstance(error, NotFound):
                     raise
         if refusal:
             raise AccessError(
@@ -253,7 +253,7 @@ class Client:
                 check_repo_id(repo_id),
                 include_pull_requests=pulls,
             )
-        except _NotFound:
+        except NotFound:
             return None
         numbers = {ref.ref.rpartition("/")[2]: ref.target_commit for ref in found.pull_requests or ()}
         return Refs(
@@ -303,7 +303,7 @@ class Client:
                 parts.append(block)
                 if sum(map(len, parts)) > limit:
                     raise HubError(f"{repo_id}@{revision}: {path} is larger than {limit} bytes")
-        except _NotFound:
+        except NotFound:
             return None
         return b"".join(parts)
 
@@ -321,7 +321,7 @@ class Client:
 
         try:
             return digest()
-        except _NotFound:
+        except NotFound:
             return None
 
     def _stream(self, repo_id: str, revision: str, path: str) -> Iterator[bytes]:
@@ -368,7 +368,7 @@ class Client:
 
     def delete_branch(self, repo_id: str, branch: str) -> None:
         """Remove `branch`; one that is gone already is fine."""
-        with suppress(_NotFound):
+        with suppress(NotFound):
             self._call(
                 f"deleting the branch {branch} of {repo_id}",
                 self._api.delete_branch,
@@ -449,7 +449,7 @@ class Client:
                 return _translated(doing, make)
             except HubError as error:
                 failure = error
-            if isinstance(failure, ConflictError | _NotFound):
+            if isinstance(failure, ConflictError | NotFound):
                 if attempt and (found := landed()):
                     return found
                 raise Moved(failure.message, failure.hint)
@@ -558,7 +558,7 @@ class _Passing(HubError):
     retry_after: float | None = None
 
 
-class _NotFound(HubError):
+class NotFound(HubError):
     """The Hub says that the repo, revision or file is not there."""
 
 
@@ -593,7 +593,7 @@ def _error(doing: str, error: BaseException) -> HubError:
     if status == 403:
         return AccessError(f"{doing}: the token lacks this right ({text})", "use a token with write access")
     if status == 404:
-        return _NotFound(f"{doing}: not found ({text})")
+        return NotFound(f"{doing}: not found ({text})")
     if status in {409, 412}:
         return ConflictError(f"{doing}: {text}")
     if status in {408, 429} or (status is not None and status >= 500):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from hubpub.errors import AccessError, ConfigError, ConflictError, HubError, HubpubError
 from hubpub.facts import write_atomic
-from hubpub.hub.client import Add, Change, Client, Commit, Copy, Delete, Landed, Moved, Refs, RemoteFile
+from hubpub.hub.client import Add, Change, Client, Commit, Copy, Delete, Landed, Moved, NotFound, Refs, RemoteFile
 from hubpub.hub.hashing import HashCache, git_blob_id
 from hubpub.hub.names import check_repo_id, stage_branch
 from hubpub.hub.release import (
@@ -99,7 +99,9 @@ def stage(
     hashes = HashCache(work / "hashes.json")
     large = [file for file in release.files if file.large]
     on_main = _held(client, release.repo_id, base, large)
-    on_branch = _held(client, release.repo_id, refs.branches[branch], large) if branch in refs.branches else {}
+    waiting = _pull_request(client, release, large) if create_pr else None
+    at = waiting.commit if waiting else refs.branches.get(branch)
+    on_branch = _held(client, release.repo_id, at, large) if at else {}
     done: list[StagedFile] = []
     for file in large:
         path = file.path_in_repo
@@ -170,8 +172,9 @@ def promote(
                 outcome = TagOnly(commit, tag)
                 break
             _refuse_unfinished(client, release, files)
+            waiting = _pull_request(client, release, files) if create_pr else None
             try:
-                landed = _commit(client, release, plan, head, create_pr=create_pr)
+                landed = waiting or _commit(client, release, plan, head, create_pr=create_pr)
             except Moved:
                 if last:
                     raise
@@ -179,8 +182,8 @@ def promote(
                 if tag in refs.tags:
                     _refuse_unless_same(client, release, refs.tags[tag])
                 continue
-            for path in changed - sent.keys():
-                sent[path] = next(file.bytes for file in files if file.path_in_repo == path)
+            if not waiting:
+                sent |= {f.path_in_repo: f.bytes for f in files if f.path_in_repo in changed - sent.keys()}
             commit = landed.commit
             outcome = PullRequest(landed.pull, commit) if landed.pull else Published(commit, tag)
             break
@@ -190,7 +193,7 @@ def promote(
     if not isinstance(outcome, PullRequest) and stage_branch(tag) in refs.branches:
         client.delete_branch(repo_id, stage_branch(tag))
     receipt = Receipt(
-        repo=repo_id,
+        repo_id=repo_id,
         version=tag,
         endpoint=client.endpoint,
         user=client.whoami().user,
@@ -310,18 +313,20 @@ def _stage_one(client: Client, release: RepoRelease, add: Add, base: str, told: 
 
     for last in (False, True):
         client.create_branch(repo_id, branch, base)
+        sent = None
         try:
             sent = client.send(repo_id, branch, add, told=told)
             title = f"{STAGE_TITLE}{add.path} for {release.version}"
             client.commit(repo_id, branch, [sent], title=title, parent=None, landed=landed)
             break
-        except ConflictError:
-            # Another machine stages at the same moment, or a twin of this release has just been promoted.
+        except (ConflictError, NotFound):
+            # Another machine stages at the same moment, or a twin of this release has just been promoted and has
+            # removed the branch.
             refs = client.refs(repo_id)
             if refs and release.version in refs.tags:
                 large = [file for file in release.files if file.large]
                 _refuse_unless_same(client, release, refs.tags[release.version], large)
-                return sent.sent
+                return sent.sent if sent else 0
             if last:
                 raise
     if landed() is None:
@@ -329,7 +334,7 @@ def _stage_one(client: Client, release: RepoRelease, add: Add, base: str, told: 
             f"{repo_id}: {add.path} is not on {branch} although the Hub took it",
             "look for a .gitignore in the repo that hides it",
         )
-    return sent.sent
+    return sent.sent if sent else 0
 
 
 def _sha256_of_blob(held: RemoteFile, add: Add) -> str | None:
@@ -367,24 +372,28 @@ def _commit(client: Client, release: RepoRelease, plan: _Plan, head: str, *, cre
         elif path in plan.changed and file.source is not None:
             changes.append(Add(path, file.source, file.bytes, file.sha256))
     manifest = _MANIFEST + _manifest(plan.files)
-    message = f"{release.message}\n\n{_RELEASE}{release.version}\n{manifest}"
     title = f"Release {release.version}"
+    message = f"{release.message.removeprefix(title).strip()}\n\n{_RELEASE}{release.version}\n{manifest}".lstrip()
 
     def landed() -> Landed | None:
-        if not create_pr:
-            history = client.commits(release.repo_id, "main")
-            return next((Landed(c.id) for c in _until(history, head) if manifest in c.message), None)
-        refs = client.refs(release.repo_id, pulls=True)
-        for number, commit in sorted(refs.pulls.items(), reverse=True) if refs else ():
-            if any(manifest in c.message for c in client.commits(release.repo_id, commit)[:3]):
-                return Landed(commit, number)
-        return None
+        if create_pr:
+            return _pull_request(client, release, plan.files)
+        history = client.commits(release.repo_id, "main")
+        return next((Landed(c.id) for c in _until(history, head) if manifest in c.message), None)
 
-    if create_pr and (found := landed()):
-        return found
     return client.commit(
         release.repo_id, "main", changes, title=title, message=message, parent=head, landed=landed, pull=create_pr
     )
+
+
+def _pull_request(client: Client, release: RepoRelease, files: Sequence[LocalFile]) -> Landed | None:
+    """The newest pull request of this version that holds just `files` already, if there is one."""
+    refs = client.refs(release.repo_id, pulls=True)
+    for number, commit in sorted(refs.pulls.items(), reverse=True)[:20] if refs else ():
+        mine = any(_RELEASE + release.version in c.message for c in client.commits(release.repo_id, commit)[:5])
+        if mine and len(_held(client, release.repo_id, commit, files)) == len(files):
+            return Landed(commit, number)
+    return None
 
 
 def _manifest(files: Iterable[LocalFile]) -> str:
@@ -521,7 +530,7 @@ def _rehearse(client: Client, release: RepoRelease) -> Receipt:
         sent = changed - (_held(client, repo_id, at, large).keys() if at else set())
         outcome = Planned(False, bool(changed), True)
     return Receipt(
-        repo=repo_id,
+        repo_id=repo_id,
         version=tag,
         endpoint=client.endpoint,
         user=client.whoami().user,

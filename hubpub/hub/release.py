@@ -182,7 +182,7 @@ class FileReceipt:
 class Receipt:
     """What the Hub holds after a release, as read back from it. Times in seconds, `finished` in UTC."""
 
-    repo: str
+    repo_id: str
     version: str
     endpoint: str
     user: str
@@ -193,11 +193,43 @@ class Receipt:
     seconds: float
     finished: str
 
-    def save(self, work: Path) -> Path:
-        """Write the receipt below `work`, where later runs find it."""
-        path = receipt_path(work, self.version, self.repo)
-        write_atomic(path, (json.dumps(asdict(self), indent=2) + "\n").encode())
-        return path
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        sent = f"{self.bytes_sent / 1e6:.1f} MB"
+        match self.outcome:
+            case NoChanges(commit, tag):
+                return f"{tag} is published already (commit {commit[:12]}), nothing sent"
+            case Published(commit, tag):
+                return f"{tag} published as commit {commit[:12]}, {sent} sent"
+            case TagOnly(commit, tag):
+                return f"tagged commit {commit[:12]} as {tag}, {sent} sent"
+            case PullRequest(number, _):
+                return f"pull request #{number}, {sent} sent"
+            case Planned(create, commit, _):
+                changed = sum(file.changed for file in self.files)
+                todo = f"would change {changed} files in one commit, " if commit else "would only tag, "
+                return ("would create the repo, " if create else "") + todo + f"sending {sent}"
+
+    def as_json(self) -> dict[str, Any]:
+        """The receipt as plain values."""
+        return asdict(self)
+
+    def save(self, work: Path) -> None:
+        """Write the receipt below `work`, where later runs find it.
+
+        A run that found everything done leaves the receipt of the run that did it.
+        """
+        path = receipt_path(work, self.version, self.repo_id)
+        if isinstance(self.outcome, NoChanges):
+            try:
+                earlier = load_receipt(work, self.version, self.repo_id)
+            except HubpubError:
+                earlier = None
+            known = getattr(earlier.outcome, "commit", None) if earlier and earlier.endpoint == self.endpoint else None
+            if known == self.outcome.commit:
+                return
+        write_atomic(path, (json.dumps(self.as_json(), indent=2) + "\n").encode())
 
 
 def receipt_path(work: Path, version: str, repo_id: str) -> Path:

@@ -1,0 +1,89 @@
+"""Memory and time of one large upload to a local Hub, in either transport.
+
+    python benchmarks/upload.py --gib 2                      # xet
+    HF_HUB_DISABLE_XET=1 python benchmarks/upload.py --gib 2  # git-LFS
+
+The Hub runs in a process of its own, so that the figures are the client's alone. The second release shows what an
+unchanged file costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from hubpub.hub.client import Client
+from hubpub.hub.hashing import HashCache
+from hubpub.hub.publish import publish_all
+from hubpub.hub.release import LocalFile, RepoRelease
+
+
+def _random_file(path: Path, size: int) -> None:
+    with path.open("wb") as file:
+        for _ in range(size >> 20):
+            file.write(os.urandom(1 << 20))
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gib", type=float, default=1.0)
+    parser.add_argument("--port", type=int, default=8765)
+    parser.add_argument(
+        "--dir", type=Path, help="where the file and the Hub's storage go (default: a temporary folder)"
+    )
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.dir) as folder:
+        root = Path(folder)
+        path = root / "model.pte"
+        _random_file(path, int(options.gib * (1 << 30)))
+        command = [sys.executable, "-m", "hubpub.localhub", str(root / "hub"), "--port", str(options.port)]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            url, token = _wait(options.port)
+            client = Client(url, token)
+            print(f"before: {_peak_mib():.0f} MiB")
+            for version in ("v1", "v2"):
+                began = time.monotonic()
+                file = LocalFile.of("model.pte", path, HashCache(root / "work" / "hashes.json"))
+                hashed = time.monotonic()
+                facts = LocalFile.text("facts.json", f'{{"version": "{version}"}}\n')
+                release = RepoRelease(f"{client.namespace}/upload", version, (file, facts), "Benchmark")
+                (receipt,) = publish_all(client, [release], root / "work")
+                print(
+                    f"{version}: {receipt.outcome.kind}, hash {hashed - began:.1f} s, "
+                    f"publish {time.monotonic() - hashed:.1f} s, "
+                    f"{receipt.bytes_sent / (1 << 20):.1f} MiB sent, peak {_peak_mib():.0f} MiB resident"
+                )
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def _wait(port: int) -> tuple[str, str]:
+    import urllib.error
+    import urllib.request
+
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(100):
+        try:
+            urllib.request.urlopen(url, timeout=1).close()
+            break
+        except urllib.error.HTTPError:
+            break
+        except OSError:
+            time.sleep(0.1)
+    return url, os.environ.get("HUBPUB_LOCAL_TOKEN", "hf_local")
+
+
+if __name__ == "__main__":
+    main()
