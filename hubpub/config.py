@@ -76,7 +76,7 @@ class Scheme(Frozen):
 
 
 class Gates(Frozen):
-    """Limits a cell must meet before it may be published. KL in nats, errors in logits, the others as fractions of 1."""
+    """Limits a cell must meet to be published. KL in nats, errors in logits, the others as fractions of 1."""
 
     logit_error_max: float | None = Field(default=None, gt=0)
     kl_mean_max: float = Field(gt=0)
@@ -287,7 +287,8 @@ def _validate(model: type[T], data: dict[str, Any], path: Path, prefix: tuple[st
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt key also leaves another one missing: the misspelling is what to show.
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         keys = (*prefix, *(str(part) for part in first["loc"]))
         line = _line_of(path.read_text("utf-8"), keys)
         where = f"{_show(path)}:{line}" if line else _show(path)

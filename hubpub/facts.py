@@ -269,11 +269,12 @@ class CellFacts(Fact):
 
 
 class CardFacts(Fact):
-    """facts.json of a Hub repo: one release of one card."""
+    """facts.json of a Hub repo: one release of one card. `previous` is the version it followed on the Hub."""
 
     schema_: Literal[1] = Field(default=1, alias="schema")
     repo: str
     version: str
+    previous: str | None = None
     variant: str
     cells: tuple[CellFacts, ...]
 

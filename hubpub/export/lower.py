@@ -118,9 +118,7 @@ def simplify(graph_module: torch.fx.GraphModule) -> None:
         target, args = node.target, node.args
         if target is aten._assert_tensor_metadata.default:
             graph.erase_node(node)
-        elif target in _CASTS and node.meta["val"].dtype == args[0].meta["val"].dtype:
-            _drop(graph, node, args[0])
-        elif target is aten.contiguous.default and args[0].meta["val"].is_contiguous():
+        elif _does_nothing(node):
             _drop(graph, node, args[0])
         elif target is aten.transpose.int and _swaps_back(node):
             _drop(graph, node, args[0].args[0])
@@ -138,6 +136,12 @@ def simplify(graph_module: torch.fx.GraphModule) -> None:
 
 
 _CASTS = {aten.to.dtype, aten.type_as.default, aten.to.device, aten.to.dtype_layout}
+
+
+def _does_nothing(node: torch.fx.Node) -> bool:
+    if node.target in _CASTS:
+        return bool(node.meta["val"].dtype == node.args[0].meta["val"].dtype)  # type: ignore[union-attr]
+    return node.target is aten.contiguous.default and node.args[0].meta["val"].is_contiguous()  # type: ignore[union-attr]
 
 
 def _swaps_back(node: torch.fx.Node) -> bool:

@@ -158,7 +158,6 @@ class WeightOnlyLinear(nn.Module):
 
 def register_operators() -> None:
     """Load the operators the quantized modules call, and give `mixed_linear` the eager form it lacks."""
-    import executorch.kernels.quantized
     from executorch.exir.passes import _quant_patterns_and_replacements  # noqa: F401
 
     if torch._C._dispatch_has_kernel_for_dispatch_key(

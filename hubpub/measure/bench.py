@@ -50,9 +50,7 @@ def speed(pte: Path, context: int) -> Speed:
 def ask_runner(pte: Path, tokenizer: Path, prompt: str, new_tokens: int) -> Answer:
     """Greedy answer of ExecuTorch's own TextLLMRunner to `prompt`, with <bos> put before it by the runner."""
     return Answer(
-        **_child(
-            "runner", {"pte": str(pte), "tokenizer": str(tokenizer), "prompt": prompt, "new_tokens": new_tokens}
-        )
+        **_child("runner", {"pte": str(pte), "tokenizer": str(tokenizer), "prompt": prompt, "new_tokens": new_tokens})
     )
 
 
@@ -119,7 +117,6 @@ def peak_resident_bytes() -> int:
 
 
 def _runner(pte: str, tokenizer: str, prompt: str, new_tokens: int) -> dict[str, Any]:
-    import executorch.kernels.quantized
     from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  (registers the llama:: kernels)
     from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,10 @@ def reference(
                 progress("original: prompts", number / len(encoded))
                 made.append(_eager_greedy(model, prompt, stop))
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({"logits": logits.contiguous()}, data)
+        # Two cells of a variant may get here at once: each writes a file of its own, the last rename wins.
+        temporary = data.with_name(f".{data.name}.{os.getpid()}.tmp")
+        save_file({"logits": logits.contiguous()}, temporary)
+        temporary.replace(data)
         stored = {"tokens": tokens, "prompts": encoded, "continuations": made, "stop": stop}
         write_atomic(table, json.dumps(stored).encode())
     kept = json.loads(table.read_text())
@@ -146,7 +150,9 @@ def compare_greedy(session: Session, original: Reference, progress: Progress) ->
     for number, (prompt, wanted) in enumerate(zip(original.prompts, original.continuations, strict=True)):
         progress("prompts", number / len(original.prompts))
         made = session.generate(prompt, NEW_TOKENS, original.stop)
-        same = next((i for i, (a, b) in enumerate(zip(made, wanted, strict=False)) if a != b), min(len(made), len(wanted)))
+        same = next(
+            (i for i, (a, b) in enumerate(zip(made, wanted, strict=False)) if a != b), min(len(made), len(wanted))
+        )
         first += same > 0
         exact += tuple(made) == wanted
         prefix += same

@@ -16,7 +16,6 @@ class Session:
 
     def __init__(self, path: Path) -> None:
         """Load `path`. Raises ExportError where the runtime refuses it."""
-        import executorch.kernels.quantized
         from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  (registers the llama:: kernels)
         from executorch.runtime import Runtime, Verification
 

@@ -4,8 +4,8 @@
 ExecuTorch LLM runner. S is 1 for decode and anything up to the context for prefill. The model's own modules do all of
 the arithmetic; only the cache and the attention product are ours:
 
-- a layer that owns keys and values writes them with `llama::update_cache` into buffers [1, context, kv_heads, head_dim];
-  a layer that shares them reads what its owner returned, and has no buffers;
+- a layer that owns keys and values writes them with `llama::update_cache` into buffers
+  [1, context, kv_heads, head_dim]; a layer that shares them reads what its owner returned, and has no buffers;
 - full attention is `llama::custom_sdpa` in its causal form: no mask, nothing read beyond the current position;
 - sliding attention sees only the slice of the buffers its window can reach, so that a token costs at most
   window + S - 1 keys however long the context is.

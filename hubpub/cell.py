@@ -1,0 +1,269 @@
+"""One cell, from a checkpoint on disk to a measured `.pte`: export, inspect, validate, bench.
+
+Runs in a worker process. Each stage leaves a JSON file in the cell's folder, so that a killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+import hubpub
+from hubpub.config import Recipe, Variant
+from hubpub.errors import ExportError
+from hubpub.facts import (
+    CellFacts,
+    Context,
+    FileFact,
+    Greedy,
+    Layers,
+    Logits,
+    Parameters,
+    Parity,
+    Patch,
+    RunnerCheck,
+    Source,
+    Speed,
+    Stages,
+    load,
+    save,
+)
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to make one cell: plain values, so that they travel between processes.
+
+    `context` is the card's; `checkpoint` holds the source files; `references` is a folder shared by the cells of a
+    variant. `scale_model` says that the checkpoint stands in for the variant.
+    """
+
+    cell: str
+    variant: Variant
+    recipe: Recipe
+    context: int
+    fingerprint: str
+    checkpoint: Path
+    references: Path
+    folder: Path
+    file: str
+    scale_model: bool
+
+    @property
+    def pte(self) -> Path:
+        return self.folder / self.file
+
+
+class Exported(BaseModel):
+    """What only the export knows: counts on the model, patches, seconds. Kept as export.json beside the file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: FileFact
+    parameters: Parameters
+    layers: Layers
+    context: Context
+    vocabulary: int
+    patches: tuple[Patch, ...]
+    toolchain: dict[str, str]
+    stages: Stages
+
+
+class Validated(BaseModel):
+    """What running the file against the original showed. Kept as parity.json beside the file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    logits: Logits
+    greedy: Greedy
+    runner: RunnerCheck
+
+
+def run(job: Job, progress: Progress) -> CellFacts:
+    """Make, measure and judge one cell. Stages that were finished before are read, not repeated.
+
+    Raises HubpubError; a cell that fails its gates is returned, with the gates saying so.
+    """
+    from hubpub.measure.inspect import inspect
+    from hubpub.measure.parity import judge
+    from hubpub.model.checkpoint import TOKENIZER_FILES, Checkpoint, digest
+
+    checkpoint = Checkpoint.open(job.checkpoint)
+    if checkpoint.family.name != job.variant.family:
+        raise ExportError(f"{job.cell}: {job.checkpoint} is a {checkpoint.family.name}, not a {job.variant.family}")
+    exported = _kept(Exported, job.folder / "export.json", lambda: export(checkpoint, job, progress), job.pte)
+    progress("inspect", 0.0)
+    program = inspect(job.pte)
+    validated = _kept(
+        Validated, job.folder / "parity.json", lambda: validate(checkpoint, job, exported.context, progress), job.pte
+    )
+    speed = _kept(Speed, job.folder / "speed.json", lambda: _bench(job, exported.context, progress), job.pte)
+    facts = CellFacts(
+        cell=job.cell,
+        variant=job.variant.name,
+        recipe=job.recipe.name,
+        summary=job.recipe.summary,
+        fingerprint=job.fingerprint,
+        file=exported.file,
+        tokenizer=tuple(digest(p) for n in TOKENIZER_FILES if (p := job.checkpoint / n).is_file()),
+        source=Source(
+            repo=job.variant.source,
+            revision=job.variant.revision,
+            license=job.variant.license,
+            scale_model=job.scale_model,
+            architecture=checkpoint.family.architecture,
+            files=checkpoint.files(),
+        ),
+        parameters=exported.parameters,
+        layers=exported.layers,
+        context=exported.context,
+        vocabulary=exported.vocabulary,
+        program=program,
+        parity=Parity(logits=validated.logits, greedy=validated.greedy, runner=validated.runner),
+        speed=speed,
+        gates=judge(job.recipe.gates, validated.logits, validated.greedy, validated.runner),
+        patches=exported.patches,
+        toolchain=exported.toolchain,
+        stages=exported.stages,
+    )
+    save(facts, job.folder / "facts.json")
+    return facts
+
+
+def _kept(model: Any, path: Path, make: Callable[[], Any], pte: Path) -> Any:
+    if path.exists() and pte.exists():
+        return load(model, path)
+    value = make()
+    save(value, path)
+    return value
+
+
+def export(checkpoint: Any, job: Job, progress: Progress) -> Exported:
+    """Load, quantize, lower and write one cell. Raises ExportError where the context exceeds the model's."""
+    import torch
+
+    from hubpub.export.lower import export as lower
+    from hubpub.export.quantize import quantize, register_operators
+    from hubpub.export.write import write
+    from hubpub.measure.bench import peak_resident_bytes
+    from hubpub.measure.model_facts import layers, parameters
+    from hubpub.measure.parity import stop_tokens
+    from hubpub.model import loader
+    from hubpub.model.checkpoint import digest
+    from hubpub.model.decoder import CachedDecoder, cached_attention
+    from hubpub.model.patches import applied, check_version
+    from hubpub.plan import STACK, versions
+
+    for package, allowed in (("executorch", ">=1.4,<1.5"), ("torch", ">=2.13,<2.14"), ("torchao", ">=0.18,<0.19")):
+        check_version(package, allowed, "exporting")
+    started = time.monotonic()
+    progress("load", 0.0)
+    dtype = loader.DTYPES[job.recipe.dtype]
+    model = loader.load(checkpoint, dtype=dtype)
+    family, config = checkpoint.family, model.config
+    shape = family.shape(config)
+    context = Context(
+        exported=exported_context(job, shape.max_context),
+        max_prefill=exported_context(job, shape.max_context) - 1,
+        sliding_window=shape.sliding_window,
+        source=shape.max_context,
+    )
+    counted = parameters(model, family)
+    loaded = time.monotonic()
+    progress("quantize", 0.0)
+    register_operators()
+    quantize(model, job.recipe, family)
+    quantized = time.monotonic()
+    progress("lower", 0.0)
+    metadata: dict[str, int | bool | list[int]] = {
+        "get_max_seq_len": context.exported,
+        "get_max_context_len": context.exported,
+        "get_bos_id": int(config.bos_token_id),
+        "get_eos_ids": stop_tokens(checkpoint.folder),
+        "get_vocab_size": shape.vocabulary,
+        "get_n_layers": len(shape.layer_kinds),
+        "use_kv_cache": True,
+        "use_sdpa_with_kv_cache": True,
+        "enable_dynamic_shape": True,
+    }
+    with applied(family.patches()) as patches, cached_attention(model), torch.no_grad():
+        decoder = CachedDecoder(model, shape, context.exported, dtype)
+        lowered = lower(decoder, context.exported, job.recipe, metadata)
+    writing = time.monotonic()
+    progress("write", 0.0)
+    write(lowered.program, job.pte)
+    done = time.monotonic()
+    return Exported(
+        file=digest(job.pte),
+        parameters=counted,
+        layers=layers(shape),
+        context=context,
+        vocabulary=shape.vocabulary,
+        patches=patches,
+        toolchain={
+            "hubpub": hubpub.__version__,
+            "python": platform.python_version(),
+            **versions(STACK),
+            "platform": f"{platform.system()} {platform.machine()}",
+        },
+        stages=Stages(
+            load=round(loaded - started, 2),
+            quantize=round(quantized - loaded, 2),
+            export=round(lowered.export_seconds, 2),
+            lower=round(lowered.lower_seconds, 2),
+            write=round(done - writing, 2),
+            peak_resident_bytes=peak_resident_bytes(),
+        ),
+    )
+
+
+def exported_context(job: Job, model_context: int) -> int:
+    """The context to export with. A scale model may be shorter than the card asks for; a real model may not."""
+    if job.context > model_context and not job.scale_model:
+        raise ExportError(
+            f"{job.cell}: a context of {job.context} is longer than the model's {model_context}",
+            f"set export.context to {model_context} or less in card.toml",
+        )
+    return min(job.context, model_context)
+
+
+def validate(checkpoint: Any, job: Job, context: Context, progress: Progress) -> Validated:
+    """Run the file against the original, and once through ExecuTorch's LLM runner with the shipped tokenizer."""
+    from transformers import AutoTokenizer
+
+    from hubpub import data
+    from hubpub.measure import bench, parity
+    from hubpub.measure.runtime import Session
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
+    length = parity.passage_length(context.sliding_window, context.exported)
+    texts = [prompt.text for prompt in data.prompts()]
+    original = parity.reference(checkpoint, tokenizer, (data.passage(), texts), length, job.references, progress)
+    session = Session(job.pte)
+    logits = parity.compare_logits(session, original, progress)
+    greedy = parity.compare_greedy(session, original, progress)
+    progress("llm runner", 0.0)
+    prompt = texts[0]
+    ours = session.generate(tokenizer.encode(prompt), parity.NEW_TOKENS, original.stop)
+    del session
+    answer = bench.ask_runner(job.pte, checkpoint.folder / "tokenizer.json", prompt, parity.NEW_TOKENS)
+    return Validated(
+        logits=logits,
+        greedy=greedy,
+        runner=bench.check_runner(answer, prompt, ours, list(original.stop), tokenizer),
+    )
+
+
+def _bench(job: Job, context: Context, progress: Progress) -> Speed:
+    from hubpub.measure.bench import speed
+
+    progress("bench", 0.0)
+    return speed(job.pte, context.exported)

@@ -1,0 +1,287 @@
+"""The command line: arguments, exit codes, progress. What is done lives in the rooms."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hubpub
+from hubpub.errors import HubpubError, RenderError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hubpub.release import Options
+
+WORK = ".hubpub"
+PORT = 8765
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code (see hubpub.errors)."""
+    arguments = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        return command(arguments)
+    except HubpubError as error:
+        return _fail(error, arguments)
+    except KeyboardInterrupt:
+        print("interrupted: what was finished is kept; run the same command again to go on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away (`hubpub plan | head`): not an error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if arguments.verbose:
+            raise
+        return _fail(_unexpected(error), arguments)
+
+
+def _fail(error: HubpubError, arguments: argparse.Namespace) -> int:
+    from hubpub.hub.client import redact
+
+    if arguments.verbose:
+        import traceback
+
+        cause = error.__cause__ or error
+        print(redact("".join(traceback.format_exception(cause))), file=sys.stderr)
+    print(f"error: {redact(error.message)}", file=sys.stderr)
+    if error.hint:
+        print(f"  fix: {redact(error.hint)}", file=sys.stderr)
+    if getattr(arguments, "json", False):
+        print(json.dumps({"error": redact(error.message), "hint": error.hint, "exit_code": error.exit_code}))
+    return error.exit_code
+
+
+def _unexpected(error: Exception) -> HubpubError:
+    from hubpub.workers import traceback_place
+
+    return HubpubError(
+        f"{type(error).__name__}: {error} ({traceback_place(error)})",
+        "this is a defect of hubpub; run again with --verbose and report what it prints",
+    )
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from hubpub.matrix import cells, select
+    from hubpub.plan import plan
+
+    steps = plan(
+        select(cells(_project(arguments)), arguments.selectors),
+        arguments.work,
+        rehearse=arguments.rehearse,
+        force=arguments.force,
+    )
+    if arguments.json:
+        return _print_json({"cells": [step.as_json() for step in steps]})
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("cell", "action", "why", "file", "recipe"):
+        table.add_column(column)
+    for step in steps:
+        style = {"export": "bold", "reuse": "dim", "skip": "dim"}[step.action]
+        table.add_row(step.cell.id, step.action, step.reason, step.cell.file, step.cell.recipe.summary, style=style)
+    _out().print(table)
+    counts = {action: sum(step.action == action for step in steps) for action in ("export", "reuse", "skip")}
+    _out().print(f"\n{counts['export']} to export, {counts['reuse']} up to date, {counts['skip']} excluded")
+    return 0
+
+
+def _release(arguments: argparse.Namespace) -> int:
+    from hubpub.progress import display
+    from hubpub.release import run
+
+    if not arguments.selectors and not arguments.all:
+        raise UsageError("nothing selected", "name cells (a glob such as 'gemma-3n-E2B-it/*'), or pass --all")
+    if arguments.selectors and arguments.all:
+        raise UsageError("--all and selectors exclude each other", "use one of them")
+    project = _project(arguments)
+    options = _options(arguments)
+    with display(_err()) as progress:
+        report = run(project, options, progress)
+    if arguments.json:
+        _print_json(report.as_json())
+    else:
+        from hubpub.summary import render_report
+
+        _out().print(render_report(report))
+    report.raise_for_failures()
+    return 0
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    from hubpub.release import Options
+
+    return Options(
+        selectors=tuple(arguments.selectors),
+        work=arguments.work,
+        version=arguments.version,
+        rehearse=arguments.rehearse,
+        hub=arguments.hub,
+        namespace=arguments.namespace,
+        jobs=arguments.jobs,
+        force=arguments.force,
+        dry_run=arguments.dry_run,
+        create_pr=arguments.pr,
+        record=arguments.record,
+    )
+
+
+def _render(arguments: argparse.Namespace) -> int:
+    from hubpub.cards.render import golden, stale
+    from hubpub.facts import write_atomic
+
+    project = _project(arguments)
+    old = stale(project)
+    if arguments.check:
+        if arguments.json:
+            _print_json({"stale": [str(path) for path, _ in old]})
+        for path, diff in old:
+            print(f"{path} is stale:\n{diff}", file=sys.stderr)
+        if old:
+            raise RenderError(f"{len(old)} committed cards are stale", "run 'hubpub render' and commit the result")
+    else:
+        for card in project.cards:
+            for path, data in golden(card, project).items():
+                write_atomic(path, data)
+        if arguments.json:
+            _print_json({"written": [str(path) for path, _ in old]})
+    if not arguments.json:
+        print("\n".join(f"wrote {path}" for path, _ in old) or "every card is up to date")
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from hubpub.measure.inspect import inspect, render_inspect
+
+    program = inspect(arguments.file)
+    if arguments.json:
+        return _print_json(program.model_dump(mode="json"))
+    _out().print(render_inspect(program, arguments.file.name))
+    return 0
+
+
+def _facts_diff(arguments: argparse.Namespace) -> int:
+    from hubpub.facts import CardFacts, load
+    from hubpub.measure.compare import compare, render_diff
+
+    difference = compare(load(CardFacts, arguments.old), load(CardFacts, arguments.new))
+    if arguments.json:
+        return _print_json(difference.as_json())
+    _out().print(render_diff(difference))
+    return 0
+
+
+def _hub_serve(arguments: argparse.Namespace) -> int:
+    from hubpub.localhub import serve
+
+    def ready(url: str) -> None:
+        print(f"local Hub at {url}  (stored in {arguments.work / 'hub'}; Ctrl-C stops it)", flush=True)
+
+    serve(arguments.work / "hub", arguments.port, ready=ready)
+    return 0
+
+
+def _schema(arguments: argparse.Namespace) -> int:
+    from hubpub.facts import CardFacts
+
+    return _print_json(CardFacts.model_json_schema(by_alias=True))
+
+
+def _project(arguments: argparse.Namespace) -> Any:
+    from hubpub.config import Project
+
+    return Project.find(arguments.project)
+
+
+def _print_json(value: Any) -> int:
+    print(json.dumps(value, indent=2))
+    return 0
+
+
+def _out() -> Console:
+    from rich.console import Console
+
+    # A log has no width of its own: tables are not folded there.
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+
+
+def _err() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hubpub",
+        description="Export, measure, document and publish on-device language models to the Hugging Face Hub.",
+    )
+    parser.add_argument("--version", action="version", version=f"hubpub {hubpub.__version__}")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--json", action="store_true", help="print one JSON value on stdout")
+    shared.add_argument("--verbose", action="store_true", help="show where an error came from")
+    shared.add_argument("--project", type=Path, metavar="DIR", help="folder with cards/ (default: found from here)")
+    shared.add_argument(
+        "--work", type=Path, default=Path(os.environ.get("HUBPUB_WORK", WORK)), metavar="DIR",
+        help=f"folder for what is made and measured (default: {WORK}, or $HUBPUB_WORK)",
+    )  # fmt: skip
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def add(name: str, function: Callable[[argparse.Namespace], int], help_: str, group: Any = commands) -> Any:
+        command = group.add_parser(name, parents=[shared], help=help_, description=help_)
+        command.set_defaults(command=function)
+        return command
+
+    choice = argparse.ArgumentParser(add_help=False)
+    choice.add_argument("selectors", nargs="*", metavar="SELECTOR", help="cell ids or globs, e.g. 'gemma-3n-*/8da4w'")
+    choice.add_argument("--rehearse", action="store_true", help="on small stand-in models made here; no download")
+    choice.add_argument("--force", action="store_true", help="export again what is up to date")
+
+    plan = commands.add_parser("plan", parents=[shared, choice], help="what would run, and why")
+    plan.set_defaults(command=_plan)
+    release = commands.add_parser(
+        "release", parents=[shared, choice], help="export, measure, render and publish",
+    )  # fmt: skip
+    release.set_defaults(command=_release)
+    release.add_argument("--all", action="store_true", help="every cell of every card")
+    release.add_argument("--version", metavar="vX.Y.Z", help="the tag of this release (a rehearsal can do without)")
+    release.add_argument(
+        "--hub", metavar="local|URL", help="where to publish (default: huggingface.co; rehearsal: local)"
+    )
+    release.add_argument("--namespace", metavar="NAME", help="user or organisation (default: the token's user)")
+    release.add_argument("--jobs", type=_positive, metavar="N", help="parallel processes (default: what fits here)")
+    release.add_argument("--dry-run", action="store_true", help="say what would be sent, send nothing")
+    release.add_argument("--pr", action="store_true", help="open a pull request on the Hub instead of committing")
+    release.add_argument("--record", action="store_true", help="keep the facts and cards in cards/, to be committed")
+    render = add("render", _render, "render the committed cards from their facts")
+    render.add_argument("--check", action="store_true", help="only say whether they are stale (exit code 8)")
+    inspect = add("inspect", _inspect, "what a .pte file says about itself")
+    inspect.add_argument("file", type=Path, metavar="FILE.pte")
+    facts = commands.add_parser("facts", help="compare facts").add_subparsers(required=True, metavar="COMMAND")
+    difference = add("diff", _facts_diff, "what got smaller, faster, better or worse", facts)
+    difference.add_argument("old", type=Path, metavar="OLD")
+    difference.add_argument("new", type=Path, metavar="NEW")
+    add("schema", _schema, "the JSON Schema of facts.json")
+    hub = commands.add_parser("hub", help="the embedded local Hub").add_subparsers(required=True, metavar="COMMAND")
+    serve = add("serve", _hub_serve, "serve the local Hub until Ctrl-C", hub)
+    serve.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,467 @@
+"""The release: each step's value threaded into the next, from a plan to receipts.
+
+plan -> (scale models) -> cells -> facts.json per card -> rendered files -> stage and promote -> receipts. Nothing is
+published of a repo unless every one of its cells passed its gates, and nothing at all before every repo is staged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hubpub.config import Card, Project
+from hubpub.errors import ConfigError, ConflictError, GateError, HubpubError, UsageError
+from hubpub.facts import CardFacts, CellFacts, dump, load, save
+from hubpub.matrix import Cell, cells, select
+from hubpub.plan import Step, plan, remember
+from hubpub.progress import Display
+
+if TYPE_CHECKING:
+    from hubpub.cards.render import Rendered
+    from hubpub.cell import Job
+    from hubpub.hub.client import Client
+    from hubpub.hub.release import Receipt, RepoRelease
+
+HUGGING_FACE = "https://huggingface.co"
+SCALE_BYTES = 3 << 30
+
+
+@dataclass(frozen=True)
+class Options:
+    """What one release is asked to do. `hub` is "local" or an endpoint; `jobs` None: as many as the machine holds."""
+
+    selectors: tuple[str, ...]
+    work: Path
+    version: str | None = None
+    rehearse: bool = False
+    hub: str | None = None
+    namespace: str | None = None
+    jobs: int | None = None
+    force: bool = False
+    dry_run: bool = False
+    create_pr: bool = False
+    record: bool = False
+
+    @property
+    def endpoint(self) -> str:
+        return self.hub or ("local" if self.rehearse else HUGGING_FACE)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came of a release: the plan, the facts of every cell, what failed, and the Hub's receipts by repo."""
+
+    version: str
+    steps: tuple[Step, ...]
+    facts: dict[str, CellFacts]
+    failures: dict[str, HubpubError]
+    receipts: tuple[Receipt, ...]
+    pages: tuple[str, ...]
+    local_hub: Path | None
+    seconds: float = field(default=0.0)
+
+    def raise_for_failures(self) -> None:
+        """Raise the worst of what went wrong: an error of a cell before a gate that was not passed."""
+        if not self.failures:
+            return
+        errors = list(self.failures.values())
+        first = next((e for e in errors if not isinstance(e, GateError)), errors[0])
+        more = f" ({len(errors) - 1} more cells failed)" if len(errors) > 1 else ""
+        raise type(first)(first.message + more, first.hint)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "version": self.version,
+            "seconds": round(self.seconds, 2),
+            "cells": [
+                {
+                    **step.as_json(),
+                    "error": str(self.failures[step.cell.id]) if step.cell.id in self.failures else None,
+                    "passed": facts.passed if (facts := self.facts.get(step.cell.id)) else None,
+                    "bytes": facts.file.bytes if facts else None,
+                    "sha256": facts.file.sha256 if facts else None,
+                }
+                for step in self.steps
+            ],
+            "receipts": [asdict(receipt) for receipt in self.receipts],
+            "pages": list(self.pages),
+        }
+
+
+def run(project: Project, options: Options, display: Display) -> Report:
+    """Plan, make, measure, render and publish. Raises HubpubError; failed cells are in the report instead."""
+    from time import monotonic
+
+    started = monotonic()
+    steps = plan(
+        select(cells(project), options.selectors), options.work, rehearse=options.rehearse, force=options.force
+    )
+    if not options.rehearse and options.version is None:
+        raise UsageError("a release needs a version", "add --version vX.Y.Z, or --rehearse to try it on scale models")
+    with ExitStack() as stack:
+        client, local_hub = connect(options, stack)
+        namespace = options.namespace or client.namespace
+        repos = {step.cell.card.repo: f"{namespace}/{step.cell.card.repo}" for step in steps}
+        _preflight(client, list(repos.values()), options)
+        facts, failures = make(project, steps, options, display)
+        cards = _complete(project, steps, facts, failures, options)
+        version = options.version or _rehearsal_version(project, cards)
+        releases = [
+            _repo_release(client, project, card, found, repos[card.repo], version, options) for card, found in cards
+        ]
+        receipts: list[Receipt] = []
+        if releases:
+            from hubpub.hub.publish import publish_all
+
+            def told(repo: str, path: str, sent: int, total: int) -> None:
+                display.update(repo, f"send {path}", sent / total if total else 1.0)
+
+            receipts = publish_all(
+                client,
+                releases,
+                options.work,
+                progress=told,
+                dry_run=options.dry_run,
+                create_pr=options.create_pr,
+            )
+            for receipt in receipts:
+                display.finish(receipt.repo, outcome(receipt))
+        pages = tuple(f"{client.endpoint}/{release.repo_id}" for release in releases)
+    return Report(version, steps, facts, failures, tuple(receipts), pages, local_hub, monotonic() - started)
+
+
+def outcome(receipt: Receipt) -> str:
+    """What a receipt says in a few words."""
+    made = receipt.outcome
+    if made.kind == "no-changes":
+        return f"{receipt.version} is published already; nothing changed, nothing sent"
+    if made.kind == "planned":
+        changed = sum(file.changed for file in receipt.files)
+        return f"would publish {receipt.version}: {changed} of {len(receipt.files)} files change"
+    if made.kind == "pull-request":
+        return f"pull request {made.number} holds {receipt.version}, {receipt.bytes_sent:,} bytes sent"
+    if made.kind == "tag-only":
+        return f"{receipt.version} was committed already; tagged {made.commit[:12]}"
+    return f"published {receipt.version} as {made.commit[:12]}, {receipt.bytes_sent:,} bytes sent"
+
+
+def connect(options: Options, stack: ExitStack) -> tuple[Client, Path | None]:
+    """A client for the Hub of `options`; a local Hub is started for as long as `stack` is open."""
+    from hubpub.hub.client import Client
+
+    if options.endpoint != "local":
+        return Client.from_environment(options.endpoint), None
+    from hubpub.localhub import open_or_join
+
+    root = options.work / "hub"
+    hub = stack.enter_context(open_or_join(root))
+    return Client(hub.url, hub.token), root
+
+
+def _preflight(client: Client, repo_ids: Sequence[str], options: Options) -> None:
+    from hubpub.hub.publish import preflight
+
+    for access in preflight(client, repo_ids, create_pr=options.create_pr):
+        if options.version and options.version in access.tags and options.force:
+            raise ConflictError(
+                f"{access.repo_id} already has {options.version}, and a forced export would make other files",
+                "choose the next version",
+            )
+
+
+def make(
+    project: Project, steps: Sequence[Step], options: Options, display: Display
+) -> tuple[dict[str, CellFacts], dict[str, HubpubError]]:
+    """Facts of every cell that is not skipped, by id, and the errors of those that failed.
+
+    Cells whose fingerprint was measured before are read; the others are made in parallel processes.
+    """
+    facts: dict[str, CellFacts] = {}
+    failures: dict[str, HubpubError] = {}
+    todo: list[Step] = []
+    for step in steps:
+        if step.action == "skip":
+            display.finish(step.cell.id, step.reason)
+        elif step.action == "reuse" and (known := step.facts()):
+            facts[step.cell.id] = _rejudged(step.cell, known)
+        else:
+            todo.append(step)
+    if todo:
+        from hubpub.workers import run_all
+
+        sources = _sources(todo, options, display)
+        tasks = []
+        for step in _longest_first(todo):
+            if options.force:
+                _forget(step)
+            remember(step)
+            tasks.append((step.cell.id, make_cell, (_job(step, sources, options),)))
+        for done in run_all(tasks, _jobs(len(tasks), sources, options), display.update):
+            if done.value is not None:
+                facts[done.name] = done.value
+                display.finish(done.name, "done" if done.value.passed else "gate failed")
+            elif done.error is not None:
+                failures[done.name] = done.error
+                display.finish(done.name, f"failed: {done.error.message}")
+    for name, found in facts.items():
+        if not found.passed:
+            missed = ", ".join(
+                f"{gate.name} {gate.measured:g} ({gate.kind} {gate.limit:g})" for gate in found.gates if not gate.passed
+            )
+            failures[name] = GateError(f"{name} did not pass: {missed}", "its repo is not published")
+    return facts, failures
+
+
+def make_cell(job: Job, progress: Any) -> CellFacts:
+    """One cell, in a worker process."""
+    from hubpub.cell import run as run_cell
+    from hubpub.export.lower import quiet
+
+    with quiet():
+        return run_cell(job, progress)
+
+
+def build_scale(variant: str, family: Any, cache: Path, progress: Any) -> Path:
+    """One scale model, in a worker process."""
+    from hubpub.model.scale import build
+
+    return build(variant, family, cache, progress=progress)
+
+
+def _sources(todo: Sequence[Step], options: Options, display: Display) -> dict[str, Path]:
+    """The checkpoint folder of every variant: a scale model in a rehearsal, else a download."""
+    variants = {step.cell.variant.name: step.cell.variant for step in todo}
+    if not options.rehearse:
+        from hubpub.hub.client import download_source
+
+        found = {}
+        for name, variant in variants.items():
+            display.note(f"{name}: fetching {variant.source}@{variant.revision[:12]}")
+            found[name] = download_source(variant.source, revision=variant.revision)
+        return found
+    from hubpub.workers import run_all
+
+    cache = options.work / "scale"
+    tasks = [(name, build_scale, (name, v.family, cache)) for name, v in variants.items()]
+    found = {}
+    for done in run_all(tasks, _scale_jobs(len(tasks), options), display.update):
+        if done.error or done.value is None:
+            raise done.error or HubpubError(f"{done.name}: no scale model was made")
+        found[done.name] = done.value
+        display.finish(done.name, "scale model ready")
+    return found
+
+
+def _scale_jobs(count: int, options: Options) -> int:
+    from hubpub.workers import default_jobs
+
+    return min(count, options.jobs or default_jobs(count, SCALE_BYTES))
+
+
+def _jobs(count: int, sources: dict[str, Path], options: Options) -> int:
+    """Processes for the cells: each may need its source twice over and some room to work."""
+    from hubpub.workers import default_jobs
+
+    if options.jobs:
+        return min(count, options.jobs)
+    heaviest = max(sum(path.stat().st_size for path in folder.glob("*.safetensors")) for folder in sources.values())
+    return default_jobs(count, SCALE_BYTES + 2 * heaviest)
+
+
+def _longest_first(todo: Sequence[Step]) -> list[Step]:
+    """Delegated recipes take longest to lower; starting with them keeps every process busy to the end."""
+    return sorted(todo, key=lambda step: step.cell.recipe.backend != "xnnpack")
+
+
+def _job(step: Step, sources: dict[str, Path], options: Options) -> Job:
+    from hubpub.cell import Job
+
+    cell = step.cell
+    return Job(
+        cell=cell.id,
+        variant=cell.variant,
+        recipe=cell.recipe,
+        context=cell.card.export.context,
+        fingerprint=step.fingerprint.value,
+        checkpoint=sources[cell.variant.name],
+        references=options.work / "references" / step.fingerprint.source / step.fingerprint.context,
+        folder=step.folder,
+        file=cell.file,
+        scale_model=options.rehearse,
+    )
+
+
+def _forget(step: Step) -> None:
+    for name in ("export.json", "parity.json", "speed.json", "facts.json"):
+        (step.folder / name).unlink(missing_ok=True)
+
+
+def _rejudged(cell: Cell, facts: CellFacts) -> CellFacts:
+    """`facts` judged by the recipe's gates as they are now: changing a limit needs no new export."""
+    from hubpub.measure.parity import judge
+
+    assert facts.parity.runner is not None
+    gates = judge(cell.recipe.gates, facts.parity.logits, facts.parity.greedy, facts.parity.runner)
+    return facts.model_copy(update={"gates": gates, "summary": cell.recipe.summary})
+
+
+def _complete(
+    project: Project,
+    steps: Sequence[Step],
+    facts: dict[str, CellFacts],
+    failures: dict[str, HubpubError],
+    options: Options,
+) -> list[tuple[Card, dict[str, Step]]]:
+    """The cards that can be published, each with the steps of all of its cells.
+
+    A card with a failed cell is left out. Cells of a card that were not selected must have been made before.
+    """
+    chosen = {step.cell.card.repo: step.cell.card for step in steps if step.action != "skip"}
+    failed = {step.cell.card.repo for step in steps if step.cell.id in failures}
+    found = []
+    for repo, card in chosen.items():
+        if repo in failed:
+            continue
+        own = [cell for cell in cells(project) if cell.card.repo == repo and not cell.excluded]
+        all_steps = plan(own, options.work, rehearse=options.rehearse)
+        for step in all_steps:
+            if step.cell.id in facts:
+                continue
+            known = step.facts()
+            if known is None:
+                raise ConfigError(
+                    f"{repo} cannot be published: {step.cell.id} was not selected and has not been made",
+                    f"select all of it ('{step.cell.variant.name}/*'), or exclude the recipe in its card.toml",
+                )
+            facts[step.cell.id] = _rejudged(step.cell, known)
+            if not facts[step.cell.id].passed:
+                raise GateError(f"{repo} cannot be published: {step.cell.id} does not pass its gates")
+        found.append((card, {step.cell.id: step for step in all_steps}))
+    return found
+
+
+def _repo_release(
+    client: Client,
+    project: Project,
+    card: Card,
+    steps: dict[str, Step],
+    repo_id: str,
+    version: str,
+    options: Options,
+) -> RepoRelease:
+    from hubpub.cards.render import render
+    from hubpub.hub.release import LocalFile, RepoRelease
+
+    found = [step.facts() for step in steps.values()]
+    measured = tuple(_rejudged(step.cell, facts) for step, facts in zip(steps.values(), found, strict=True) if facts)
+    previous = _previous(client, repo_id, version)
+    facts = CardFacts(
+        repo=repo_id,
+        version=version,
+        previous=previous.version if previous else None,
+        variant=card.variant.name,
+        cells=measured,
+    )
+    rendered = render(
+        card,
+        facts,
+        namespace=repo_id.partition("/")[0],
+        templates=project.templates_dir,
+        previous=previous,
+    )
+    files = [
+        LocalFile(step.cell.file, step.pte, cell.file.bytes, cell.file.sha256)
+        for step, cell in zip(steps.values(), measured, strict=True)
+    ]
+    source = _tokenizer_folder(card, options)
+    files += [LocalFile(one.name, source / one.name, one.bytes, one.sha256) for one in measured[0].tokenizer]
+    files += [LocalFile.text(name, data) for name, data in rendered.files.items() if name != "README.md"]
+    files.append(LocalFile.text("facts.json", dump(facts)))
+    if options.record:
+        record(card, facts, rendered)
+    return RepoRelease(
+        repo_id=repo_id,
+        version=version,
+        files=tuple(files),
+        message=f"Release {version}",
+        card_merge=_merge(repo_id, rendered),
+    )
+
+
+def record(card: Card, facts: CardFacts, rendered: Rendered) -> None:
+    """Keep a release's facts and card in the checkout: the goldens that CI compares with."""
+    save(facts, card.folder / "facts.json")
+    (card.folder / "README.md").write_bytes(rendered.files["README.md"])
+
+
+def _merge(repo_id: str, rendered: Rendered) -> Any:
+    from hubpub.cards.render import merge
+
+    text = rendered.files["README.md"].decode()
+
+    def merged(published: str | None) -> str:
+        if published is None:
+            return text
+        result = merge(published, text)
+        if result.conflicts:
+            raise ConflictError(
+                f"{repo_id}: generated parts of the published card were edited by hand:\n"
+                + "\n".join(conflict.diff for conflict in result.conflicts),
+                "move what was written outside of the hubpub blocks, or into card.toml",
+            )
+        return result.text
+
+    return merged
+
+
+def _tokenizer_folder(card: Card, options: Options) -> Path:
+    if options.rehearse:
+        from hubpub.model.scale import build
+
+        return build(card.variant.name, card.variant.family, options.work / "scale")
+    from hubpub.hub.client import download_source
+
+    return download_source(card.variant.source, revision=card.variant.revision)
+
+
+def _previous(client: Client, repo_id: str, version: str) -> CardFacts | None:
+    """The facts of the release that `version` follows on the Hub; a release made again follows the same one."""
+    published = _published(client, repo_id, "main")
+    if published is not None and published.version == version:
+        return _published(client, repo_id, published.previous) if published.previous else None
+    return published
+
+
+def _published(client: Client, repo_id: str, revision: str) -> CardFacts | None:
+    refs = client.refs(repo_id)
+    if refs is None or revision not in {*refs.branches, *refs.tags}:
+        return None
+    data = client.read(repo_id, revision, "facts.json")
+    if data is None:
+        return None
+    try:
+        return CardFacts.model_validate_json(data)
+    except ValueError:
+        # Another program's facts.json, or a schema that is no longer read: nothing to compare with.
+        return None
+
+
+def _rehearsal_version(project: Project, cards: Sequence[tuple[Card, dict[str, Step]]]) -> str:
+    """A version that names the content: rehearsing the same thing again gives the same tag."""
+    digest = hashlib.sha256()
+    for card, steps in cards:
+        digest.update((card.folder / "card.toml").read_bytes())
+        for step in steps.values():
+            facts = load(CellFacts, step.folder / "facts.json")
+            digest.update(dump(_rejudged(step.cell, facts)).encode())
+    for path in sorted(project.templates_dir.rglob("*")):
+        if path.is_file():
+            digest.update(path.read_bytes())
+    rooms = Path(__file__).parent / "cards"
+    for path in sorted(rooms.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return f"v0.0.0-rehearsal.{digest.hexdigest()[:8]}"

@@ -1,0 +1,64 @@
+"""The end of a release as a person reads it: one row per cell, one line per repo."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from hubpub.measure.inspect import human_bytes
+
+if TYPE_CHECKING:
+    from hubpub.plan import Step
+    from hubpub.release import Report
+
+
+def render_report(report: Report) -> RenderableType:
+    """Cells with size, quality, speed and gates; then what every repo got and where to look at it."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("cell")
+    for column in ("size", "top-1", "KL", "greedy", "prefill/s", "decode/s", "memory", "export"):
+        table.add_column(column, justify="right")
+    table.add_column("gates")
+    for step in report.steps:
+        table.add_row(*_row(report, step))
+    lines: list[RenderableType] = [table, Text()]
+    if any(facts.source.scale_model for facts in report.facts.values()):
+        lines.append(Text("Rehearsal: every figure is of a scale model, none of a real one.", style="yellow"))
+    for failure in report.failures.values():
+        lines.append(Text(failure.message, style="red"))
+    from hubpub.release import outcome
+
+    for receipt in report.receipts:
+        lines.append(Text(f"{receipt.repo}: {outcome(receipt)}"))
+    for page in report.pages:
+        lines.append(Text(f"look at it: {page}"))
+    if report.local_hub:
+        lines.append(Text(f"the local Hub is stored in {report.local_hub}; 'hubpub hub serve' shows its pages"))
+    lines.append(Text(f"{report.version} in {report.seconds:.1f} s"))
+    return Group(*lines)
+
+
+def _row(report: Report, step: Step) -> list[str]:
+    facts = report.facts.get(step.cell.id)
+    if facts is None:
+        error = report.failures.get(step.cell.id)
+        return [step.cell.id, *[""] * 8, "failed" if error else step.reason]
+    logits, greedy, speed = facts.parity.logits, facts.parity.greedy, facts.speed
+    stages = facts.stages
+    seconds = stages.load + stages.quantize + stages.export + stages.lower + stages.write
+    missed = [gate.name for gate in facts.gates if not gate.passed]
+    return [
+        step.cell.id,
+        human_bytes(facts.file.bytes),
+        f"{logits.top1_agreement:.1%}",
+        f"{logits.kl_mean:.2g}",
+        f"{greedy.exact:.0%}",
+        f"{speed.prefill_tokens_per_second:,.0f}",
+        f"{speed.decode_tokens_per_second:,.0f}",
+        human_bytes(speed.peak_resident_bytes),
+        "kept" if step.action == "reuse" else f"{seconds:.0f} s",
+        f"failed: {', '.join(missed)}" if missed else f"{len(facts.gates)} passed",
+    ]

@@ -1,0 +1,124 @@
+"""Cells in parallel processes, each with its share of the processor, reporting what it is at."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import hubpub.errors
+from hubpub.errors import HubpubError
+
+T = TypeVar("T")
+Told = Callable[[str, str, float], None]
+
+
+@dataclass(frozen=True)
+class Done(Generic[T]):
+    """What became of one task: its value, or the error that ended it."""
+
+    name: str
+    value: T | None
+    error: HubpubError | None
+
+
+def default_jobs(tasks: int, bytes_each: int) -> int:
+    """As many processes as there are cores and as fit into the memory that is free, at least one."""
+    import psutil
+
+    fitting = psutil.virtual_memory().available // max(bytes_each, 1)
+    return max(1, min(tasks, os.cpu_count() or 1, int(fitting)))
+
+
+def run_all(tasks: Sequence[tuple[str, Callable[..., T], tuple[Any, ...]]], jobs: int, told: Told) -> Iterator[Done[T]]:
+    """Run (name, function, arguments) in `jobs` processes and yield each result as it is done.
+
+    Every function is called with `progress(stage, fraction)` as its last argument; `told` gets (name, stage,
+    fraction). Stopping the iteration, or Ctrl-C, ends the workers.
+    """
+    context = multiprocessing.get_context("spawn")
+    events: Any = context.Queue()
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start, initargs=(events, threads))
+    listener = threading.Thread(target=_listen, args=(events, told), daemon=True)
+    listener.start()
+    futures: dict[Future[Any], str] = {}
+    try:
+        futures = {pool.submit(_call, name, function, arguments): name for name, function, arguments in tasks}
+        for future in as_completed(futures):
+            yield _result(futures[future], future)
+    finally:
+        workers = list((pool._processes or {}).values())
+        unfinished = any(not future.done() for future in futures)
+        pool.shutdown(wait=not unfinished, cancel_futures=True)
+        if unfinished:
+            for worker in workers:
+                worker.terminate()
+        events.put(None)
+        listener.join(timeout=5)
+
+
+def _result(name: str, future: Future[Any]) -> Done[Any]:
+    try:
+        kind, payload = future.result()
+    except Exception as error:
+        return Done(name, None, HubpubError(f"{name}: its process ended: {error}", "is there enough memory?"))
+    if kind == "value":
+        return Done(name, payload, None)
+    family, message, hint = payload
+    return Done(name, None, getattr(hubpub.errors, family, HubpubError)(message, hint))
+
+
+_events: Any = None
+
+
+def _start(events: Any, threads: int) -> None:
+    global _events  # noqa: PLW0603  (the one value a worker process keeps)
+    _events = events
+    # The parent decides when to stop; Ctrl-C reaches every process of a terminal at once.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+def _call(name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[str, Any]:
+    def progress(stage: str, fraction: float) -> None:
+        _events.put((name, stage, fraction))
+
+    try:
+        return "value", function(*arguments, progress)
+    except HubpubError as error:
+        return "error", (type(error).__name__, error.message, error.hint)
+    except Exception as error:
+        where = traceback_place(error)
+        return "error", ("HubpubError", f"{name}: {type(error).__name__}: {error} ({where})", None)
+
+
+def traceback_place(error: BaseException) -> str:
+    """File and line where `error` was raised, as "loader.py:41"."""
+    from pathlib import Path
+    from traceback import extract_tb
+
+    frames = extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if f"{os.sep}hubpub{os.sep}" in frame.filename] or frames
+    return f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "unknown place"
+
+
+def _listen(events: Any, told: Told) -> None:
+    while True:
+        try:
+            event = events.get(timeout=1)
+        except queue.Empty:
+            continue
+        except (EOFError, OSError):
+            return
+        if event is None:
+            return
+        with contextlib.suppress(ValueError):
+            told(*event)
