@@ -1,0 +1,144 @@
+"""Who may do what: access tokens, kept in a file only their owner can read, and signatures for addresses."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import secrets
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from hubpub.errors import HubError
+from hubpub.localhub.disk import Disk
+from hubpub.localhub.wire import HttpError
+
+Role = Literal["read", "write"]
+
+
+@dataclass(frozen=True)
+class Access:
+    """What one token allows. `repos` limits it to those repos; `expires` is in seconds since 1970."""
+
+    user: str
+    role: Role
+    repos: tuple[str, ...] | None = None
+    expires: float | None = None
+    orgs: tuple[str, ...] = ()
+
+    def may_read(self, repo_id: str) -> bool:
+        if self.repos is not None:
+            return repo_id in self.repos
+        return repo_id.partition("/")[0] in {self.user, *self.orgs}
+
+    def may_write(self, repo_id: str) -> bool:
+        return self.role == "write" and self.may_read(repo_id)
+
+    def may_create(self, repo_id: str) -> bool:
+        return self.may_write(repo_id)
+
+
+@dataclass(frozen=True)
+class _Record:
+    token: str = field(repr=False)
+    user: str
+    role: Role
+    repos: tuple[str, ...] | None
+    expires: float | None
+
+
+class Tokens:
+    """The tokens of one server. The first user's write token is made at the first start and stays the same."""
+
+    def __init__(self, disk: Disk, user: str, orgs: Iterable[str]) -> None:
+        self._disk = disk
+        self._path = disk.root / "tokens.json"
+        self._lock = threading.Lock()
+        self._orgs = tuple(orgs)
+        self._records: dict[str, _Record] = {}
+        self.token_path = disk.root / "token"
+        if self._path.exists():
+            stored = json.loads(self._path.read_bytes())
+            self._key = bytes.fromhex(stored["key"])
+            self.store_id: str = stored["store_id"]
+            for item in stored["tokens"]:
+                item["repos"] = None if item["repos"] is None else tuple(item["repos"])
+                self._records[item["token"]] = _Record(**item)
+        else:
+            self._key = secrets.token_bytes(32)
+            self.store_id = secrets.token_hex(8)
+        self.user = user
+        own = (r.token for r in self._records.values() if r.user == user and r.repos is None and r.expires is None)
+        self._token = next(own, None) or self.add(user)
+        if not self.token_path.exists() or self.token_path.read_text() != self._token:
+            disk.write(self.token_path, self._token.encode(), 0o600)
+
+    def __repr__(self) -> str:
+        return f"Tokens(user={self.user!r})"
+
+    @property
+    def token(self) -> str:
+        """The write token of the server's own user."""
+        return self._token
+
+    def add(
+        self, user: str, role: Role = "write", repos: Iterable[str] | None = None, expires: float | None = None
+    ) -> str:
+        """A new token; it holds until `expires` (seconds since 1970) and, with `repos`, for those repos alone."""
+        if role not in ("read", "write"):
+            raise HubError(f"a token's role is 'read' or 'write', not {role!r}")
+        record = _Record(f"hf_{secrets.token_hex(17)}", user, role, None if repos is None else tuple(repos), expires)
+        with self._lock:
+            self._records[record.token] = record
+            stored = {
+                "key": self._key.hex(),
+                "store_id": self.store_id,
+                "tokens": [asdict(record) for record in self._records.values()],
+            }
+            self._disk.write_json(self._path, stored, 0o600)
+        return record.token
+
+    def access(self, authorization: str | None) -> Access | None:
+        """What the Authorization header allows, None without one. Raises HttpError 401 for a token not known here."""
+        if authorization is None:
+            return None
+        scheme, _, token = authorization.partition(" ")
+        record = self._records.get(token.strip()) if scheme.lower() == "bearer" else None
+        if record is None or (record.expires is not None and record.expires <= time.time()):
+            # The very words that make huggingface_hub speak of the token and not of a missing repo.
+            raise HttpError(401, "Invalid credentials in Authorization header")
+        orgs = self._orgs if record.user == self.user else ()
+        return Access(record.user, record.role, record.repos, record.expires, orgs)
+
+    def _sign(self, text: str) -> str:
+        return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
+
+    def signed_query(self, purpose: str, lasting: float = 86_400) -> str:
+        """A query string that allows `purpose` for `lasting` seconds to whoever holds it."""
+        expires = int(time.time() + lasting)
+        return f"expires={expires}&signature={self._sign(f'{purpose}|{expires}')}"
+
+    def check_signed(self, purpose: str, expires: str, signature: str) -> None:
+        """Raises HttpError 403 where the query string was not made by `signed_query` for `purpose`, or ran out."""
+        valid = hmac.compare_digest(self._sign(f"{purpose}|{expires}").encode(), signature.encode())
+        if not valid or int(expires) <= time.time():
+            raise HttpError(403, "The signature of this address is wrong or has expired")
+
+    def seal(self, claims: Mapping[str, Any]) -> str:
+        """`claims` as a text that only this server can make."""
+        text = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
+        return f"{text}.{self._sign('claims|' + text)}"
+
+    def unseal(self, authorization: str | None) -> dict[str, Any]:
+        """The claims of a Bearer token made by `seal`. Raises HttpError 401 where it was not, or has expired."""
+        text, _, signature = (authorization or "").removeprefix("Bearer ").partition(".")
+        if not hmac.compare_digest(self._sign("claims|" + text).encode(), signature.encode("utf-8", "replace")):
+            raise HttpError(401, "Invalid access token")
+        claims: dict[str, Any] = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+        if claims["expires"] <= time.time():
+            raise HttpError(401, "The access token has expired")
+        return claims

@@ -1,0 +1,215 @@
+"""The formats of xet's storage: xorbs (blocks of compressed chunks) and shards (which chunks make which file).
+
+Sources: the Xet protocol specification, huggingface.co/docs/xet (xorb, shard), and the LZ4 frame and block formats.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+CHUNK_LIMIT = 128 << 10
+XORB_LIMIT = 64 << 20
+CHUNKS_LIMIT = 8 << 10
+_IDENT = b"XETBLOB"
+_CHUNK_HEADER = 8
+_SHARD_TAG = bytes.fromhex("48465265706f4d6574614461746100556967456a7b815783a5bdd95ccdd14aa9")
+_RECORD = 48
+_BOOKEND = b"\xff" * 32
+_WITH_VERIFICATION, _WITH_METADATA = 1 << 31, 1 << 30
+
+
+class Malformed(ValueError):
+    """Bytes that are not what they should be."""
+
+
+def hash_text(raw: bytes) -> str:
+    """A 32-byte hash as xet writes it: four little-endian 64-bit numbers in hexadecimal."""
+    return "".join(f"{number:016x}" for number in struct.unpack("<4Q", raw))
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Where a chunk lies in a xorb (`start` to `end`, its header included) and its size when unpacked, in bytes."""
+
+    start: int
+    end: int
+    scheme: int
+    unpacked: int
+
+
+@dataclass(frozen=True)
+class Term:
+    """Chunks `start` to `end` (exclusive) of a xorb, `size` bytes unpacked."""
+
+    xorb: str
+    size: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file as a shard tells of it; `sha256` is None where the client did not say."""
+
+    hash: str
+    terms: tuple[Term, ...]
+    sha256: str | None
+
+
+def read_chunks(file: BinaryIO, size: int) -> tuple[Chunk, ...]:
+    """The chunks of a serialized xorb of `size` bytes, with or without its footer. Raises Malformed."""
+    chunks: list[Chunk] = []
+    place = 0
+    while place < size:
+        file.seek(place)
+        header = file.read(_CHUNK_HEADER)
+        if header.startswith(_IDENT):
+            break
+        if len(header) < _CHUNK_HEADER or header[0] != 0 or header[4] > 2:
+            raise Malformed("not a chunk header")
+        packed, unpacked = int.from_bytes(header[1:4], "little"), int.from_bytes(header[5:8], "little")
+        end = place + _CHUNK_HEADER + packed
+        if not 0 < unpacked <= CHUNK_LIMIT or end > size or (header[4] == 0 and packed != unpacked):
+            raise Malformed("a chunk of impossible size")
+        chunks.append(Chunk(place, end, header[4], unpacked))
+        if len(chunks) > CHUNKS_LIMIT:
+            raise Malformed("too many chunks")
+        place = end
+    if not chunks:
+        raise Malformed("no chunks")
+    return tuple(chunks)
+
+
+def unpack(data: bytes, chunk: Chunk) -> bytes:
+    """The content of `chunk`, whose bytes with their header are `data`. Raises Malformed."""
+    packed = data[_CHUNK_HEADER:]
+    if chunk.scheme == 0:
+        return packed
+    content = lz4_frame(packed, chunk.unpacked)
+    if len(content) != chunk.unpacked:
+        raise Malformed("a chunk unpacks to another size than it says")
+    return _regroup(content) if chunk.scheme == 2 else bytes(content)
+
+
+def _regroup(data: bytes | bytearray) -> bytes:
+    """Undo xet's grouping: every fourth byte was put together."""
+    size = len(data)
+    result = bytearray(size)
+    place = 0
+    for offset in range(4):
+        count = (size - offset + 3) // 4
+        result[offset::4] = data[place : place + count]
+        place += count
+    return bytes(result)
+
+
+def lz4_frame(data: bytes, limit: int) -> bytearray:
+    """Unpack one LZ4 frame of at most `limit` bytes of content. Checksums are skipped. Raises Malformed."""
+    if len(data) < 7 or data[:4] != b"\x04\x22\x4d\x18" or data[4] >> 6 != 1:
+        raise Malformed("not an LZ4 frame")
+    flags = data[4]
+    place = 7 + (8 if flags & 0x08 else 0) + (4 if flags & 0x01 else 0)
+    result = bytearray()
+    while True:
+        if place + 4 > len(data):
+            raise Malformed("an LZ4 frame without an end")
+        size = int.from_bytes(data[place : place + 4], "little")
+        place += 4
+        if size == 0:
+            return result
+        stored, size = size & 0x80000000, size & 0x7FFFFFFF
+        block = data[place : place + size]
+        if len(block) < size:
+            raise Malformed("an LZ4 block is cut off")
+        if stored:
+            result += block
+        else:
+            _lz4_block(block, result, limit)
+        if len(result) > limit:
+            raise Malformed("an LZ4 frame of too much content")
+        place += size + (4 if flags & 0x10 else 0)
+
+
+def _lz4_block(data: bytes, result: bytearray, limit: int) -> None:
+    """Append what one LZ4 block unpacks to; copies may reach back into earlier blocks."""
+    place, size = 0, len(data)
+    try:
+        while True:
+            token = data[place]
+            place += 1
+            length = token >> 4
+            if length == 15:
+                while (more := data[place]) == 255:
+                    length += 255
+                    place += 1
+                length += more
+                place += 1
+            if length:
+                if place + length > size:
+                    raise Malformed("LZ4 literals are cut off")
+                result += data[place : place + length]
+                place += length
+            if place == size:
+                return
+            offset = data[place] | data[place + 1] << 8
+            place += 2
+            length = token & 15
+            if length == 15:
+                while (more := data[place]) == 255:
+                    length += 255
+                    place += 1
+                length += more
+                place += 1
+            length += 4
+            start = len(result) - offset
+            if offset == 0 or start < 0 or len(result) + length > limit:
+                raise Malformed("an LZ4 copy from nowhere")
+            if offset >= length:
+                result += result[start : start + length]
+            else:
+                # A copy that overlaps what it writes repeats its pattern.
+                pattern = bytes(result[start:])
+                result += (pattern * (length // offset + 1))[:length]
+    except IndexError:
+        raise Malformed("an LZ4 block is cut off") from None
+
+
+def read_shard(data: bytes) -> Iterator[FileRecord]:
+    """The files a shard describes. Raises Malformed."""
+    if len(data) < _RECORD or data[:32] != _SHARD_TAG or int.from_bytes(data[32:40], "little") != 2:
+        raise Malformed("not a shard of version 2")
+    place = _RECORD
+    while True:
+        record = _record(data, place)
+        place += _RECORD
+        if record[:32] == _BOOKEND:
+            return
+        flags, count = struct.unpack_from("<II", record, 32)
+        # Checked before anything of that many entries is made.
+        if place + count * _RECORD > len(data):
+            raise Malformed("a shard is cut off")
+        terms = []
+        for _ in range(count):
+            entry = _record(data, place)
+            _, size, start, end = struct.unpack_from("<4I", entry, 32)
+            if start >= end:
+                raise Malformed("a term without chunks")
+            terms.append(Term(hash_text(entry[:32]), size, start, end))
+            place += _RECORD
+        if flags & _WITH_VERIFICATION:
+            place += count * _RECORD
+        sha256 = None
+        if flags & _WITH_METADATA:
+            sha256 = hash_text(_record(data, place)[:32])
+            place += _RECORD
+        yield FileRecord(hash_text(record[:32]), tuple(terms), sha256)
+
+
+def _record(data: bytes, place: int) -> bytes:
+    record = data[place : place + _RECORD]
+    if len(record) < _RECORD:
+        raise Malformed("a shard is cut off")
+    return record
