@@ -183,7 +183,8 @@ def promote(
                     _refuse_unless_same(client, release, refs.tags[tag])
                 continue
             if not waiting:
-                sent |= {f.path_in_repo: f.bytes for f in files if f.path_in_repo in changed - sent.keys()}
+                carried = changed - plan.copied.keys() - sent.keys()
+                sent |= {file.path_in_repo: file.bytes for file in files if file.path_in_repo in carried}
             commit = landed.commit
             outcome = PullRequest(landed.pull, commit) if landed.pull else Published(commit, tag)
             break

@@ -1,0 +1,401 @@
+"""Releases over HTTP, by the real client against the local Hub, in both transports."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import traceback
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hubpub.errors import AccessError, ConflictError, HubError, HubpubError
+from hubpub.hub.client import Add, Client
+from hubpub.hub.hashing import parse_sha256sums
+from hubpub.hub.publish import preflight, promote, publish_all, stage, unstage
+from hubpub.hub.release import LocalFile, NoChanges, Planned, Published, PullRequest, TagOnly, load_receipt
+from hubpub.hub.upkeep import status, verify, yank
+from hubpub.localhub import Fault, LocalHub
+from tests.hub.conftest import CARD, FAST, SIZES, Maker, random_files, sent_to
+
+pytestmark = pytest.mark.usefixtures("transport")
+
+
+def history(client: Client, repo: str, revision: str = "main") -> list[str]:
+    """Titles of the commits, oldest first, without the one that made the repo."""
+    return [commit.title for commit in reversed(client.commits(repo, revision))][1:]
+
+
+def refs_of(client: Client, repo: str) -> tuple[dict[str, str], dict[str, str]]:
+    refs = client.refs(repo)
+    assert refs is not None
+    return refs.branches, refs.tags
+
+
+def by_hand(client: Client, repo: str, path: str, content: bytes, title: str = "By hand") -> str:
+    """A commit that somebody else makes on main."""
+    file = LocalFile.text(path, content)
+    head = refs_of(client, repo)[0]["main"]
+    add = Add(path, content, file.bytes, file.sha256)
+    return client.commit(repo, "main", [add], title=title, parent=head, landed=lambda: None).commit
+
+
+def test_one_commit_and_one_tag_on_it(client: Client, make: Maker, work: Path) -> None:
+    seen: dict[str, list[int]] = {}
+
+    def told(repo: str, path: str, sent: int, total: int) -> None:
+        assert repo == make.repo and total == SIZES[path]
+        seen.setdefault(path, []).append(sent)
+
+    (receipt,) = publish_all(client, [make()], work, progress=told)
+    assert isinstance(receipt.outcome, Published)
+    commit = receipt.outcome.commit
+    assert refs_of(client, make.repo) == ({"main": commit}, {"v1.0.0": commit})
+    assert history(client, make.repo) == ["Release v1.0.0"]
+    paths = {file.path for file in receipt.files}
+    assert paths == {*SIZES, "README.md", "SHA256SUMS", "config.json", "facts.json", "LICENSE"}
+    sums = parse_sha256sums((client.read(make.repo, "v1.0.0", "SHA256SUMS") or b"").decode())
+    assert sums.keys() == paths - {"README.md", "SHA256SUMS"}
+    for name, size in SIZES.items():
+        assert client.read(make.repo, "v1.0.0", name) == (make.folder / name).read_bytes()
+        assert seen[name] == sorted(seen[name]) and seen[name][-1] == size
+    assert load_receipt(work, "v1.0.0", make.repo) == receipt
+    assert sum(SIZES.values()) <= receipt.bytes_sent < sum(SIZES.values()) * 1.05
+
+
+def test_the_same_release_again_sends_nothing(hub: LocalHub, client: Client, make: Maker, work: Path) -> None:
+    (first,) = publish_all(client, [make()], work)
+    with sent_to(hub) as sent:
+        (again,) = publish_all(client, [make()], work)
+    assert isinstance(again.outcome, NoChanges) and again.bytes_sent == 0
+    assert sent.content == 0 and sent.bytes < 5_000
+    assert history(client, make.repo) == ["Release v1.0.0"]
+    assert load_receipt(work, "v1.0.0", make.repo) == first
+
+
+def test_a_new_card_sends_only_text(hub: LocalHub, client: Client, make: Maker, work: Path) -> None:
+    publish_all(client, [make()], work)
+    with sent_to(hub) as sent:
+        (receipt,) = publish_all(client, [make("v1.0.1", card="two")], work)
+    assert {file.path for file in receipt.files if file.changed} == {"README.md", "SHA256SUMS", "facts.json"}
+    assert sent.content == 0 and sent.bytes < 100_000
+    assert history(client, make.repo) == ["Release v1.0.0", "Release v1.0.1"]
+
+
+def test_one_changed_file_sends_that_file(hub: LocalHub, client: Client, make: Maker, work: Path) -> None:
+    publish_all(client, [make()], work)
+    (make.folder / "model-int8.pte").write_bytes(b"\x07" * 10 + (make.folder / "model-int8.pte").read_bytes()[::-1])
+    (receipt,) = publish_all(client, [make("v1.1.0")], work)
+    large = {file.path: file.sent_bytes for file in receipt.files if file.path in SIZES}
+    assert large["model-8da4w.pte"] == large["tokenizer.json"] == 0
+    assert 0 < large["model-int8.pte"] < SIZES["model-int8.pte"] * 1.05
+
+
+def test_a_dry_run_only_reads(hub: LocalHub, client: Client, make: Maker, work: Path) -> None:
+    (plan,) = publish_all(client, [make()], work, dry_run=True)
+    assert plan.outcome == Planned(create_repo=True, commit=True, tag=True)
+    assert client.refs(make.repo) is None
+    (real,) = publish_all(client, [make()], work)
+    assert {f.path for f in plan.files if f.changed} == {f.path for f in real.files if f.changed}
+    (plan,) = publish_all(client, [make("v2")], work, dry_run=True)
+    assert plan.outcome == Planned(create_repo=False, commit=True, tag=True)
+    assert {f.path: f.sent_bytes for f in plan.files if f.path in SIZES} == dict.fromkeys(SIZES, 0)
+    assert refs_of(client, make.repo)[1].keys() == {"v1.0.0"}
+
+
+def test_staging_is_not_seen_on_main(client: Client, make: Maker, work: Path) -> None:
+    staged = stage(client, make(), work)
+    branches, tags = refs_of(client, make.repo)
+    assert {file.where for file in staged.files} == {"staged"}
+    assert branches.keys() == {"main", "hubpub-stage/v1.0.0"} and not tags
+    assert history(client, make.repo) == []
+    (found,) = status(client, [make.repo])
+    assert found.staged[0].version == "v1.0.0" and set(found.staged[0].files) == set(SIZES)
+    assert stage(client, make(), work).bytes_sent == 0
+    unstage(client, make.repo, "v1.0.0")
+    assert refs_of(client, make.repo)[0].keys() == {"main"}
+
+
+def test_machines_stage_their_own_files_and_another_promotes(client: Client, make: Maker, tmp_path: Path) -> None:
+    release = make()
+    parts = [
+        tuple(f for f in release.files if f.path_in_repo == name or (name == "tokenizer.json" and not f.large))
+        for name in SIZES
+    ]
+    for number, files in enumerate(parts):
+        stage(client, replace(release, files=files), tmp_path / f"machine{number}")
+    remote = tuple(replace(file, source=None) if file.large else file for file in release.files)
+    receipt = promote(client, replace(release, files=remote), tmp_path / "last")
+    assert isinstance(receipt.outcome, Published) and receipt.bytes_sent < 10_000
+    assert verify(client, make.repo, "v1.0.0").files and history(client, make.repo) == ["Release v1.0.0"]
+    for name in SIZES:
+        assert client.read(make.repo, "main", name) == (make.folder / name).read_bytes()
+
+
+def test_what_was_never_staged_is_named(client: Client, make: Maker, work: Path) -> None:
+    release = make()
+    files = tuple(replace(f, source=None) if f.path_in_repo == "model-int8.pte" else f for f in release.files)
+    with pytest.raises(HubError, match=r"model-int8\.pte is neither staged"):
+        publish_all(client, [replace(release, files=files)], work)
+    assert history(client, make.repo) == []
+
+
+def test_prose_and_files_of_others_stay(client: Client, make: Maker, work: Path) -> None:
+    publish_all(client, [make()], work)
+    prose = CARD.replace("# Title\n", "# Our title\r\n\r\nWritten by hand \u00e4\u2028 with  spaces \n").encode()
+    by_hand(client, make.repo, "README.md", prose)
+    by_hand(client, make.repo, "images/photo.bin", b"\0\1\2")
+    publish_all(client, [make("v2", card="two")], work)
+    assert client.read(make.repo, "v2", "README.md") == prose.replace(b"one", b"two")
+    assert client.read(make.repo, "v2", "images/photo.bin") == b"\0\1\2"
+
+
+def test_a_card_that_is_no_text_is_not_overwritten(hub: LocalHub, client: Client, make: Maker, work: Path) -> None:
+    """The library refuses to commit such a card; git would not."""
+    publish_all(client, [make()], work)
+    content = {"path": "README.md", "encoding": "base64", "content": base64.b64encode(b"\xff\xfe broken").decode()}
+    lines = [{"key": "header", "value": {"summary": "By git", "description": ""}}, {"key": "file", "value": content}]
+    request = urllib.request.Request(
+        f"{hub.url}/api/models/{make.repo}/commit/main",
+        "\n".join(map(json.dumps, lines)).encode(),
+        {"Authorization": f"Bearer {hub.token}", "Content-Type": "application/x-ndjson"},
+    )
+    urllib.request.urlopen(request).close()
+    with pytest.raises(ConflictError, match="UTF-8"):
+        publish_all(client, [make("v2")], work)
+
+
+def test_files_are_retired_only_by_name(client: Client, make: Maker, work: Path) -> None:
+    publish_all(client, [make()], work)
+    (make.folder / "model-int8.pte").unlink()
+    publish_all(client, [make("v2")], work)
+    assert client.files(make.repo, "v2", ["model-int8.pte"])
+    publish_all(client, [replace(make("v3"), retire=("model-int8.pte", "never-there.pte"))], work)
+    assert not client.files(make.repo, "v3", ["model-int8.pte"])
+    assert client.files(make.repo, "v2", ["model-int8.pte"])
+
+
+def test_a_change_by_others_in_between(client: Client, make: Maker, work: Path) -> None:
+    release = make()
+    staged = stage(client, release, work)
+    by_hand(client, make.repo, "notes.md", b"not ours")
+    receipt = promote(client, release, work, staged=staged)
+    assert isinstance(receipt.outcome, Published)
+    staged = stage(client, make("v2", seed=2), work)
+    by_hand(client, make.repo, "config.json", b'{"theirs": 1}', "Fix the config")
+    with pytest.raises(ConflictError, match=r"config\.json.*'Fix the config' by \w+"):
+        promote(client, make("v2"), work, staged=staged)
+    assert history(client, make.repo)[-1] == "Fix the config"
+    assert client.read(make.repo, "main", "config.json") == b'{"theirs": 1}'
+
+
+@pytest.mark.parametrize("path", ["notes.md", "config.json"])
+def test_a_change_at_the_very_last_moment(
+    path: str, client: Client, make: Maker, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head moves after the plan was made: the guard of the commit finds out, and the plan is made once more."""
+    publish_all(client, [make()], work)
+    commit, done = Client.commit, []
+
+    def late(self: Client, *args: object, **kwargs: object) -> object:
+        if not done:
+            done.append(1)
+            by_hand(client, make.repo, path, b"{ }", "Too late")
+        return commit(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    staged = stage(client, make("v2", seed=3), work)
+    monkeypatch.setattr(Client, "commit", late)
+    if path == "notes.md":
+        assert isinstance(promote(client, make("v2"), work, staged=staged).outcome, Published)
+        assert history(client, make.repo) == ["Release v1.0.0", "Too late", "Release v2"]
+    else:
+        with pytest.raises(ConflictError, match="Too late"):
+            promote(client, make("v2"), work, staged=staged)
+        assert history(client, make.repo) == ["Release v1.0.0", "Too late"]
+
+
+def test_a_version_is_never_given_other_content(hub: LocalHub, client: Client, make: Maker, work: Path) -> None:
+    publish_all(client, [make()], work)
+    before = refs_of(client, make.repo)
+    with sent_to(hub) as sent, pytest.raises(ConflictError, match=r"v1\.0\.0 exists.*model-8da4w\.pte"):
+        publish_all(client, [make(seed=9)], work)
+    assert sent.content == 0 and refs_of(client, make.repo) == before
+    with pytest.raises(ConflictError, match=r"README\.md"):
+        publish_all(client, [make(seed=0, card="other")], work)
+
+
+def test_nothing_is_staged_when_one_of_two_repos_cannot_be_published(
+    hub: LocalHub, client: Client, make: Maker, work: Path
+) -> None:
+    publish_all(client, [make()], work)
+    good = replace(make(), repo_id=f"{hub.user}/other")
+    bad = make(seed=5)
+    with pytest.raises(ConflictError):
+        publish_all(client, [good, bad], work)
+    assert client.refs(good.repo_id) is None
+
+
+def test_two_repos_are_staged_before_the_first_is_promoted(
+    hub: LocalHub, client: Client, make: Maker, work: Path
+) -> None:
+    two = [make(), replace(make(), repo_id=f"{hub.user}/other")]
+    assert [receipt.outcome.kind for receipt in publish_all(client, two, work)] == ["published"] * 2
+    commits = [entry.path for entry in hub.requests if "/commit/" in entry.path]
+    assert ["main" in path for path in commits] == [False] * 6 + [True] * 2
+
+
+def test_only_the_tag_is_missing(client: Client, make: Maker, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between commit and tag: the next run tags that commit, although others have committed since."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Client, "create_tag", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            publish_all(client, [make()], work)
+    head = refs_of(client, make.repo)[0]["main"]
+    by_hand(client, make.repo, "notes.md", b"later")
+    (receipt,) = publish_all(client, [make()], work)
+    assert receipt.outcome == TagOnly(head, "v1.0.0")
+    assert history(client, make.repo) == ["Release v1.0.0", "notes.md"] or len(history(client, make.repo)) == 2
+    assert refs_of(client, make.repo)[0].keys() == {"main"}
+
+
+def test_other_content_for_a_version_that_is_being_published(
+    client: Client, make: Maker, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Client, "create_tag", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            publish_all(client, [make()], work)
+    with pytest.raises(ConflictError, match="is not tagged yet"):
+        publish_all(client, [make(seed=4)], work)
+    assert history(client, make.repo) == ["Release v1.0.0"]
+
+
+def test_a_pull_request_is_made_once(hub: LocalHub, client: Client, make: Maker, work: Path) -> None:
+    publish_all(client, [make()], work)
+    (receipt,) = publish_all(client, [make("v2", seed=2)], work, create_pr=True)
+    assert isinstance(receipt.outcome, PullRequest)
+    with sent_to(hub) as sent:
+        (again,) = publish_all(client, [make("v2")], work, create_pr=True)
+    assert again.outcome == receipt.outcome and sent.content == 0
+    branches, tags = refs_of(client, make.repo)
+    assert branches.keys() == {"main"} and tags.keys() == {"v1.0.0"}
+    assert history(client, make.repo) == ["Release v1.0.0"]
+
+
+def test_a_file_that_changed_since_it_was_measured_is_not_sent(
+    hub: LocalHub, client: Client, make: Maker, work: Path
+) -> None:
+    release = make()
+    path = make.folder / "model-int8.pte"
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    with pytest.raises(HubpubError, match="not the file that was measured"):
+        publish_all(client, [release], work)
+    path.unlink()
+    with pytest.raises(HubpubError, match="not the file that was measured"):
+        publish_all(client, [release], work)
+
+
+def test_tokens(hub: LocalHub, client: Client, make: Maker, work: Path) -> None:
+    repo = make.repo
+    publish_all(client, [make()], work)
+    cases = {
+        "no token": Client(hub.url, None, retry=FAST),
+        "does not accept": Client(hub.url, "hf_" + "x" * 34, retry=FAST),
+        "may only read": Client(hub.url, hub.add_token(hub.user, "read"), retry=FAST),
+        "no write access": Client(hub.url, hub.add_token(hub.user, "write", repos=[f"{hub.user}/else"]), retry=FAST),
+        "no member": Client(hub.url, hub.add_token("stranger", "write"), retry=FAST),
+    }
+    for message, other in cases.items():
+        with sent_to(hub) as sent, pytest.raises(AccessError, match=message) as caught:
+            preflight(other, [repo])
+        assert caught.value.hint and sent.content == 0 and sent.bytes == 0
+        with pytest.raises(AccessError):
+            publish_all(other, [make("v2", seed=1)], work)
+    allowed = Client(hub.url, hub.add_token(hub.user, "write", repos=[repo]), retry=FAST)
+    assert preflight(allowed, [repo])[0].tags.keys() == {"v1.0.0"}
+
+
+def test_no_token_in_any_text(
+    hub: LocalHub, make: Maker, work: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    client = Client(hub.url, hub.token, retry=replace(FAST, attempts=2))
+    publish_all(client, [make()], work)
+    hub.arm(Fault(path=r"/api/", status=503, times=5))
+    with pytest.raises(HubError) as caught:
+        publish_all(client, [make("v2", seed=3)], work)
+    hub.disarm()
+    text = "".join(traceback.format_exception(caught.value)) + caplog.text + "".join(capfd.readouterr())
+    text += "".join(path.read_text() for path in work.rglob("*.json"))
+    assert hub.token not in text and "Bearer" not in text
+    assert caught.value.__context__ is None or isinstance(caught.value.__context__, HubpubError)
+
+
+def test_the_library_prints_nothing(client: Client, make: Maker, work: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    publish_all(client, [make()], work)
+    captured = capfd.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def test_verify_and_yank(client: Client, make: Maker, work: Path) -> None:
+    publish_all(client, [make()], work)
+    report = verify(client, make.repo, "v1.0.0")
+    assert {file.path: file.how for file in report.files}["model-int8.pte"] == "recorded"
+    assert all(file.ok for file in report.files)
+    assert all(file.how == "downloaded" for file in verify(client, make.repo, "v1.0.0", download=True).files)
+    tagged = refs_of(client, make.repo)[1]
+    assert yank(client, make.repo, "v1.0.0", "The scales are wrong.", new_version=f"{make.repo}-2")
+    assert yank(client, make.repo, "v1.0.0", "The scales are wrong.", new_version=f"{make.repo}-2") is None
+    card = (client.read(make.repo, "main", "README.md") or b"").decode()
+    assert "v1.0.0 was withdrawn:** The scales are wrong." in card and f"new_version: {make.repo}-2" in card
+    assert refs_of(client, make.repo)[1] == tagged
+    with pytest.raises(HubError, match="no version v7"):
+        yank(client, make.repo, "v7", "typo")
+    by_hand(client, make.repo, "model-int8.pte", b"tampered")
+    assert any("model-int8.pte" in problem for problem in verify(client, make.repo, "main").problems)
+    assert isinstance(publish_all(client, [make()], work)[0].outcome, NoChanges)
+
+
+def test_status_knows_receipts(client: Client, make: Maker, work: Path) -> None:
+    publish_all(client, [make()], work)
+    (found,) = status(client, [make.repo], work)
+    assert found.published == "v1.0.0" and found.receipts[0].version == "v1.0.0" and not found.staged
+    (absent,) = status(client, [make.repo + "-not"], work)
+    assert not absent.exists
+
+
+def test_two_releases_at_once(hub: LocalHub, client: Client, make: Maker, tmp_path: Path, transport: str) -> None:
+    """Two machines publish other files under one version: one wins and the other one says why it stopped."""
+    make()
+    random_files(tmp_path / "files2", SIZES, seed=77)
+    running = [
+        subprocess.Popen(
+            [*_command(hub, make.repo, folder, tmp_path / f"work-{folder.name}")],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=_environment(transport, tmp_path),
+        )
+        for folder in (make.folder, tmp_path / "files2")
+    ]
+    answers = [json.loads(process.communicate(timeout=60)[0]) for process in running]
+    failed = [answer for answer in answers if isinstance(answer, dict)]
+    assert len(failed) == 1 and failed[0]["exit"] == ConflictError.exit_code, answers
+    (won,) = [answer for answer in answers if isinstance(answer, list)]
+    assert refs_of(client, make.repo)[1] == {"v1": won[0]["outcome"]["commit"]}
+    assert history(client, make.repo) == ["Release v1"]
+
+
+def _command(hub: LocalHub, repo: str, folder: Path, work: Path) -> list[str]:
+    script = str(Path(__file__).with_name("one_release.py"))
+    return [sys.executable, script, hub.url, hub.token, repo, "v1", str(folder), str(work)]
+
+
+def _environment(transport: str, tmp_path: Path) -> dict[str, str]:
+    root = str(Path(__file__).parents[2])
+    off = {"HF_HUB_DISABLE_XET": "1"} if transport == "lfs" else {}
+    return {**os.environ, "PYTHONPATH": root, "HF_XET_CACHE": str(tmp_path / "xet"), **off}
