@@ -195,7 +195,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault.cut == "before-body":
             raise Hangup
         if fault.cut == "in-body":
-            body.cut_after = fault.after_bytes
+            body.cut(fault.after_bytes)
 
     def _check_host(self, headers: Message) -> None:
         """Only names of this machine: a page of somebody else's that resolves here must not be answered."""

@@ -45,7 +45,7 @@ class Body:
         """Raises HttpError 400 where the headers say nothing that can be trusted about the length."""
         self._wire = wire
         self.received = 0
-        self.cut_after: int | None = None
+        self._cut_after: int | None = None
         self._expects = (headers.get("Expect") or "").lower() == "100-continue"
         codings = [value.strip().lower() for value in headers.get_all("Transfer-Encoding", [])]
         lengths = {value.strip() for value in headers.get_all("Content-Length", [])}
@@ -69,6 +69,12 @@ class Body:
         """Whether the whole body has been read."""
         return self._ended
 
+    def cut(self, after_bytes: int) -> None:
+        """Hang up after so many bytes of the body, before its end in any case."""
+        if self._ended:
+            raise Hangup
+        self._cut_after = after_bytes if self.length is None else min(after_bytes, self.length - 1)
+
     def read(self, size: int) -> bytes:
         """Up to `size` bytes, none at the end. Raises HttpError 400 where the body is cut off or malformed."""
         if self._ended:
@@ -76,13 +82,15 @@ class Body:
         if self._expects:
             self._expects = False
             self._wire.send_continue()
-        if self.cut_after is not None:
-            size = min(size, self.cut_after - self.received)
+        if self._cut_after is not None:
+            size = min(size, self._cut_after - self.received)
             if size <= 0:
                 raise Hangup
         if self._chunked and self._left == 0:
             self._next_chunk()
             if self._ended:
+                if self._cut_after is not None:
+                    raise Hangup
                 return b""
         data = self._wire.rfile.read(min(size, self._left))
         if not data:
