@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from hubpub.release import Options
 
 WORK = ".hubpub"
-PORT = 8765
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -180,12 +179,17 @@ def _facts_diff(arguments: argparse.Namespace) -> int:
 
 
 def _hub_serve(arguments: argparse.Namespace) -> int:
-    from hubpub.localhub import serve
+    from hubpub.localhub import LocalHub, serve
+    from hubpub.release import LOCAL_PORT
 
-    def ready(url: str) -> None:
-        print(f"local Hub at {url}  (stored in {arguments.work / 'hub'}; Ctrl-C stops it)", flush=True)
+    def ready(hub: LocalHub) -> None:
+        if arguments.json:
+            print(json.dumps({"url": hub.url, "root": str(hub.root)}), flush=True)
+        else:
+            print(f"local Hub at {hub.url}  (stored in {hub.root}; Ctrl-C stops it)", flush=True)
 
-    serve(arguments.work / "hub", arguments.port, ready=ready)
+    port = LOCAL_PORT if arguments.port is None else arguments.port
+    serve(arguments.work / "hub", port, ready=ready)
     return 0
 
 
@@ -272,7 +276,7 @@ def _parser() -> argparse.ArgumentParser:
     add("schema", _schema, "the JSON Schema of facts.json")
     hub = commands.add_parser("hub", help="the embedded local Hub").add_subparsers(required=True, metavar="COMMAND")
     serve = add("serve", _hub_serve, "serve the local Hub until Ctrl-C", hub)
-    serve.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}")
+    serve.add_argument("--port", type=int, help="default: 8765; 0: any that is free")
     return parser
 
 

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from hubpub.cell import Job
     from hubpub.hub.client import Client
     from hubpub.hub.release import Receipt, RepoRelease
+    from hubpub.localhub import LocalHub
 
 HUGGING_FACE = "https://huggingface.co"
+LOCAL_PORT = 8765
 SCALE_BYTES = 3 << 30
 
 
@@ -129,7 +131,7 @@ def run(project: Project, options: Options, display: Display) -> Report:
                 create_pr=options.create_pr,
             )
             for receipt in receipts:
-                display.finish(receipt.repo, outcome(receipt))
+                display.finish(receipt.repo_id, outcome(receipt))
         pages = tuple(f"{client.endpoint}/{release.repo_id}" for release in releases)
     return Report(version, steps, facts, failures, tuple(receipts), pages, local_hub, monotonic() - started)
 
@@ -155,11 +157,24 @@ def connect(options: Options, stack: ExitStack) -> tuple[Client, Path | None]:
 
     if options.endpoint != "local":
         return Client.from_environment(options.endpoint), None
-    from hubpub.localhub import open_or_join
+    from hubpub.localhub import LocalHub
 
     root = options.work / "hub"
-    hub = stack.enter_context(open_or_join(root))
+    hub = stack.enter_context(_local_hub(LocalHub, root))
     return Client(hub.url, hub.token), root
+
+
+def _local_hub(hub: type[LocalHub], root: Path) -> LocalHub:
+    """A local Hub at the address `hubpub hub serve` uses, so that its pages can be found again; else anywhere."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", LOCAL_PORT))
+        except OSError:
+            return hub(root)
+    return hub(root, LOCAL_PORT)
 
 
 def _preflight(client: Client, repo_ids: Sequence[str], options: Options) -> None:
@@ -413,7 +428,8 @@ def _merge(repo_id: str, rendered: Rendered) -> Any:
                 + "\n".join(conflict.diff for conflict in result.conflicts),
                 "move what was written outside of the hubpub blocks, or into card.toml",
             )
-        return result.text
+        text_now: str = result.text
+        return text_now
 
     return merged
 

@@ -32,7 +32,7 @@ def render_report(report: Report) -> RenderableType:
     from hubpub.release import outcome
 
     for receipt in report.receipts:
-        lines.append(Text(f"{receipt.repo}: {outcome(receipt)}"))
+        lines.append(Text(f"{receipt.repo_id}: {outcome(receipt)}"))
     for page in report.pages:
         lines.append(Text(f"look at it: {page}"))
     if report.local_hub:

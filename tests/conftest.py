@@ -1,8 +1,14 @@
-"""Fixtures shared by all rooms: the project of this checkout."""
+"""Fixtures shared by all rooms: this checkout's project, and one whole rehearsal that many tests look at."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,3 +21,51 @@ ROOT = Path(__file__).parent.parent
 def project() -> Project:
     """The cards and templates of this checkout."""
     return Project.find(ROOT)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A finished `hubpub` command."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+def hubpub(*arguments: str, work: Path, cwd: Path = ROOT, timeout: float = 1800, **env: str) -> Ran:
+    """Run the command line in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "hubpub.cli", *arguments, "--work", str(work)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The work folder of this test run. HUBPUB_TEST_WORK keeps it between runs while developing."""
+    given = os.environ.get("HUBPUB_TEST_WORK")
+    return Path(given) if given else tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="session")
+def scale_cache(work: Path) -> Path:
+    """Where scale models of this test run are kept."""
+    return work / "scale"
+
+
+@pytest.fixture(scope="session")
+def rehearsal(work: Path) -> Ran:
+    """`hubpub release --all --rehearse --json`, once."""
+    ran = hubpub("release", "--all", "--rehearse", "--json", work=work)
+    assert ran.code == 0, ran.err[-4000:]
+    return ran

@@ -140,15 +140,15 @@ _CASTS = {aten.to.dtype, aten.type_as.default, aten.to.device, aten.to.dtype_lay
 
 def _does_nothing(node: torch.fx.Node) -> bool:
     if node.target in _CASTS:
-        return bool(node.meta["val"].dtype == node.args[0].meta["val"].dtype)  # type: ignore[union-attr]
-    return node.target is aten.contiguous.default and node.args[0].meta["val"].is_contiguous()  # type: ignore[union-attr]
+        return bool(node.meta["val"].dtype == node.args[0].meta["val"].dtype)
+    return node.target is aten.contiguous.default and node.args[0].meta["val"].is_contiguous()
 
 
 def _swaps_back(node: torch.fx.Node) -> bool:
     inner = node.args[0]
     if not isinstance(inner, torch.fx.Node) or inner.target is not aten.transpose.int:
         return False
-    return sorted(map(int, inner.args[1:3])) == sorted(map(int, node.args[1:3]))  # type: ignore[arg-type]
+    return sorted(map(int, inner.args[1:3])) == sorted(map(int, node.args[1:3]))
 
 
 def _drop(graph: torch.fx.Graph, node: torch.fx.Node, instead: torch.fx.Node) -> None:

@@ -129,7 +129,8 @@ def _runner(pte: str, tokenizer: str, prompt: str, new_tokens: int) -> dict[str,
 
 
 def _main(task: str, arguments: str, out: str) -> None:
-    result = {"speed": _speed, "runner": _runner}[task](**json.loads(arguments))
+    work: Any = {"speed": _speed, "runner": _runner}[task]
+    result = work(**json.loads(arguments))
     Path(out).write_text(json.dumps(result))
 
 

@@ -1,0 +1,150 @@
+"""The main job from the outside: a whole rehearsal, what the Hub holds afterwards, and doing it again."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Ran, hubpub
+from huggingface_hub import HfApi, hf_hub_download
+
+from hubpub.config import Project
+from hubpub.facts import CardFacts
+from hubpub.localhub import LocalHub
+from hubpub.matrix import cells
+
+
+def test_every_cell_is_made_measured_and_passes(rehearsal: Ran, project: Project) -> None:
+    made = rehearsal.json["cells"]
+    assert [cell["cell"] for cell in made] == [cell.id for cell in cells(project)]
+    assert all(cell["passed"] and cell["bytes"] > 0 for cell in made)
+    outcomes = {receipt["outcome"]["kind"] for receipt in rehearsal.json["receipts"]}
+    assert outcomes <= {"published", "no-changes"}
+
+
+def test_the_plain_client_finds_files_and_tag(rehearsal: Ran, work: Path, tmp_path: Path) -> None:
+    version = rehearsal.json["version"]
+    with LocalHub(work / "hub") as hub:
+        api = HfApi(endpoint=hub.url, token=hub.token)
+        for receipt in rehearsal.json["receipts"]:
+            refs = api.list_repo_refs(receipt["repo"])
+            tags = {tag.name: tag.target_commit for tag in refs.tags}
+            assert tags[version] == next(b for b in refs.branches if b.name == "main").target_commit
+            assert [branch.name for branch in refs.branches] == ["main"]
+            for file in receipt["files"]:
+                path = hf_hub_download(
+                    receipt["repo"], file["path"], revision=version, endpoint=hub.url, cache_dir=tmp_path
+                )
+                assert hashlib.sha256(Path(path).read_bytes()).hexdigest() == file["sha256"]
+            names = {file["path"] for file in receipt["files"]}
+            assert {"README.md", "facts.json", "SHA256SUMS", "config.json", "tokenizer.json"} <= names
+
+
+def test_again_changes_nothing_and_sends_nothing(rehearsal: Ran, work: Path) -> None:
+    with LocalHub(work / "hub") as hub:
+        before = HfApi(endpoint=hub.url).list_repo_commits(rehearsal.json["receipts"][0]["repo"])
+    started = time.monotonic()
+    again = hubpub("release", "--all", "--rehearse", "--json", work=work)
+    seconds = time.monotonic() - started
+    assert again.code == 0, again.err
+    assert again.json["version"] == rehearsal.json["version"]
+    for receipt in again.json["receipts"]:
+        assert receipt["outcome"]["kind"] == "no-changes"
+        assert receipt["bytes_sent"] == 0
+    with LocalHub(work / "hub") as hub:
+        after = HfApi(endpoint=hub.url).list_repo_commits(rehearsal.json["receipts"][0]["repo"])
+    assert [c.commit_id for c in after] == [c.commit_id for c in before]
+    # Ten seconds on an idle machine of two cores; twice that is still not a re-run.
+    assert seconds < 20
+
+
+def test_facts_are_of_the_published_files(rehearsal: Ran, work: Path) -> None:
+    with LocalHub(work / "hub") as hub:
+        for receipt in rehearsal.json["receipts"]:
+            path = hf_hub_download(receipt["repo"], "facts.json", endpoint=hub.url, cache_dir=work / "downloads")
+            facts = CardFacts.model_validate_json(Path(path).read_bytes())
+            published = {file["path"]: file for file in receipt["files"]}
+            for cell in facts.cells:
+                assert published[cell.file.name]["sha256"] == cell.file.sha256
+                assert cell.source.scale_model
+                assert cell.passed
+                assert cell.parity.logits.tokens > cell.context.sliding_window
+                assert cell.parity.runner is not None
+                assert cell.parity.runner.matches_decode_loop
+                assert cell.program.metadata["get_max_context_len"] == cell.context.exported
+                assert cell.program.metadata["use_kv_cache"]
+
+
+def test_float_recipes_answer_like_the_original(rehearsal: Ran, work: Path) -> None:
+    steps = [cell for cell in rehearsal.json["cells"] if cell["cell"].endswith("/bf16")]
+    for step in steps:
+        variant, recipe = step["cell"].split("/")
+        facts = work / "cells" / "rehearsal" / variant / recipe / step["fingerprint"] / "facts.json"
+        assert '"first_token": 1.0' in facts.read_text()
+
+
+@pytest.mark.parametrize("selector", ["gemma-3n-E2B-it/nothing", "*/int3"])
+def test_a_selector_without_cells_has_its_own_exit_code(selector: str, work: Path) -> None:
+    ran = hubpub("release", selector, "--rehearse", work=work)
+    assert ran.code == 3
+    assert selector in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_a_release_without_version_is_a_usage_error(tmp_path: Path) -> None:
+    ran = hubpub("release", "--all", work=tmp_path)
+    assert (ran.code, "Traceback" in ran.err) == (2, False)
+    assert "--version" in ran.err
+
+
+def test_a_cell_that_fails_its_gate_keeps_its_repo_back(rehearsal: Ran, work: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(ROOT / "cards", tmp_path / "cards")
+    card = tmp_path / "cards" / "gemma-3n-E2B-it-pte" / "card.toml"
+    recipe = """
+[recipe.int8]
+summary = "int8 weights per channel, float32 activations (weight-only)"
+dtype = "fp32"
+backend = "portable"
+linear = { weight = "int8" }
+embedding = { weight = "int8" }
+per_layer_embedding = { weight = "int8" }
+head = { weight = "int8" }
+[recipe.int8.gates]
+kl_mean_max = 1e-9
+top1_min = 0.96
+"""
+    card.write_text(card.read_text() + recipe)
+    ran = hubpub("release", "--all", "--rehearse", "--json", "--project", str(tmp_path), work=work)
+    assert ran.code == 7, ran.err
+    assert "gemma-3n-E2B-it/int8 did not pass: kl_mean" in ran.err
+    repos = [receipt["repo"] for receipt in rehearsal_output(ran)["receipts"]]
+    assert repos == ["local/gemma-3n-E4B-it-pte"]
+
+
+def rehearsal_output(ran: Ran) -> dict[str, list[dict[str, str]]]:
+    """The report of a release that failed: it is followed by the error as a second JSON value."""
+    import json
+
+    value, _ = json.JSONDecoder().raw_decode(ran.out)
+    assert isinstance(value, dict)
+    return value
+
+
+def test_plan_needs_no_torch_and_half_a_second(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, hubpub.cli; code = hubpub.cli.main(['plan', '--rehearse', '--json', '--work', sys.argv[1]]);"
+        "assert not {'torch', 'transformers', 'executorch', 'huggingface_hub'} & set(sys.modules); sys.exit(code)"
+    )
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True, capture_output=True)
+        times.append(time.perf_counter() - started)
+    assert min(times) < 0.5

@@ -1,0 +1,79 @@
+"""Patches: the defect is there without them, gone with them, and an upstream change is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers.models.gemma3n import modeling_gemma3n as upstream
+
+from hubpub.errors import ToolchainError
+from hubpub.model.patches import applied, gaussian_topk, replaced, sdpa_meta
+
+
+class Sparse(torch.nn.Module):
+    activation_sparsity = 0.95
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        topk: torch.Tensor = upstream.Gemma3nTextMLP._gaussian_topk(self, x)
+        return topk
+
+
+def operators(module: torch.nn.Module) -> set[str]:
+    graph = torch.export.export(module, (torch.randn(1, 4, 64),)).run_decompositions().graph
+    return {str(node.target) for node in graph.nodes if node.op == "call_function"}
+
+
+def test_gaussian_topk_leaves_erfinv_unless_patched() -> None:
+    assert any("erfinv" in name for name in operators(Sparse()))
+    with applied([gaussian_topk.PATCH]) as facts:
+        assert facts[0].applied
+        assert not any("erfinv" in name for name in operators(Sparse()))
+    assert any("erfinv" in name for name in operators(Sparse()))
+
+
+def test_gaussian_topk_computes_what_the_original_computes() -> None:
+    x = torch.randn(2, 8, 512, generator=torch.Generator().manual_seed(1))
+    wanted = Sparse()(x)
+    with applied([gaussian_topk.PATCH]):
+        assert torch.allclose(Sparse()(x), wanted, atol=1e-6)
+
+
+def test_sdpa_meta_tells_the_layout_of_the_kernel() -> None:
+    query = torch.empty(1, 2, 3, 4, device="meta").transpose(1, 2)
+    cache = torch.empty(1, 8, 2, 4, device="meta")
+    with applied([sdpa_meta.PATCH]) as facts:
+        assert facts[0].applied
+        assert torch.ops.llama.custom_sdpa(query, cache, cache, 0).is_contiguous()
+    assert not torch.ops.llama.custom_sdpa(query, cache, cache, 0).is_contiguous()
+
+
+def test_a_target_that_changed_upstream_is_refused() -> None:
+    def changed(self: object, inputs: torch.Tensor, cutoff: float) -> torch.Tensor:
+        return inputs
+
+    with (
+        replaced(upstream.Gemma3nTextMLP, "_gaussian_topk", changed),
+        pytest.raises(ToolchainError, match="_gaussian_topk|changed upstream"),
+        applied([gaussian_topk.PATCH]),
+    ):
+        pass
+
+
+def test_a_defect_mended_upstream_makes_the_patch_do_nothing() -> None:
+    def mended(self: object, inputs: torch.Tensor) -> torch.Tensor:
+        cutoff_x = inputs.mean() * self.activation_sparsity  # type: ignore[attr-defined]
+        return torch.nn.functional.relu(inputs - cutoff_x)
+
+    with replaced(upstream.Gemma3nTextMLP, "_gaussian_topk", mended), applied([gaussian_topk.PATCH]) as facts:
+        assert not facts[0].applied
+        assert upstream.Gemma3nTextMLP._gaussian_topk is mended
+
+
+def test_a_version_outside_of_the_range_is_refused() -> None:
+    with (
+        pytest.raises(ToolchainError, match=r"holds for transformers>=9, but 5\."),
+        applied([replace(gaussian_topk.PATCH, versions=">=9")]),
+    ):
+        pass
