@@ -19,6 +19,7 @@ from hubpub.localhub import Entry, LocalHub
 
 # Read when the library and its transport start: their caches must not meet those of the person who runs the tests.
 os.environ["HF_HOME"] = os.environ["HF_XET_CACHE"] = tempfile.mkdtemp(prefix="hubpub-tests-")
+os.environ["HF_XET_CLIENT_RETRY_BASE_DELAY"] = "100ms"
 os.environ.pop("HF_HUB_DISABLE_XET", None)
 os.environ.pop("HF_HUB_DISABLE_PROGRESS_BARS", None)
 
@@ -33,13 +34,17 @@ def hub(tmp_path: Path) -> Iterator[LocalHub]:
         assert not running.errors
 
 
-@pytest.fixture(params=["lfs", "xet"])
+@pytest.fixture(autouse=True)
 def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways a large file can travel; the environment variable is read at import, hence the attribute."""
+    """How large files travel: "lfs" unless the test asks for `both`. The variable is read at import: hence this."""
     from huggingface_hub import constants
 
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", request.param == "lfs")
-    return str(request.param)
+    name = getattr(request, "param", "lfs")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", name == "lfs")
+    return str(name)
+
+
+both = pytest.mark.parametrize("transport", ["lfs", "xet"], indirect=True)
 
 
 @pytest.fixture

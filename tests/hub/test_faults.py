@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -20,7 +21,8 @@ from hubpub.hub.client import Client, Retry
 from hubpub.hub.publish import publish_all
 from hubpub.hub.release import Published, TagOnly
 from hubpub.localhub import Fault, LocalHub
-from tests.hub.conftest import FAST, SIZES, Maker, random_files, sent_to
+
+from .conftest import FAST, SIZES, Maker, both, random_files, sent_to
 
 CALLS = {
     "commit": r"/commit/main",
@@ -34,9 +36,9 @@ FAULTS: dict[str, dict[str, Any]] = {
     "429": {"status": 429, "retry_after": 1},
     "503": {"status": 503},
     "cut before the body": {"cut": "before-body"},
-    "cut in the body": {"cut": "in-body", "after_bytes": 100},
+    "cut in the body": {"cut": "in-body", "after_bytes": 5},
     "lost response": {"cut": "before-response"},
-    "delay": {"delay": 0.3},
+    "delay": {"delay": 0.2},
 }
 
 
@@ -53,6 +55,7 @@ def check(client: Client, make: Maker, version: str, files: dict[str, bytes]) ->
         assert client.read(make.repo, version, name) == content
 
 
+@both
 @pytest.mark.parametrize("fault", FAULTS)
 def test_one_fault_at_every_call(
     fault: str, transport: str, hub: LocalHub, client: Client, make: Maker, work: Path
@@ -70,13 +73,15 @@ def test_one_fault_at_every_call(
     check(client, make, "v1.0.0", {name: (make.folder / name).read_bytes() for name in SIZES})
 
 
-@pytest.mark.parametrize("call", ["commit", "stage", "tag", "branch", "content"])
-@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize(
+    ("call", "transport"),
+    [("commit", "lfs"), ("stage", "lfs"), ("tag", "lfs"), ("branch", "lfs"), ("content", "lfs"), ("content", "xet")],
+    indirect=["transport"],
+)
 def test_lost_responses(
     call: str, times: int, transport: str, hub: LocalHub, client: Client, make: Maker, work: Path
 ) -> None:
-    if transport == "xet" and call != "content":
-        pytest.skip("these calls are the same in both transports")
     hub.arm(Fault(method="POST|PUT", path=CALLS[call], cut="before-response", times=times))
     (receipt,) = publish_all(client, [make()], work)
     hub.disarm()
@@ -105,10 +110,12 @@ def test_a_hub_that_asks_for_too_much_patience(hub: LocalHub, make: Maker, work:
     hub.disarm()
 
 
-KILLS = {"lfs": 11, "xet": 11}
+# Each one starts the client twice; HUBPUB_KILLS=20 takes minutes and is worth them when this room changes.
+KILLS = int(os.environ.get("HUBPUB_KILLS", "2"))
 KILL_SIZES = {"a.pte": 3 << 20, "b.pte": 2 << 20, "c.pte": 2 << 20}
 
 
+@both
 def test_killed_at_any_moment(transport: str, hub: LocalHub, make: Maker, tmp_path: Path) -> None:
     """kill -9 at random moments of a release: the next run finishes it and sends no finished file again."""
     client = Client(hub.url, hub.token, retry=FAST)
@@ -128,7 +135,7 @@ def test_killed_at_any_moment(transport: str, hub: LocalHub, make: Maker, tmp_pa
     assert run("v0", first).wait(60) == 0
     whole = time.monotonic() - began
     killed = 0
-    for number in range(1, KILLS[transport]):
+    for number in range(1, KILLS + 1):
         folder, version = tmp_path / f"files{number}", f"v{number}"
         random_files(folder, KILL_SIZES, seed=100 + number)
         with sent_to(hub) as sent:
@@ -138,19 +145,14 @@ def test_killed_at_any_moment(transport: str, hub: LocalHub, make: Maker, tmp_pa
             killed += process.wait() == -signal.SIGKILL
             refs = client.refs(make.repo)
             assert refs is not None
-            branch = refs.branches.get(f"hubpub-stage/{version}", "main")
-            finished = client.files(make.repo, branch if version not in refs.tags else version, KILL_SIZES)
-            finished = {
-                name: file
-                for name, file in finished.items()
-                if file.sha256
-                and client.sha256(make.repo, branch if version not in refs.tags else version, name)
-                == __import__("hashlib").sha256((folder / name).read_bytes()).hexdigest()
-            }
+            revision = version if version in refs.tags else refs.branches.get(f"hubpub-stage/{version}", "main")
+            there = client.files(make.repo, revision, KILL_SIZES)
         with sent_to(hub) as again:
             process = run(version, folder)
             answer = json.loads(process.communicate(timeout=60)[0])
         assert process.returncode == 0, answer
+        wanted = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in KILL_SIZES}
+        finished = {name for name, file in there.items() if file.sha256 == wanted[name]}
         left = sum(size for name, size in KILL_SIZES.items() if name not in finished)
         assert again.content <= left * 1.02 + 20_000, (sent.content, again.content, left)
         check(client, make, version, {name: (folder / name).read_bytes() for name in KILL_SIZES})

@@ -21,9 +21,8 @@ from hubpub.hub.publish import preflight, promote, publish_all, stage, unstage
 from hubpub.hub.release import LocalFile, NoChanges, Planned, Published, PullRequest, TagOnly, load_receipt
 from hubpub.hub.upkeep import status, verify, yank
 from hubpub.localhub import Fault, LocalHub
-from tests.hub.conftest import CARD, FAST, SIZES, Maker, random_files, sent_to
 
-pytestmark = pytest.mark.usefixtures("transport")
+from .conftest import CARD, FAST, SIZES, Maker, both, random_files, sent_to
 
 
 def history(client: Client, repo: str, revision: str = "main") -> list[str]:
@@ -45,6 +44,7 @@ def by_hand(client: Client, repo: str, path: str, content: bytes, title: str = "
     return client.commit(repo, "main", [add], title=title, parent=head, landed=lambda: None).commit
 
 
+@both
 def test_one_commit_and_one_tag_on_it(client: Client, make: Maker, work: Path) -> None:
     seen: dict[str, list[int]] = {}
 
@@ -68,6 +68,7 @@ def test_one_commit_and_one_tag_on_it(client: Client, make: Maker, work: Path) -
     assert sum(SIZES.values()) <= receipt.bytes_sent < sum(SIZES.values()) * 1.05
 
 
+@both
 def test_the_same_release_again_sends_nothing(hub: LocalHub, client: Client, make: Maker, work: Path) -> None:
     (first,) = publish_all(client, [make()], work)
     with sent_to(hub) as sent:
@@ -78,6 +79,7 @@ def test_the_same_release_again_sends_nothing(hub: LocalHub, client: Client, mak
     assert load_receipt(work, "v1.0.0", make.repo) == first
 
 
+@both
 def test_a_new_card_sends_only_text(hub: LocalHub, client: Client, make: Maker, work: Path) -> None:
     publish_all(client, [make()], work)
     with sent_to(hub) as sent:
@@ -87,6 +89,7 @@ def test_a_new_card_sends_only_text(hub: LocalHub, client: Client, make: Maker, 
     assert history(client, make.repo) == ["Release v1.0.0", "Release v1.0.1"]
 
 
+@both
 def test_one_changed_file_sends_that_file(hub: LocalHub, client: Client, make: Maker, work: Path) -> None:
     publish_all(client, [make()], work)
     (make.folder / "model-int8.pte").write_bytes(b"\x07" * 10 + (make.folder / "model-int8.pte").read_bytes()[::-1])
@@ -121,6 +124,7 @@ def test_staging_is_not_seen_on_main(client: Client, make: Maker, work: Path) ->
     assert refs_of(client, make.repo)[0].keys() == {"main"}
 
 
+@both
 def test_machines_stage_their_own_files_and_another_promotes(client: Client, make: Maker, tmp_path: Path) -> None:
     release = make()
     parts = [
@@ -145,6 +149,7 @@ def test_what_was_never_staged_is_named(client: Client, make: Maker, work: Path)
     assert history(client, make.repo) == []
 
 
+@both
 def test_prose_and_files_of_others_stay(client: Client, make: Maker, work: Path) -> None:
     publish_all(client, [make()], work)
     prose = CARD.replace("# Title\n", "# Our title\r\n\r\nWritten by hand \u00e4\u2028 with  spaces \n").encode()
@@ -200,7 +205,8 @@ def test_a_change_at_the_very_last_moment(
 ) -> None:
     """The head moves after the plan was made: the guard of the commit finds out, and the plan is made once more."""
     publish_all(client, [make()], work)
-    commit, done = Client.commit, []
+    commit = Client.commit
+    done: list[int] = []
 
     def late(self: Client, *args: object, **kwargs: object) -> object:
         if not done:
@@ -240,6 +246,7 @@ def test_nothing_is_staged_when_one_of_two_repos_cannot_be_published(
     assert client.refs(good.repo_id) is None
 
 
+@both
 def test_two_repos_are_staged_before_the_first_is_promoted(
     hub: LocalHub, client: Client, make: Maker, work: Path
 ) -> None:
@@ -249,6 +256,7 @@ def test_two_repos_are_staged_before_the_first_is_promoted(
     assert ["main" in path for path in commits] == [False] * 6 + [True] * 2
 
 
+@both
 def test_only_the_tag_is_missing(client: Client, make: Maker, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed between commit and tag: the next run tags that commit, although others have committed since."""
     with monkeypatch.context() as patch:
@@ -275,6 +283,7 @@ def test_other_content_for_a_version_that_is_being_published(
     assert history(client, make.repo) == ["Release v1.0.0"]
 
 
+@both
 def test_a_pull_request_is_made_once(hub: LocalHub, client: Client, make: Maker, work: Path) -> None:
     publish_all(client, [make()], work)
     (receipt,) = publish_all(client, [make("v2", seed=2)], work, create_pr=True)
@@ -336,6 +345,7 @@ def test_no_token_in_any_text(
     assert caught.value.__context__ is None or isinstance(caught.value.__context__, HubpubError)
 
 
+@both
 def test_the_library_prints_nothing(client: Client, make: Maker, work: Path, capfd: pytest.CaptureFixture[str]) -> None:
     publish_all(client, [make()], work)
     captured = capfd.readouterr()
@@ -369,6 +379,7 @@ def test_status_knows_receipts(client: Client, make: Maker, work: Path) -> None:
     assert not absent.exists
 
 
+@both
 def test_two_releases_at_once(hub: LocalHub, client: Client, make: Maker, tmp_path: Path, transport: str) -> None:
     """Two machines publish other files under one version: one wins and the other one says why it stopped."""
     make()
