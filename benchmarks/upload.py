@@ -10,6 +10,7 @@ unchanged file costs.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
 import subprocess
@@ -37,7 +38,6 @@ def _peak_mib() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gib", type=float, default=1.0)
-    parser.add_argument("--port", type=int, default=8765)
     parser.add_argument(
         "--dir", type=Path, help="where the file and the Hub's storage go (default: a temporary folder)"
     )
@@ -46,10 +46,12 @@ def main() -> None:
         root = Path(folder)
         path = root / "model.pte"
         _random_file(path, int(options.gib * (1 << 30)))
-        command = [sys.executable, "-m", "hubpub.localhub", str(root / "hub"), "--port", str(options.port)]
+        command = [sys.executable, "-m", "hubpub.localhub", str(root / "hub")]
         server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
-            url, token = _wait(options.port)
+            assert server.stdout
+            said = json.loads(server.stdout.readline())
+            url, token = said["url"], Path(said["token_file"]).read_text()
             client = Client(url, token)
             print(f"before: {_peak_mib():.0f} MiB")
             for version in ("v1", "v2"):
@@ -67,22 +69,6 @@ def main() -> None:
         finally:
             server.terminate()
             server.wait()
-
-
-def _wait(port: int) -> tuple[str, str]:
-    import urllib.error
-    import urllib.request
-
-    url = f"http://127.0.0.1:{port}"
-    for _ in range(100):
-        try:
-            urllib.request.urlopen(url, timeout=1).close()
-            break
-        except urllib.error.HTTPError:
-            break
-        except OSError:
-            time.sleep(0.1)
-    return url, os.environ.get("HUBPUB_LOCAL_TOKEN", "hf_local")
 
 
 if __name__ == "__main__":
