@@ -131,24 +131,9 @@ def run(project: Project, options: Options, display: Display) -> Report:
                 create_pr=options.create_pr,
             )
             for receipt in receipts:
-                display.finish(receipt.repo_id, outcome(receipt))
+                display.finish(receipt.repo_id, receipt.summary)
         pages = tuple(f"{client.endpoint}/{release.repo_id}" for release in releases)
     return Report(version, steps, facts, failures, tuple(receipts), pages, local_hub, monotonic() - started)
-
-
-def outcome(receipt: Receipt) -> str:
-    """What a receipt says in a few words."""
-    made = receipt.outcome
-    if made.kind == "no-changes":
-        return f"{receipt.version} is published already; nothing changed, nothing sent"
-    if made.kind == "planned":
-        changed = sum(file.changed for file in receipt.files)
-        return f"would publish {receipt.version}: {changed} of {len(receipt.files)} files change"
-    if made.kind == "pull-request":
-        return f"pull request {made.number} holds {receipt.version}, {receipt.bytes_sent:,} bytes sent"
-    if made.kind == "tag-only":
-        return f"{receipt.version} was committed already; tagged {made.commit[:12]}"
-    return f"published {receipt.version} as {made.commit[:12]}, {receipt.bytes_sent:,} bytes sent"
 
 
 def connect(options: Options, stack: ExitStack) -> tuple[Client, Path | None]:

@@ -29,10 +29,8 @@ def render_report(report: Report) -> RenderableType:
         lines.append(Text("Rehearsal: every figure is of a scale model, none of a real one.", style="yellow"))
     for failure in report.failures.values():
         lines.append(Text(failure.message, style="red"))
-    from hubpub.release import outcome
-
     for receipt in report.receipts:
-        lines.append(Text(f"{receipt.repo_id}: {outcome(receipt)}"))
+        lines.append(Text(f"{receipt.repo_id}: {receipt.summary}"))
     for page in report.pages:
         lines.append(Text(f"look at it: {page}"))
     if report.local_hub:

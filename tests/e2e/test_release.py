@@ -29,13 +29,13 @@ def test_the_plain_client_finds_files_and_tag(rehearsal: Ran, work: Path, tmp_pa
     with LocalHub(work / "hub") as hub:
         api = HfApi(endpoint=hub.url, token=hub.token)
         for receipt in rehearsal.json["receipts"]:
-            refs = api.list_repo_refs(receipt["repo"])
+            refs = api.list_repo_refs(receipt["repo_id"])
             tags = {tag.name: tag.target_commit for tag in refs.tags}
             assert tags[version] == next(b for b in refs.branches if b.name == "main").target_commit
             assert [branch.name for branch in refs.branches] == ["main"]
             for file in receipt["files"]:
                 path = hf_hub_download(
-                    receipt["repo"], file["path"], revision=version, endpoint=hub.url, cache_dir=tmp_path
+                    receipt["repo_id"], file["path"], revision=version, endpoint=hub.url, cache_dir=tmp_path
                 )
                 assert hashlib.sha256(Path(path).read_bytes()).hexdigest() == file["sha256"]
             names = {file["path"] for file in receipt["files"]}
@@ -44,7 +44,7 @@ def test_the_plain_client_finds_files_and_tag(rehearsal: Ran, work: Path, tmp_pa
 
 def test_again_changes_nothing_and_sends_nothing(rehearsal: Ran, work: Path) -> None:
     with LocalHub(work / "hub") as hub:
-        before = HfApi(endpoint=hub.url).list_repo_commits(rehearsal.json["receipts"][0]["repo"])
+        before = HfApi(endpoint=hub.url).list_repo_commits(rehearsal.json["receipts"][0]["repo_id"])
     started = time.monotonic()
     again = hubpub("release", "--all", "--rehearse", "--json", work=work)
     seconds = time.monotonic() - started
@@ -54,7 +54,7 @@ def test_again_changes_nothing_and_sends_nothing(rehearsal: Ran, work: Path) -> 
         assert receipt["outcome"]["kind"] == "no-changes"
         assert receipt["bytes_sent"] == 0
     with LocalHub(work / "hub") as hub:
-        after = HfApi(endpoint=hub.url).list_repo_commits(rehearsal.json["receipts"][0]["repo"])
+        after = HfApi(endpoint=hub.url).list_repo_commits(rehearsal.json["receipts"][0]["repo_id"])
     assert [c.commit_id for c in after] == [c.commit_id for c in before]
     # Ten seconds on an idle machine of two cores; twice that is still not a re-run.
     assert seconds < 20
@@ -63,7 +63,7 @@ def test_again_changes_nothing_and_sends_nothing(rehearsal: Ran, work: Path) -> 
 def test_facts_are_of_the_published_files(rehearsal: Ran, work: Path) -> None:
     with LocalHub(work / "hub") as hub:
         for receipt in rehearsal.json["receipts"]:
-            path = hf_hub_download(receipt["repo"], "facts.json", endpoint=hub.url, cache_dir=work / "downloads")
+            path = hf_hub_download(receipt["repo_id"], "facts.json", endpoint=hub.url, cache_dir=work / "downloads")
             facts = CardFacts.model_validate_json(Path(path).read_bytes())
             published = {file["path"]: file for file in receipt["files"]}
             for cell in facts.cells:
@@ -121,7 +121,7 @@ top1_min = 0.96
     ran = hubpub("release", "--all", "--rehearse", "--json", "--project", str(tmp_path), work=work)
     assert ran.code == 7, ran.err
     assert "gemma-3n-E2B-it/int8 did not pass: kl_mean" in ran.err
-    repos = [receipt["repo"] for receipt in rehearsal_output(ran)["receipts"]]
+    repos = [receipt["repo_id"] for receipt in rehearsal_output(ran)["receipts"]]
     assert repos == ["local/gemma-3n-E4B-it-pte"]
 
 

@@ -1,0 +1,126 @@
+"""A damaged or foreign checkpoint is told apart before anything heavy starts; a good one loads as text only."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import hubpub
+from hubpub.errors import SourceError
+from hubpub.model.checkpoint import Checkpoint, digest
+from hubpub.model.families import FAMILIES, family
+from hubpub.model.scale import build
+
+
+@pytest.fixture(scope="module")
+def good(scale_cache: Path) -> Path:
+    """A scale model of Gemma 3n E2B."""
+    return build("gemma-3n-E2B-it", "gemma3n", scale_cache)
+
+
+@pytest.fixture
+def copy(good: Path, tmp_path: Path) -> Path:
+    """A copy of it to damage."""
+    return Path(shutil.copytree(good, tmp_path / "copy"))
+
+
+def test_a_good_checkpoint_knows_its_text_tensors(good: Path) -> None:
+    checkpoint = Checkpoint.open(good)
+    assert checkpoint.family.name == "gemma3n"
+    assert "embed_tokens.weight" in checkpoint.text_tensors
+    assert len(checkpoint.text_tensors) < len(checkpoint.tensors)
+    assert digest(good / checkpoint.shards[0]) in checkpoint.files()
+
+
+def test_a_truncated_shard_is_named(copy: Path) -> None:
+    shard = copy / Checkpoint.open(copy).shards[0]
+    with shard.open("r+b") as file:
+        file.truncate(shard.stat().st_size // 2)
+    with pytest.raises(SourceError, match=rf"{shard.name} is truncated"):
+        Checkpoint.open(copy)
+
+
+def test_a_missing_shard_is_named(copy: Path) -> None:
+    shard = copy / Checkpoint.open(copy).shards[-1]
+    shard.unlink()
+    with pytest.raises(SourceError, match=rf"{shard.name} is missing"):
+        Checkpoint.open(copy)
+
+
+def test_a_missing_tensor_is_named(copy: Path) -> None:
+    _edit(copy, lambda header: header.pop("model.language_model.norm.weight", None))
+    with pytest.raises(SourceError, match=r"tensor model\.language_model\.norm\.weight is missing"):
+        hubpub.load_text_decoder(copy)
+
+
+def test_a_wrong_shape_is_named(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config["text_config"]["laurel_rank"] *= 2
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SourceError, match=r"linear_left\.weight is \[\d+, \d+\] where config\.json asks for"):
+        hubpub.load_text_decoder(copy)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ('{"architectures": ["LlamaForCausalLM"]}', r"LlamaForCausalLM.*not one hubpub can export"),
+        ("[]", "not one hubpub can export"),
+        ("{", "cannot be read"),
+    ],
+)
+def test_a_foreign_architecture_is_refused(copy: Path, config: str, says: str) -> None:
+    (copy / "config.json").write_text(config)
+    with pytest.raises(SourceError, match=says):
+        Checkpoint.open(copy)
+
+
+def test_pickles_are_not_read(tmp_path: Path) -> None:
+    architecture = family(FAMILIES[0]).architecture
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04")
+    with pytest.raises(SourceError, match="no safetensors") as caught:
+        Checkpoint.open(tmp_path)
+    assert caught.value.hint is not None
+    assert "pytorch_model.bin is a pickle" in caught.value.hint
+
+
+def test_an_index_cannot_point_outside_its_folder(copy: Path) -> None:
+    index = copy / "model.safetensors.index.json"
+    table = json.loads(index.read_text())
+    table["weight_map"] = dict.fromkeys(table["weight_map"], "../elsewhere.safetensors")
+    index.write_text(json.dumps(table))
+    with pytest.raises(SourceError, match="not a safetensors file in the same folder"):
+        Checkpoint.open(copy)
+
+
+def test_the_text_decoder_is_a_plain_model_whose_layers_can_be_hooked(good: Path) -> None:
+    model = hubpub.load_text_decoder(good, dtype=torch.float32)
+    assert type(model).__name__ == "Gemma3nForCausalLM"
+    assert not {"timm", "torchvision"} & set(sys.modules)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    seen: list[torch.Size] = []
+    for layer in model.model.layers:
+        layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output.shape))
+    with torch.no_grad():
+        model(torch.tensor([[2, 300, 301]]))
+    assert len(seen) == model.config.num_hidden_layers
+
+
+def _edit(folder: Path, change: object) -> None:
+    """Apply `change` to the header of every shard, leaving the data where it is."""
+    import struct
+
+    assert callable(change)
+    for shard in folder.glob("*.safetensors"):
+        raw = shard.read_bytes()
+        (length,) = struct.unpack("<Q", raw[:8])
+        header = json.loads(raw[8 : 8 + length])
+        change(header)
+        text = json.dumps(header).encode()
+        shard.write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + length :])
