@@ -7,6 +7,7 @@ Weights are symmetric integers with one scale per output channel or per group al
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -158,7 +159,8 @@ class WeightOnlyLinear(nn.Module):
 
 def register_operators() -> None:
     """Load the operators the quantized modules call, and give `mixed_linear` the eager form it lacks."""
-    from executorch.exir.passes import _quant_patterns_and_replacements  # noqa: F401
+    for name in ("executorch.kernels.quantized", "executorch.exir.passes._quant_patterns_and_replacements"):
+        import_module(name)
 
     if torch._C._dispatch_has_kernel_for_dispatch_key(
         "quantized_decomposed::mixed_linear", "CompositeExplicitAutograd"

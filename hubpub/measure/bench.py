@@ -117,8 +117,11 @@ def peak_resident_bytes() -> int:
 
 
 def _runner(pte: str, tokenizer: str, prompt: str, new_tokens: int) -> dict[str, Any]:
-    from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  (registers the llama:: kernels)
     from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
+
+    from hubpub.measure.runtime import register_kernels
+
+    register_kernels()
 
     pieces: list[str] = []
     stats: list[Any] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ class Session:
 
     def __init__(self, path: Path) -> None:
         """Load `path`. Raises ExportError where the runtime refuses it."""
-        from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  (registers the llama:: kernels)
         from executorch.runtime import Runtime, Verification
 
+        register_kernels()
         try:
             with native_log():
                 # The method keeps no reference to its program: both must outlive every step.
@@ -51,6 +52,12 @@ class Session:
             if made[-1] in stop or len(made) == new_tokens:
                 return made
             logits = self.step(made[-1:], len(prompt) + len(made) - 1)
+
+
+def register_kernels() -> None:
+    """Load the kernel libraries that register themselves on import: quantized_decomposed:: and llama::."""
+    for name in ("executorch.kernels.quantized", "executorch.extension.llm.custom_ops.custom_ops"):
+        import_module(name)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -158,9 +159,9 @@ class CachedDecoder(nn.Module):
 @contextmanager
 def cached_attention(model: nn.Module) -> Iterator[None]:
     """Make `model` attend through `attend` for as long as the context is open."""
-    from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  (registers the llama:: operators)
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+    import_module("executorch.extension.llm.custom_ops.custom_ops")  # registers the llama:: operators
     config: Any = model.config
     before = config._attn_implementation
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attend)
