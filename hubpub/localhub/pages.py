@@ -18,7 +18,14 @@ from hubpub.localhub.wire import HttpError, Request, Response
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-_HTML = {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store"}
+_HTML = {
+    "Content-Type": "text/html; charset=utf-8",
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    ),
+}
 
 
 def wanted(method: str, path: str, headers: Message) -> bool:

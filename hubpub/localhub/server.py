@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import re
 import socket
@@ -45,11 +46,10 @@ _SECURITY = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Content-Security-Policy": (
-        "default-src 'none'; style-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'; sandbox"
-    ),
+    # Pages set their own. Anything else, above all what users stored, may do nothing at all in a browser.
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
 }
+_SMALL_REST = 64 << 10
 
 
 def route(site: Site, request: Request) -> Response:
@@ -123,7 +123,7 @@ class Handler(BaseHTTPRequestHandler):
             self._send(answer, whole=True)
         finally:
             self.server.log.end(Entry("-", "-", status, 0, answer.length, time.time()))
-        self._drain(None)
+        self._drain()
 
     def _answer(self) -> None:
         """Read, route and answer the request whose head was parsed."""
@@ -139,8 +139,13 @@ class Handler(BaseHTTPRequestHandler):
             if fault and fault.cut == "before-response":
                 raise Hangup
             limit = fault.after_bytes if fault and fault.cut == "in-response" else None
-            sent = self._send(response, whole=self.command != "HEAD", ends=bool(body and body.ended), limit=limit)
+            sent = self._send(
+                response, whole=self.command != "HEAD", ends=bool(body and body.reusable(_SMALL_REST)), limit=limit
+            )
             status = response.status
+            if body and not self.close_connection:
+                # After the answer: what was not read can be late, or never come.
+                body.skip()
         except (Hangup, OSError):
             self.close_connection = True
         finally:
@@ -150,7 +155,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.server.count(path, received)
                 log.end(Entry(self.command, shown[:2000], status, received, sent, began))
         if body and not body.ended and status:
-            self._drain(body)
+            self._drain()
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = _answer
 
@@ -182,10 +187,14 @@ class Handler(BaseHTTPRequestHandler):
             if pages.wanted(self.command, self.path, self.headers):
                 return pages.error(error), body
             return error_response(error), body
-        except (Hangup, TimeoutError, ConnectionError):
+        except TimeoutError:
+            return error_response(HttpError(408, "The request body did not arrive in time")), body
+        except (Hangup, ConnectionError):
             self._received = body.received if body else 0
             raise Hangup from None
         except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                return error_response(HttpError(507, "There is no space left on the disk")), body
             self.server.failed(error)
             return error_response(HttpError(500, "Internal error of the local Hub")), body
 
@@ -240,7 +249,7 @@ class Handler(BaseHTTPRequestHandler):
             raise Hangup
         return length
 
-    def _drain(self, body: Body | None) -> None:
+    def _drain(self) -> None:
         """Take what is still coming for a moment: closing at once could destroy the answer on its way."""
         self.close_connection = True
         with contextlib.suppress(OSError, HttpError, Hangup):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email.message import Message
 from io import BufferedIOBase
@@ -74,6 +75,16 @@ class Body:
         if self._ended:
             raise Hangup
         self._cut_after = after_bytes if self.length is None else min(after_bytes, self.length - 1)
+
+    def reusable(self, limit: int) -> bool:
+        """Whether the connection can be used again: what was not read is known to be at most `limit` bytes long."""
+        return self._ended or (not self._expects and self.length is not None and self._left <= limit)
+
+    def skip(self) -> None:
+        """Read the rest."""
+        with suppress(HttpError):
+            while self.read(1 << 16):
+                pass
 
     def read(self, size: int) -> bytes:
         """Up to `size` bytes, none at the end. Raises HttpError 400 where the body is cut off or malformed."""

@@ -6,8 +6,9 @@ Sources: the Xet protocol specification, huggingface.co/docs/xet (xorb, shard), 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import BinaryIO
 
 CHUNK_LIMIT = 128 << 10
@@ -72,7 +73,12 @@ def read_chunks(file: BinaryIO, size: int) -> tuple[Chunk, ...]:
             raise Malformed("not a chunk header")
         packed, unpacked = int.from_bytes(header[1:4], "little"), int.from_bytes(header[5:8], "little")
         end = place + _CHUNK_HEADER + packed
-        if not 0 < unpacked <= CHUNK_LIMIT or end > size or (header[4] == 0 and packed != unpacked):
+        if (
+            not 0 < unpacked <= CHUNK_LIMIT
+            or packed > 2 * CHUNK_LIMIT
+            or end > size
+            or (header[4] == 0 and packed != unpacked)
+        ):
             raise Malformed("a chunk of impossible size")
         chunks.append(Chunk(place, end, header[4], unpacked))
         if len(chunks) > CHUNKS_LIMIT:
@@ -88,10 +94,28 @@ def unpack(data: bytes, chunk: Chunk) -> bytes:
     packed = data[_CHUNK_HEADER:]
     if chunk.scheme == 0:
         return packed
-    content = lz4_frame(packed, chunk.unpacked)
+    content = (_library() or lz4_frame)(packed, chunk.unpacked)
     if len(content) != chunk.unpacked:
         raise Malformed("a chunk unpacks to another size than it says")
     return _regroup(content) if chunk.scheme == 2 else bytes(content)
+
+
+@cache
+def _library() -> Callable[[bytes, int], bytes] | None:
+    """The lz4 package where it happens to be installed: same result, many times faster on compressible files."""
+    try:
+        from lz4.frame import LZ4FrameDecompressor  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        return None
+
+    def decompress(data: bytes, limit: int) -> bytes:
+        try:
+            content: bytes = LZ4FrameDecompressor().decompress(data, max_length=limit)
+        except (RuntimeError, EOFError) as error:
+            raise Malformed(str(error)) from None
+        return content
+
+    return decompress
 
 
 def _regroup(data: bytes | bytearray) -> bytes:
