@@ -246,7 +246,7 @@ def validate(checkpoint: Any, job: Job, context: Context, progress: Progress) ->
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
     length = parity.passage_length(context.sliding_window, context.exported)
     texts = [prompt.text for prompt in data.prompts()]
-    original = parity.reference(checkpoint, tokenizer, (data.passage(), texts), length, job.references, progress)
+    original = parity.reference(checkpoint, tokenizer, (data.corpus(), texts), length, job.references, progress)
     session = Session(job.pte)
     logits = parity.compare_logits(session, original, progress)
     greedy = parity.compare_greedy(session, original, progress)

@@ -197,7 +197,10 @@ class Parity(Fact):
 
 
 class Speed(Fact):
-    """One timed run in a fresh process on `host`: seconds, tokens per second, peak resident bytes."""
+    """One timed run in a fresh process on `host`: seconds and tokens per second.
+
+    `peak_resident_bytes` is what loading and running the program added to the process at its peak.
+    """
 
     host: str
     threads: int

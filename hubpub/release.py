@@ -219,10 +219,8 @@ def make(
 def make_cell(job: Job, progress: Any) -> CellFacts:
     """One cell, in a worker process."""
     from hubpub.cell import run as run_cell
-    from hubpub.export.lower import quiet
 
-    with quiet():
-        return run_cell(job, progress)
+    return run_cell(job, progress)
 
 
 def build_scale(variant: str, family: Any, cache: Path, progress: Any) -> Path:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import queue
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -85,6 +87,11 @@ def _start(events: Any, threads: int) -> None:
     # The parent decides when to stop; Ctrl-C reaches every process of a terminal at once.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    # Threads that spin while they wait take the processor from the other workers.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # What the export stack says to its own developers; errors still come through.
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
 
 
 def _call(name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[str, Any]:

@@ -1,7 +1,8 @@
 """The generated blocks of a card, and what people wrote around them.
 
-A block carries the hash of its own content: a block that was edited by hand is recognised and never overwritten
-silently. Everything outside of the blocks belongs to people and is kept byte for byte.
+Prose from card.toml is in blocks too, so that editing it there reaches the Hub. A block carries the hash of its own
+content: one that was edited by hand is recognised and never overwritten silently. Everything outside of the blocks
+belongs to people and is kept byte for byte.
 """
 
 from __future__ import annotations

@@ -56,6 +56,8 @@ def render(
     }
     text = _template(templates, "card.md.jinja", values)
     text = re.sub(r"[ \t]+\n", "\n", text)
+    text = re.sub(r"\n*(<!-- hubpub:begin [a-z]+ sha256:[0-9a-f]+ -->)", r"\n\n\1", text)
+    text = re.sub(r"(<!-- hubpub:end [a-z]+ -->)\n*", r"\1\n\n", text)
     text = re.sub(r"\n{3,}", "\n\n", text).strip("\n") + "\n"
     # Whitespace was tidied after the blocks were marked: mark them again by what they hold now.
     text = _remarked(text)

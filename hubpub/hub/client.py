@@ -183,9 +183,10 @@ class Client:
             raise HubError(f"{endpoint} is not https: the token would travel in clear", "use an https address")
         self.endpoint = endpoint.rstrip("/")
         self.retry = retry or Retry()
-        self._token = token.strip() if token else None
-        if self._token:
-            _SECRETS.add(self._token)
+        self._given = token.strip() if token else None
+        if self._given:
+            _SECRETS.add(self._given)
+        self._renew: Callable[[], str | None] | None = None
         self._identity: Identity | None = None
 
     @classmethod
@@ -194,10 +195,20 @@ class Client:
         _hub()
         from huggingface_hub import constants, get_token
 
-        return cls(endpoint or constants.ENDPOINT, _translated("reading the token", get_token))
+        client = cls(endpoint or constants.ENDPOINT, _translated("reading the token", get_token))
+        # A trusted publisher's token ends after an hour; the library exchanges it in time if it is asked again.
+        client._renew = get_token if client._given and os.environ.get("HF_OIDC_RESOURCE") else None
+        return client
 
     def __repr__(self) -> str:
-        return f"Client({self.endpoint!r}, token={'set' if self._token else 'none'})"
+        return f"Client({self.endpoint!r}, token={'set' if self._given else 'none'})"
+
+    @property
+    def _token(self) -> str | None:
+        if self._renew and (fresh := _translated("renewing the token", self._renew)) and fresh != self._given:
+            _SECRETS.add(fresh)
+            self._given = fresh
+        return self._given
 
     @property
     def _api(self) -> HfApi:
@@ -218,7 +229,15 @@ class Client:
                 "set HF_TOKEN to a token with write access, or run: hf auth login",
             )
         if self._identity is None:
-            self._identity = _identity(self._call("asking whose token this is", self._api.whoami))
+            try:
+                self._identity = _identity(self._call("asking whose token this is", self._api.whoami))
+            except AccessError:
+                # A token that was made for one repo need not be anybody's: what it is for is known all the same.
+                resource = os.environ.get("HF_OIDC_RESOURCE", "")
+                if self._renew is None or "/" not in resource:
+                    raise
+                scope = ("model", resource, frozenset({"repo.write"}))
+                self._identity = Identity(resource.partition("/")[0], "fine-grained", {}, (scope,))
         return self._identity
 
     @property
@@ -518,15 +537,18 @@ class Sent:
                     self.operation.path_or_fileobj = str(self.add.source)
         else:
             # The library shows xet's progress in bars of its own and offers no other way to learn of it.
-            outer = self
+            reports: list[int] = []
 
             class Reporter:
+                def __init__(self) -> None:
+                    reports.append(0)
+
                 def update_progress(self, group: Any, _items: Any) -> None:
-                    self.transferred = int(group.total_transfer_bytes_completed)
+                    reports[-1] = int(group.total_transfer_bytes_completed)
                     tell(int(group.total_bytes_completed))
 
                 def close(self) -> None:
-                    outer.sent += getattr(self, "transferred", 0)
+                    pass
 
             original = reporting.XetUploadProgressReporter
             reporting.XetUploadProgressReporter = Reporter  # type: ignore[assignment,misc]
@@ -534,6 +556,11 @@ class Sent:
                 yield
             finally:
                 reporting.XetUploadProgressReporter = original  # type: ignore[misc]
+                # No report at all: bars are switched off by HF_HUB_DISABLE_PROGRESS_BARS.
+                self.sent += sum(reports) if reports else self.add.bytes
+        if getattr(self.operation, "_upload_mode", None) == "regular":
+            # The Hub wants it inside of the commit.
+            self.sent = self.add.bytes
         tell(self.add.bytes)
 
 

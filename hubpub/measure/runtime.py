@@ -55,8 +55,12 @@ class Session:
 
 
 def register_kernels() -> None:
-    """Load the kernel libraries that register themselves on import: quantized_decomposed:: and llama::."""
-    for name in ("executorch.kernels.quantized", "executorch.extension.llm.custom_ops.custom_ops"):
+    """Load the runtime and the kernel libraries that register themselves on import."""
+    for name in (
+        "executorch.runtime",
+        "executorch.kernels.quantized",
+        "executorch.extension.llm.custom_ops.custom_ops",
+    ):
         import_module(name)
 
 

@@ -41,7 +41,7 @@ METADATA = {
 }
 
 
-class Decoder(torch.nn.Module):  # type: ignore[misc]
+class Decoder(torch.nn.Module):
     """A toy decoder whose caches are written by `llama::update_cache`."""
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class Decoder(torch.nn.Module):  # type: ignore[misc]
         return {"logits": self.project(x)[:, -1], "hidden": x}
 
 
-class Running(torch.nn.Module):  # type: ignore[misc]
+class Running(torch.nn.Module):
     """Two caches written with plain operators, a counter beside them, and two entry points that share a weight."""
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class Running(torch.nn.Module):  # type: ignore[misc]
         return (self.keys @ self.weight) + self.values
 
 
-class Branch(torch.nn.Module):  # type: ignore[misc]
+class Branch(torch.nn.Module):
     """One weight behind another method, with a branch in it."""
 
     def __init__(self, weight: Any) -> None:

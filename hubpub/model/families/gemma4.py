@@ -29,7 +29,7 @@ def _shape(config: Any) -> Shape:
 def _patches() -> tuple[Patch, ...]:
     from hubpub.model.patches import sdpa_meta
 
-    return sdpa_meta.PATCH
+    return (sdpa_meta.PATCH,)
 
 
 FAMILY = Family(

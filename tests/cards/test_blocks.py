@@ -1,0 +1,72 @@
+"""What people wrote on a published card survives; what they changed inside a generated block is never lost silently."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from hubpub.cards.blocks import block, front, merge, metadata
+
+RENDERED = (
+    front({"license": "gemma", "tags": ["a"]}) + "\n# Title\n\n" + block("files", "new table") + "\n\nold prose\n"
+)
+
+
+def published(files: str = "old table") -> str:
+    return (
+        front({"license": "gemma", "tags": ["a"]}) + "\n# My own title\n\n" + block("files", files) + "\n\nMy words. \n"
+    )
+
+
+def test_only_blocks_are_replaced() -> None:
+    merged = merge(published(), RENDERED)
+    assert merged.conflicts == ()
+    assert merged.text == published("new table")
+
+
+def test_merging_twice_changes_nothing_more() -> None:
+    once = merge(published(), RENDERED).text
+    assert merge(once, RENDERED).text == once
+    assert merge(RENDERED, RENDERED).text == RENDERED
+
+
+def test_an_edited_block_is_a_conflict_with_a_diff() -> None:
+    edited = published().replace("old table", "my table")
+    merged = merge(edited, RENDERED)
+    assert [conflict.block for conflict in merged.conflicts] == ["files"]
+    assert "-my table" in merged.conflicts[0].diff
+    assert "+new table" in merged.conflicts[0].diff
+
+
+def test_a_new_block_goes_after_the_one_before_it() -> None:
+    rendered = RENDERED.replace("\n\nold prose", "\n\n" + block("usage", "how") + "\n\nold prose")
+    text = merge(published(), rendered).text
+    assert text.index("hubpub:end files") < text.index("hubpub:begin usage") < text.index("My words. ")
+
+
+def test_a_block_that_is_no_longer_rendered_goes() -> None:
+    both = published() + block("gone", "of yesterday") + "\n"
+    assert "of yesterday" not in merge(both, RENDERED).text
+
+
+def test_metadata_of_people_is_kept_and_ours_is_updated() -> None:
+    theirs = front({"license": "mit", "datasets": ["x/y"], "tags": ["a"]}) + "\n" + block("files", "old table") + "\n"
+    assert metadata(merge(theirs, RENDERED).text) == {"license": "gemma", "tags": ["a"], "datasets": ["x/y"]}
+
+
+def test_a_card_that_hubpub_did_not_write_keeps_every_line() -> None:
+    theirs = front({"license": "gemma"}) + "\n# Hand made\n\ntext\n"
+    merged = merge(theirs, RENDERED).text
+    assert "# Hand made\n\ntext\n" in merged
+    assert "new table" in merged
+
+
+def test_an_empty_repo_card_is_replaced() -> None:
+    assert "# Title" in merge("---\nlicense: gemma\n---\n", RENDERED).text
+
+
+@pytest.mark.parametrize("value", ["a: b", "- x", "'", '"', "---\nlicense: mit", "{{ x }}", "é", "null"])
+def test_front_matter_holds_any_text(value: str) -> None:
+    text = front({"title": value}) + "\nbody\n"
+    assert metadata(text) == {"title": value}
+    assert len(list(yaml.safe_load_all(text.split("\n---\n")[0]))) == 1
