@@ -12,11 +12,12 @@ import logging
 import os
 import random
 import re
+import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache, partial
@@ -553,7 +554,8 @@ class Sent:
             original = reporting.XetUploadProgressReporter
             reporting.XetUploadProgressReporter = Reporter  # type: ignore[assignment,misc]
             try:
-                yield
+                with _bars():
+                    yield
             finally:
                 reporting.XetUploadProgressReporter = original  # type: ignore[misc]
                 # No report at all: bars are switched off by HF_HUB_DISABLE_PROGRESS_BARS.
@@ -698,11 +700,25 @@ def download_source(repo_id: str, *, revision: str | None, endpoint: str | None 
         library_name="hubpub",
     )
     try:
-        return Path(client._call(f"downloading {repo_id}", fetch))
+        # Gigabytes: whoever watches wants to see them come.
+        with _bars() if sys.stderr.isatty() else nullcontext():
+            return Path(client._call(f"downloading {repo_id}", fetch))
     except AccessError as error:
         raise AccessError(
             error.message, f"accept its terms at {client.endpoint}/{repo_id}, then set HF_TOKEN"
         ) from None
+
+
+@contextmanager
+def _bars() -> Iterator[None]:
+    """Let the library make progress bars for a moment; everywhere else they would run through the caller's output."""
+    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
+
+    enable_progress_bars()
+    try:
+        yield
+    finally:
+        disable_progress_bars()
 
 
 @cache
@@ -713,6 +729,7 @@ def _hub() -> Any:
     import httpx2
     import huggingface_hub
     from huggingface_hub.utils._http import default_client_factory
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     def client() -> httpx2.Client:
         session = default_client_factory()
@@ -724,4 +741,5 @@ def _hub() -> Any:
     library.handlers[:] = [_Ear()]
     library.propagate = False
     warnings.filterwarnings("ignore", module=r"huggingface_hub\.")
+    disable_progress_bars()
     return huggingface_hub

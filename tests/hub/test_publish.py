@@ -348,6 +348,9 @@ def test_no_token_in_any_text(
 @both
 def test_the_library_prints_nothing(client: Client, make: Maker, work: Path, capfd: pytest.CaptureFixture[str]) -> None:
     publish_all(client, [make()], work)
+    (make.folder / "small.bin").write_bytes(bytes(range(256)) * 400)
+    publish_all(client, [make("v2", seed=1)], work)
+    publish_all(client, [make("v3", seed=2)], work, create_pr=True)
     captured = capfd.readouterr()
     assert captured.out == captured.err == ""
 
