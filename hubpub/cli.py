@@ -53,7 +53,7 @@ def _fail(error: HubpubError, arguments: argparse.Namespace) -> int:
     print(f"error: {redact(error.message)}", file=sys.stderr)
     if error.hint:
         print(f"  fix: {redact(error.hint)}", file=sys.stderr)
-    if getattr(arguments, "json", False):
+    if getattr(arguments, "json", False) and not getattr(arguments, "reported", False):
         print(json.dumps({"error": redact(error.message), "hint": error.hint, "exit_code": error.exit_code}))
     return error.exit_code
 
@@ -107,6 +107,8 @@ def _release(arguments: argparse.Namespace) -> int:
         report = run(project, options, progress)
     if arguments.json:
         _print_json(report.as_json())
+        # The report says what failed: one JSON value is all there is on stdout.
+        arguments.reported = True
     else:
         from hubpub.summary import render_report
 

@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hubpub.errors import HubpubError
+from hubpub.errors import ConfigError, HubpubError
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -314,6 +314,8 @@ def load(model: type[T], path: Path) -> T:
     """Read a fact written by `save`. Raises HubpubError naming the file when it is damaged or of another schema."""
     try:
         return model.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", "give the path of a facts.json") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"

@@ -7,9 +7,10 @@ published of a repo unless every one of its cells passed its gates, and nothing 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 HUGGING_FACE = "https://huggingface.co"
 LOCAL_PORT = 8765
+VERSION = re.compile(r"v\d+\.\d+\.\d+(?:-[0-9A-Za-z.-]+)?")
 SCALE_BYTES = 3 << 30
 
 
@@ -89,7 +91,7 @@ class Report:
                 }
                 for step in self.steps
             ],
-            "receipts": [asdict(receipt) for receipt in self.receipts],
+            "receipts": [receipt.as_json() for receipt in self.receipts],
             "pages": list(self.pages),
         }
 
@@ -104,6 +106,8 @@ def run(project: Project, options: Options, display: Display) -> Report:
     )
     if not options.rehearse and options.version is None:
         raise UsageError("a release needs a version", "add --version vX.Y.Z, or --rehearse to try it on scale models")
+    if options.version is not None and not VERSION.fullmatch(options.version):
+        raise UsageError(f"'{options.version}' is not a version", "write it as vX.Y.Z, e.g. --version v1.0.0")
     with ExitStack() as stack:
         client, local_hub = connect(options, stack)
         namespace = options.namespace or client.namespace
@@ -142,24 +146,25 @@ def connect(options: Options, stack: ExitStack) -> tuple[Client, Path | None]:
 
     if options.endpoint != "local":
         return Client.from_environment(options.endpoint), None
-    from hubpub.localhub import LocalHub
-
     root = options.work / "hub"
-    hub = stack.enter_context(_local_hub(LocalHub, root))
+    hub = stack.enter_context(_local_hub(root, options.namespace))
     return Client(hub.url, hub.token), root
 
 
-def _local_hub(hub: type[LocalHub], root: Path) -> LocalHub:
+def _local_hub(root: Path, namespace: str | None) -> LocalHub:
     """A local Hub at the address `hubpub hub serve` uses, so that its pages can be found again; else anywhere."""
     import socket
 
+    from hubpub.localhub import LocalHub
+
+    orgs = [namespace] if namespace else []
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", LOCAL_PORT))
         except OSError:
-            return hub(root)
-    return hub(root, LOCAL_PORT)
+            return LocalHub(root, orgs=orgs)
+    return LocalHub(root, LOCAL_PORT, orgs=orgs)
 
 
 def _preflight(client: Client, repo_ids: Sequence[str], options: Options) -> None:

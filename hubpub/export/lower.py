@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import time
 import warnings
@@ -88,7 +89,7 @@ def export(decoder: nn.Module, context: int, recipe: Recipe, metadata: Metadata)
 
     stage = "export"
     try:
-        with quiet(), sdpa_kernel(SDPBackend.MATH):
+        with quiet(), _no_collection(), sdpa_kernel(SDPBackend.MATH):
             started = time.monotonic()
             program = trace(decoder, context)
             traced = time.monotonic()
@@ -154,6 +155,18 @@ def _swaps_back(node: torch.fx.Node) -> bool:
 def _drop(graph: torch.fx.Graph, node: torch.fx.Node, instead: torch.fx.Node) -> None:
     node.replace_all_uses_with(instead)
     graph.erase_node(node)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Graphs of a hundred thousand live objects make every garbage collection a long walk that frees nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextlib.contextmanager
