@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import resource
 import shutil
 import signal
 import subprocess
@@ -136,8 +137,17 @@ def test_a_version_that_is_none_is_a_usage_error(tmp_path: Path) -> None:
 
 
 def test_a_release_without_token_stops_before_anything_is_made(tmp_path: Path) -> None:
-    env = {"HF_TOKEN": "", "HF_HOME": str(tmp_path)}
-    ran = hubpub("release", "--all", "--version", "v1.0.0", "--hub", "http://127.0.0.1:9", work=tmp_path / "w", **env)
+    ran = hubpub(
+        "release",
+        "--all",
+        "--version",
+        "v1.0.0",
+        "--hub",
+        "http://127.0.0.1:9",
+        work=tmp_path / "w",
+        HF_TOKEN="",
+        HF_HOME=str(tmp_path),
+    )
     assert ran.code == 10
     assert "no token" in ran.err
     assert not (tmp_path / "w").exists()
@@ -172,9 +182,11 @@ def test_plan_needs_no_torch_and_half_a_second(tmp_path: Path) -> None:
         "import sys, hubpub.cli; code = hubpub.cli.main(['plan', '--rehearse', '--json', '--work', sys.argv[1]]);"
         "assert not {'torch', 'transformers', 'executorch', 'huggingface_hub'} & set(sys.modules); sys.exit(code)"
     )
-    times = []
-    for _ in range(5):
-        started = time.perf_counter()
+    spent = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True, capture_output=True)
-        times.append(time.perf_counter() - started)
-    assert min(times) < 0.5
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    # Processor time: on a busy machine the wall clock says more about the neighbours.
+    assert min(spent) < 0.5
