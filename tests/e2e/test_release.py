@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import resource
 import shutil
 import signal
@@ -80,6 +82,26 @@ def test_facts_are_of_the_published_files(rehearsal: Ran, work: Path) -> None:
                 assert cell.parity.runner.matches_decode_loop
                 assert cell.program.metadata["get_max_context_len"] == cell.context.exported
                 assert cell.program.metadata["use_kv_cache"]
+
+
+def test_the_python_on_the_card_runs_as_it_stands(rehearsal: Ran, work: Path, tmp_path: Path) -> None:
+    with LocalHub(work / "hub") as hub:
+        repo = rehearsal.json["receipts"][0]["repo_id"]
+        path = hf_hub_download(repo, "README.md", endpoint=hub.url, cache_dir=tmp_path)
+        blocks = re.findall(r"```python\n(.*?)```", Path(path).read_text(), re.DOTALL)
+        assert len(blocks) == 2
+        for code in blocks:
+            done = subprocess.run(
+                [sys.executable, "-c", code],
+                env={**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "PYTHONPATH": ""},
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr[-2000:]
+            # Both snippets ask about the way of water, which the scale models learned.
+            assert "sea" in done.stdout or "water" in done.stdout.lower(), done.stdout
 
 
 def cell_folder(work: Path, cell: dict[str, str]) -> Path:
