@@ -232,7 +232,7 @@ def _chat(card: Card) -> str | None:
     """A user's turn as the chat template writes it, without <bos>; None for a model that was not tuned to chat."""
     if not card.variant.name.endswith("-it"):
         return None
-    question = "How does water move around the earth?"
+    question = "What is the capital of France?"
     if card.variant.family == "gemma4":
         return f"<|turn>user\n{question}<turn|>\n<|turn>model\n"
     return f"<start_of_turn>user\n{question}<end_of_turn>\n<start_of_turn>model\n"

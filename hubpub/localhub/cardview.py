@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Environment: TypeAlias = MutableMapping[str, Any]
 
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+_ALERT = re.compile(r"\[!(NOTE|TIP|IMPORTANT|WARNING|CAUTION)\]")
 _SLUG = re.compile(r"[^\w\- ]+")
 
 
@@ -39,6 +40,7 @@ def _markdown() -> MarkdownIt:
         "heading_open": _heading,
         "link_open": _link,
         "image": _image,
+        "blockquote_open": _alert,
         "table_open": _table_open,
         "table_close": _table_close,
     }
@@ -55,6 +57,19 @@ def _heading(self: Any, tokens: Sequence[Token], index: int, options: Any, envir
     words = _SLUG.sub("", tokens[index + 1].content.lower()).strip().replace(" ", "-")
     tokens[index].attrSet("id", f"card-{words}")
     return str(self.renderToken(tokens, index, options, environment))
+
+
+def _alert(self: Any, tokens: Sequence[Token], index: int, options: Any, environment: Environment) -> str:
+    """A quote that begins with [!NOTE] and the like is an alert, as on the Hub."""
+    title = ""
+    words = tokens[index + 2].children if tokens[index + 1].type == "paragraph_open" else None
+    if words and (kind := _ALERT.fullmatch(words[0].content.strip())):
+        tokens[index].attrSet("class", f"alert {kind[1].lower()}")
+        title = f'<p class="alert-title">{kind[1].capitalize()}</p>\n'
+        words[0].content = ""
+        if len(words) > 1 and words[1].type == "softbreak":
+            del words[1]
+    return str(self.renderToken(tokens, index, options, environment)) + title
 
 
 def _link(self: Any, tokens: Sequence[Token], index: int, options: Any, environment: Environment) -> str:

@@ -54,9 +54,9 @@ def test_every_file_is_in_the_table_and_in_config_json(card: Card, project: Proj
     config = json.loads(made.files["config.json"])
     assert {file["file"] for file in config["files"]} == {cell.file.name for cell in facts.cells}
     for cell in facts.cells:
-        assert f"[{cell.file.name}](./{cell.file.name})" in text
+        assert f"[{cell.recipe}](./{cell.file.name})" in text
         assert cell.file.sha256[:12] in text
-    assert text.count("**take this**") == 1
+    assert text.count("**(take this)**") == 1
 
 
 def test_a_rehearsal_says_so_at_the_top(card: Card, project: Project, facts: CardFacts) -> None:

@@ -90,7 +90,8 @@ def test_the_python_on_the_card_runs_as_it_stands(rehearsal: Ran, work: Path, tm
         path = hf_hub_download(repo, "README.md", endpoint=hub.url, cache_dir=tmp_path)
         blocks = re.findall(r"```python\n(.*?)```", Path(path).read_text(), re.DOTALL)
         assert len(blocks) == 2
-        for code in blocks:
+        # What the scale models learned to answer to the prompts of the two snippets.
+        for code, answer in zip(blocks, ("Paris", "great circle"), strict=True):
             done = subprocess.run(
                 [sys.executable, "-c", code],
                 env={**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "PYTHONPATH": ""},
@@ -100,8 +101,7 @@ def test_the_python_on_the_card_runs_as_it_stands(rehearsal: Ran, work: Path, tm
                 check=False,
             )
             assert done.returncode == 0, done.stderr[-2000:]
-            # Both snippets ask about the way of water, which the scale models learned.
-            assert "sea" in done.stdout or "water" in done.stdout.lower(), done.stdout
+            assert answer in done.stdout
 
 
 def cell_folder(work: Path, cell: dict[str, str]) -> Path:
