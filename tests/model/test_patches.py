@@ -55,7 +55,7 @@ def test_a_target_that_changed_upstream_is_refused() -> None:
 
     with (
         replaced(upstream.Gemma3nTextMLP, "_gaussian_topk", changed),
-        pytest.raises(ToolchainError, match=r"_gaussian_topk changed upstream"),
+        pytest.raises(ToolchainError, match=r"changed upstream \(parameters"),
         applied([gaussian_topk.PATCH]),
     ):
         pass
