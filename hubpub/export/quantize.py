@@ -1,7 +1,7 @@
 """A recipe applied to a model: every linear layer and table in the form that lowers and runs.
 
 Weights are symmetric integers with one scale per output channel or per group along the input (round to nearest).
-Layers for XNNPACK are quantized by torchao; tables and weight-only layers here, where scale = max|w| / (2^(bits-1) - 1).
+Layers for XNNPACK are quantized by torchao; tables and weight-only layers here, with scale = max|w| / (2^(bits-1) - 1).
 """
 
 from __future__ import annotations
