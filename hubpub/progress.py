@@ -88,7 +88,7 @@ class Bars:
     def finish(self, name: str, outcome: str) -> None:
         if name in self.tasks:
             self.progress.remove_task(self.tasks.pop(name))
-        self.progress.console.print(f"{name}: {outcome}", highlight=False)
+        self.progress.console.print(f"{name}: {outcome}", markup=False, highlight=False)
 
     def note(self, text: str) -> None:
         self.progress.console.print(text, markup=False, highlight=False)
