@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hubpub
-from hubpub.errors import HubpubError, RenderError, UsageError
+from hubpub.errors import HubError, HubpubError, RenderError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -180,6 +180,56 @@ def _facts_diff(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _verify(arguments: argparse.Namespace) -> int:
+    from contextlib import ExitStack
+    from dataclasses import asdict
+
+    from hubpub.hub.upkeep import verify
+    from hubpub.release import connect
+
+    repo, _, revision = arguments.repo.partition("@")
+    with ExitStack() as stack:
+        client, _ = connect(_hub_options(arguments), stack)
+        found = verify(client, repo, revision or "main", download=arguments.download)
+    if arguments.json:
+        arguments.reported = True
+        _print_json({**asdict(found), "ok": found.ok})
+    else:
+        from hubpub.summary import render_verification
+
+        _out().print(render_verification(found))
+    if not found.ok:
+        raise HubError(f"{arguments.repo} is not intact: {found.problems[0]}", "release a new version; tags never move")
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from contextlib import ExitStack
+    from dataclasses import asdict
+
+    from hubpub.hub.upkeep import status
+    from hubpub.release import connect
+
+    options = _hub_options(arguments)
+    with ExitStack() as stack:
+        client, _ = connect(options, stack)
+        namespace = options.namespace or client.namespace
+        repos = [f"{namespace}/{card.repo}" for card in _project(arguments).cards]
+        found = status(client, repos, arguments.work)
+    if arguments.json:
+        return _print_json({"repos": [asdict(one) for one in found]})
+    from hubpub.summary import render_status
+
+    _out().print(render_status(found))
+    return 0
+
+
+def _hub_options(arguments: argparse.Namespace) -> Options:
+    from hubpub.release import Options
+
+    return Options((), arguments.work, hub=arguments.hub, namespace=arguments.namespace)
+
+
 def _hub_serve(arguments: argparse.Namespace) -> int:
     from hubpub.localhub import LocalHub, serve
     from hubpub.release import LOCAL_PORT
@@ -251,6 +301,10 @@ def _parser() -> argparse.ArgumentParser:
     choice.add_argument("--rehearse", action="store_true", help="on small stand-in models made here; no download")
     choice.add_argument("--force", action="store_true", help="export again what is up to date")
 
+    hubs = argparse.ArgumentParser(add_help=False)
+    hubs.add_argument("--hub", metavar="local|URL", help="which Hub (default: huggingface.co; of a rehearsal: local)")
+    hubs.add_argument("--namespace", metavar="NAME", help="user or organisation (default: the token's user)")
+
     plan = commands.add_parser("plan", parents=[shared, choice], help="what would run, and why")
     plan.set_defaults(command=_plan)
     release = commands.add_parser(
@@ -267,6 +321,12 @@ def _parser() -> argparse.ArgumentParser:
     release.add_argument("--dry-run", action="store_true", help="say what would be sent, send nothing")
     release.add_argument("--pr", action="store_true", help="open a pull request on the Hub instead of committing")
     release.add_argument("--record", action="store_true", help="keep the facts and cards in cards/, to be committed")
+    status = commands.add_parser("status", parents=[shared, hubs], help="what is published and staged, per repo")
+    status.set_defaults(command=_status)
+    verify = commands.add_parser("verify", parents=[shared, hubs], help="check published files against their sums")
+    verify.set_defaults(command=_verify)
+    verify.add_argument("repo", metavar="REPO[@TAG]", help="e.g. someone/gemma-3n-E2B-it-pte@v1.0.0")
+    verify.add_argument("--download", action="store_true", help="read every byte, not just what the Hub recorded")
     render = add("render", _render, "render the committed cards from their facts")
     render.add_argument("--check", action="store_true", help="only say whether they are stale (exit code 8)")
     inspect = add("inspect", _inspect, "what a .pte file says about itself")

@@ -11,6 +11,9 @@ from rich.text import Text
 from hubpub.measure.inspect import human_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hubpub.hub.upkeep import RepoStatus, Verification
     from hubpub.plan import Step
     from hubpub.release import Report
 
@@ -60,3 +63,35 @@ def _row(report: Report, step: Step) -> list[str]:
         "kept" if step.action == "reuse" else f"{seconds:.0f} s",
         f"failed: {', '.join(missed)}" if missed else f"{len(facts.gates)} passed",
     ]
+
+
+def render_verification(found: Verification) -> RenderableType:
+    """One row per published file, then the verdict."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("file", "size", "sha256", "checked", ""):
+        table.add_column(column, justify="right" if column == "size" else "left")
+    for file in found.files:
+        size = "" if file.bytes is None else human_bytes(file.bytes)
+        table.add_row(file.path, size, file.expected[:12], file.how, "ok" if file.ok else Text("wrong", style="red"))
+    lines: list[RenderableType] = [table, Text()]
+    lines += [Text(problem, style="red") for problem in found.problems]
+    verdict = "intact" if found.ok else "not intact"
+    lines.append(Text(f"{found.repo} at {found.revision} ({found.commit[:12]}) is {verdict}"))
+    return Group(*lines)
+
+
+def render_status(found: Sequence[RepoStatus]) -> RenderableType:
+    """One row per repo: what main holds, the newest tags and what waits on a staging branch."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("repo", "published", "commit", "tags", "staged"):
+        table.add_column(column)
+    for one in found:
+        staged = ", ".join(f"{waiting.version} ({len(waiting.files)} files)" for waiting in one.staged)
+        table.add_row(
+            one.repo,
+            one.published or ("nothing" if one.exists else "no such repo yet"),
+            (one.head or "")[:12],
+            ", ".join(name for name, _ in one.tags[-3:]),
+            staged or "nothing",
+        )
+    return table

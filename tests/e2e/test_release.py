@@ -49,6 +49,17 @@ def test_the_plain_client_finds_files_and_tag(rehearsal: Ran, work: Path, tmp_pa
             assert {"README.md", "facts.json", "SHA256SUMS", "config.json", "tokenizer.json"} <= names
 
 
+def test_what_was_published_verifies_and_shows_in_the_status(rehearsal: Ran, work: Path) -> None:
+    for receipt in rehearsal.json["receipts"]:
+        repo = f"{receipt['repo_id']}@{receipt['version']}"
+        ran = hubpub("verify", repo, "--hub", "local", "--download", "--json", work=work)
+        assert (ran.code, ran.json["ok"]) == (0, True), ran.out
+        assert {file["how"] for file in ran.json["files"]} == {"downloaded"}
+    ran = hubpub("status", "--hub", "local", "--json", work=work)
+    assert {one["published"] for one in ran.json["repos"]} == {rehearsal.json["version"]}
+    assert not any(one["staged"] for one in ran.json["repos"])
+
+
 def test_again_changes_nothing_and_sends_nothing(rehearsal: Ran, work: Path) -> None:
     with LocalHub(work / "hub") as hub:
         before = HfApi(endpoint=hub.url).list_repo_commits(rehearsal.json["receipts"][0]["repo_id"])
