@@ -1,0 +1,72 @@
+"""Plans: what would run, and the reason a person is given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hubpub.config import Project
+from hubpub.matrix import Cell, cells
+from hubpub.plan import Step, plan, remember
+
+
+@pytest.fixture
+def cell(project: Project) -> Cell:
+    """The first declared cell."""
+    return cells(project)[0]
+
+
+def one(cell: Cell, work: Path, *, rehearse: bool = True, force: bool = False) -> Step:
+    (step,) = plan([cell], work, rehearse=rehearse, force=force)
+    return step
+
+
+def finish(step: Step) -> None:
+    remember(step)
+    step.pte.write_bytes(b"program")
+    (step.folder / "facts.json").write_text("{}")
+
+
+def test_a_cell_is_new_then_unfinished_then_up_to_date(cell: Cell, tmp_path: Path) -> None:
+    step = one(cell, tmp_path)
+    assert (step.action, step.reason) == ("export", "new")
+    remember(step)
+    assert (one(cell, tmp_path).action, one(cell, tmp_path).reason) == ("export", "not finished")
+    finish(step)
+    assert (one(cell, tmp_path).action, one(cell, tmp_path).reason) == ("reuse", "up to date")
+    assert one(cell, tmp_path, force=True).reason == "forced"
+
+
+def test_a_changed_recipe_is_named_and_its_gates_are_not_part_of_it(cell: Cell, tmp_path: Path) -> None:
+    finish(one(cell, tmp_path))
+    other = Cell(cell.card, cell.recipe.model_copy(update={"head": None}))
+    assert one(other, tmp_path).reason == "changed: recipe"
+    stricter = cell.recipe.gates.model_copy(update={"top1_min": 1.0})
+    judged = Cell(cell.card, cell.recipe.model_copy(update={"gates": stricter}))
+    assert one(judged, tmp_path).reason == "up to date"
+
+
+def test_a_changed_context_is_named(cell: Cell, tmp_path: Path) -> None:
+    finish(one(cell, tmp_path))
+    export = cell.card.export.model_copy(update={"context": 64})
+    assert (
+        one(Cell(cell.card.model_copy(update={"export": export}), cell.recipe), tmp_path).reason == "changed: context"
+    )
+
+
+def test_a_rehearsal_and_a_release_never_share_files(cell: Cell, tmp_path: Path) -> None:
+    finish(one(cell, tmp_path))
+    assert one(cell, tmp_path, rehearse=False).reason == "new"
+
+
+def test_a_pinned_revision_is_the_source(cell: Cell, tmp_path: Path) -> None:
+    finish(one(cell, tmp_path, rehearse=False))
+    variant = cell.variant.model_copy(update={"revision": "0" * 40})
+    moved = Cell(cell.card.model_copy(update={"variant": variant}), cell.recipe)
+    assert one(moved, tmp_path, rehearse=False).reason == "changed: source"
+
+
+def test_an_excluded_cell_is_skipped_with_its_reason(cell: Cell, tmp_path: Path) -> None:
+    step = one(Cell(cell.card, cell.recipe, "too large"), tmp_path)
+    assert (step.action, step.reason) == ("skip", "excluded: too large")
