@@ -261,6 +261,16 @@ def load_card(folder: Path) -> Card:
     return _validate(Card, {**data, "folder": folder}, path)
 
 
+def locate(card: Card, key: str) -> tuple[Path, int | None]:
+    """The file that declares `card`, and the line (1-based) of the dotted `key` in it where it can be found."""
+    path = card.folder / "card.toml"
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return path, None
+    return path, _line_of(text, tuple(key.split(".")))
+
+
 def _recipes(path: Path) -> dict[str, Recipe]:
     tables = _read(path).get("recipe", {})
     return {name: _validate(Recipe, {**table, "name": name}, path, ("recipe", name)) for name, table in tables.items()}

@@ -5,12 +5,15 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from hubpub.config import PACKAGE, Variant
+from hubpub.config import PACKAGE, Family, License, Variant
 from hubpub.errors import RenderError
 
 GEMMA_TERMS = "https://ai.google.dev/gemma/terms"
 # The sentence section 3.1 of the Gemma Terms of Use asks for, word for word.
 GEMMA_NOTICE = "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms"
+GEMMA_POLICY = "https://ai.google.dev/gemma/prohibited_use_policy"
+# What each family was published under; a card that says otherwise would pass on rights nobody gave.
+_FAMILIES: dict[Family, License] = {"gemma3n": "gemma", "gemma4": "apache-2.0"}
 
 
 def notice_name(variant: Variant) -> str:
@@ -19,7 +22,17 @@ def notice_name(variant: Variant) -> str:
 
 
 def files(variant: Variant) -> dict[str, bytes]:
-    """The licence files of a repo by name. Raises RenderError where one that is needed cannot be had."""
+    """The licence files of a repo by name.
+
+    Raises RenderError where the declared licence is not the one of the family, or a text it needs cannot be had.
+    """
+    granted = _FAMILIES[variant.family]
+    if variant.license != granted:
+        raise RenderError(
+            f"variant.license: {variant.name} is a {variant.family} model, which comes under '{granted}', "
+            f"not '{variant.license}'",
+            f'set license = "{granted}"',
+        )
     modified = (
         f"The files in this repository were modified from {variant.source} at revision {variant.revision}:\n"
         "the text decoder was taken out of the multimodal model, converted to ExecuTorch programs and, where a\n"
@@ -30,7 +43,7 @@ def files(variant: Variant) -> dict[str, bytes]:
             f"{GEMMA_NOTICE}\n\n{modified}\n"
             f"The agreement: {GEMMA_TERMS}\n"
             "Use is restricted as section 3.2 of the agreement says; the Prohibited Use Policy is part of it:\n"
-            "https://ai.google.dev/gemma/prohibited_use_policy\n"
+            f"{GEMMA_POLICY}\n"
             "Whoever passes these files on must pass on these restrictions and this notice.\n"
         )
         return {"Notice": text.encode()}
@@ -46,13 +59,14 @@ def metadata(variant: Variant) -> dict[str, str]:
 
 def _apache() -> bytes:
     """The text of the Apache License, which hubpub is under too."""
-    checkout = PACKAGE.parent / "LICENSE"
-    if checkout.is_file():
-        return checkout.read_bytes()
+    places = [PACKAGE.parent / "LICENSE"]
     try:
-        for path in distribution("hubpub").files or ():
-            if path.name == "LICENSE":
-                return Path(str(path.locate())).read_bytes()
+        found = (path for path in distribution("hubpub").files or () if path.name == "LICENSE")
+        places += [Path(str(path.locate())) for path in found]
     except PackageNotFoundError:
         pass
+    for path in places:
+        # Beside an installed package may lie another one's licence.
+        if path.is_file() and b"Apache License" in (text := path.read_bytes()):
+            return text
     raise RenderError("the text of the Apache License is not installed with hubpub", "install hubpub again")

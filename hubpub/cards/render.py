@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jinja2 import FileSystemLoader, StrictUndefined, TemplateError, TemplateSyntaxError, UndefinedError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from hubpub.cards import charts, licenses, words
+from hubpub.cards.blocks import BLOCK, Conflict, Merged, block, front, merge, unified
+from hubpub.cards.linking import Links, links
+from hubpub.cards.metadata import metadata
+from hubpub.cards.prose import checked
+from hubpub.config import Card, Project
+from hubpub.errors import RenderError, UsageError
+from hubpub.facts import CardFacts, CellFacts, Method, load
+from hubpub.measure.compare import CardDiff, compare
 
-from hubpub.cards import licenses
-from hubpub.cards.blocks import Conflict, Merged, block, front, merge
-from hubpub.config import Card, Project, Prose
-from hubpub.errors import RenderError
-from hubpub.facts import CardFacts, CellFacts, load
+if TYPE_CHECKING:
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-__all__ = ["Conflict", "Merged", "Rendered", "golden", "merge", "render", "stale"]
-_MARK = re.compile(r"<!--\s*hubpub:", re.IGNORECASE)
-# Characters that reorder or hide text, and control characters: on a card they only serve to deceive.
-_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+__all__ = ["CHARTS", "Conflict", "Merged", "Rendered", "golden", "merge", "render", "stale"]
+CHARTS = {"choice-light.svg": charts.LIGHT, "choice-dark.svg": charts.DARK}
+_MARK = ("<!-- hubpub:begin ", "<!-- hubpub:end ")
+POLICY = "https://github.com/pytorch/executorch/blob/main/runtime/COMPATIBILITY.md"
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """The generated text files of a Hub repo by name: README.md, config.json and the licence files."""
+    """The generated text files of a Hub repo by name: README.md, config.json, charts and the licence files."""
 
     files: dict[str, bytes]
 
@@ -37,34 +40,20 @@ def render(
 ) -> Rendered:
     """The files of `card` with `facts`; without facts, a card that says there is no release yet.
 
-    Raises RenderError naming the template and line for a template that does not fit.
+    `namespace` is the owner of the repo on the Hub. With `previous` the card says what changed since then. Raises
+    RenderError naming file and line for a template or prose that does not fit.
     """
-    prose = _checked(card)
-    ordered = facts.model_copy(update={"cells": _ordered(card, facts)}) if facts else None
-    values = {
-        "card": prose,
-        "variant": card.variant,
-        "facts": ordered,
-        "first": ordered.cells[0] if ordered else None,
-        "pick": _recommended(card, ordered),
-        "recommended": card.export.recommended,
-        "namespace": namespace,
-        "previous": previous,
-        "chat": _chat(card),
-        "notice": licenses.notice_name(card.variant),
-        "block": lambda name, caller: block(name, caller()),
-    }
-    text = _template(templates, "card.md.jinja", values)
-    text = re.sub(r"[ \t]+\n", "\n", text)
-    text = re.sub(r"\n*(<!-- hubpub:begin [a-z]+ sha256:[0-9a-f]+ -->)", r"\n\n\1", text)
-    text = re.sub(r"(<!-- hubpub:end [a-z]+ -->)\n*", r"\1\n\n", text)
-    text = re.sub(r"\n{3,}", "\n\n", text).strip("\n") + "\n"
-    # Whitespace was tidied after the blocks were marked: mark them again by what they hold now.
-    text = _remarked(text)
-    files = {"README.md": (front(_metadata(card)) + "\n" + text).encode()}
-    if ordered is not None:
-        files["config.json"] = (json.dumps(_config(card, ordered), indent=2) + "\n").encode()
-    return Rendered({**files, **licenses.files(card.variant)})
+    if facts is not None:
+        facts = _ordered(card, facts)
+    files: dict[str, bytes] = {}
+    if facts is not None:
+        files["config.json"] = (json.dumps(_config(card, facts), indent=2, ensure_ascii=False) + "\n").encode()
+        if len(facts.cells) > 1:
+            for name, theme in CHARTS.items():
+                files[name] = charts.choice(facts.cells, card.export.recommended, theme).encode()
+    text = _tidy(_expand(templates, "card.md.jinja", _values(card, facts, namespace, previous)))
+    readme = front(metadata(card)) + "\n" + text
+    return Rendered({"README.md": readme.encode(), **files, **licenses.files(card.variant)})
 
 
 def golden(card: Card, project: Project) -> dict[Path, bytes]:
@@ -83,18 +72,71 @@ def stale(project: Project) -> list[tuple[Path, str]]:
         for path, data in golden(card, project).items():
             old = path.read_bytes() if path.exists() else b""
             if old != data:
-                lines = difflib.unified_diff(
-                    old.decode(errors="replace").splitlines(),
-                    data.decode().splitlines(),
-                    "committed",
-                    "rendered",
-                    lineterm="",
-                )
-                found.append((path, "\n".join(lines)))
+                found.append((path, unified(old.decode(errors="replace"), data.decode(), "committed", "rendered")))
     return found
 
 
-def _template(templates: Path, name: str, values: dict[str, Any]) -> str:
+def _values(card: Card, facts: CardFacts | None, namespace: str, previous: CardFacts | None) -> dict[str, Any]:
+    """What templates can speak of. Without facts there are no figures to name: using one is an error."""
+    values: dict[str, Any] = {
+        "card": checked(card),
+        "variant": card.variant,
+        "repo": f"{namespace}/{card.repo}",
+        "facts": facts,
+        "notice": licenses.notice_name(card.variant),
+        "terms": licenses.GEMMA_TERMS,
+        "policy": licenses.GEMMA_POLICY,
+        "block": lambda name, caller: block(name, caller()),
+    }
+    if facts is None:
+        return values
+    pick = facts.cells[0]
+    return {
+        **values,
+        "repo": facts.repo,
+        "first": pick,
+        "pick": pick,
+        "recommended": card.export.recommended,
+        "described": charts.described(facts.cells),
+        "charts": len(facts.cells) > 1,
+        "chat": _chat(card),
+        "positions": _positions(pick),
+        "stop": _stop(pick),
+        "forward": _forward(pick),
+        "weights": {cell.cell: _weights(cell) for cell in facts.cells},
+        "planned": {cell.cell: _planned(cell) for cell in facts.cells},
+        "hosts": list(dict.fromkeys((cell.speed.host, cell.speed.threads) for cell in facts.cells)),
+        "gates": list(dict.fromkeys(gate.name for cell in facts.cells for gate in cell.gates)),
+        "patches": list({p.name: p for cell in facts.cells for p in cell.patches if p.applied}.values()),
+        "links": _links(facts),
+        "next_release": _next_release(pick.toolchain.get("executorch", "")),
+        "compatibility": POLICY,
+        "changes": _changes(previous, facts),
+        "previous": previous,
+    }
+
+
+def _expand(templates: Path, name: str, values: dict[str, Any]) -> str:
+    from jinja2 import TemplateError, TemplateNotFound, TemplateSyntaxError
+
+    try:
+        return _environment(templates).get_template(name).render(values)
+    except TemplateSyntaxError as error:
+        path, line = error.filename or str(templates / (error.name or name)), error.lineno
+        raise RenderError(f"{_short(path, templates)}:{line}: {error.message}", path=path, line=line) from None
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        where, at = _place(error, templates)
+        message = f"there is no template {error.name}" if isinstance(error, TemplateNotFound) else str(error)
+        shown = f"{_short(where, templates)}:{at}" if where else name
+        raise RenderError(f"{shown}: {message}", path=where, line=at) from None
+
+
+@lru_cache(maxsize=8)
+def _environment(templates: Path) -> ImmutableSandboxedEnvironment:
+    """One environment per folder: compiled templates are kept, and read again when their file changes."""
+    from jinja2 import FileSystemLoader, StrictUndefined
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
     environment = ImmutableSandboxedEnvironment(
         loader=FileSystemLoader(templates),
         undefined=StrictUndefined,
@@ -103,83 +145,47 @@ def _template(templates: Path, name: str, values: dict[str, Any]) -> str:
         keep_trailing_newline=True,
         autoescape=False,
     )
-    environment.filters.update(_FILTERS)
-    try:
-        return environment.get_template(name).render(values)
-    except TemplateSyntaxError as error:
-        raise RenderError(
-            f"{error.filename or name}:{error.lineno}: {error.message}", path=error.filename, line=error.lineno
-        ) from None
-    except (TemplateError, UndefinedError, TypeError, ValueError, KeyError, AttributeError) as error:
-        path, line = _place(error, templates)
-        raise RenderError(f"{path or name}:{line or '?'}: {error}", path=path, line=line) from None
+    environment.filters.update(words.FILTERS)
+    return environment
 
 
 def _place(error: BaseException, templates: Path) -> tuple[str | None, int | None]:
-    trace, found = error.__traceback__, (None, None)
+    """The innermost template and line an error came through."""
+    trace = error.__traceback__
+    where: str | None = None
+    line: int | None = None
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename
         if name.startswith(str(templates)):
-            found = (name, trace.tb_lineno)  # type: ignore[assignment]
+            where, line = name, trace.tb_lineno
         trace = trace.tb_next
-    return found
+    return where, line
 
 
-def _remarked(text: str) -> str:
-    from hubpub.cards.blocks import BLOCK
-
-    return BLOCK.sub(lambda match: block(match["name"], match["body"]), text)
-
-
-def _checked(card: Card) -> Prose:
-    """The prose of a card without what could pass for something else. Raises RenderError naming the key."""
-    where = f"{card.folder.name}/card.toml"
-
-    def tidy(key: str, text: str) -> str:
-        if _MARK.search(text):
-            raise RenderError(
-                f"{where}: card.{key} holds a hubpub block mark", "write prose only; blocks are generated"
-            )
-        return _HIDDEN.sub("", text).strip()
-
-    prose = card.card
-    title = tidy("title", prose.title)
-    if "\n" in title or not title:
-        raise RenderError(f"{where}: card.title must be one line", "move the rest to card.introduction")
-    return prose.model_copy(
-        update={
-            "title": title,
-            **{key: tidy(key, getattr(prose, key)) for key in ("introduction", "intended_use", "limits")},
-            "section": tuple(
-                one.model_copy(
-                    update={"title": tidy("section.title", one.title), "body": tidy("section.body", one.body)}
-                )
-                for one in prose.section
-            ),
-        }
-    )
+def _short(path: str, templates: Path) -> str:
+    """A template's name from the templates folder on: paths of this machine are of no use on another."""
+    return str(Path(path).relative_to(templates.parent)) if Path(path).is_relative_to(templates.parent) else path
 
 
-def _metadata(card: Card) -> dict[str, Any]:
-    """The front matter: everything here makes the Hub do something (filters, model tree, licence, download code)."""
-    tags = ["executorch", "text-generation", "on-device", card.variant.family, *card.card.tags]
-    values: dict[str, Any] = {
-        **licenses.metadata(card.variant),
-        "library_name": "executorch",
-        "pipeline_tag": "text-generation",
-        "base_model": card.variant.source,
-        "base_model_relation": "quantized",
-        "language": list(card.card.language),
-        "tags": list(dict.fromkeys(_HIDDEN.sub("", tag) for tag in tags)),
-    }
-    if card.card.thumbnail:
-        values["thumbnail"] = card.card.thumbnail
-    return values
+def _tidy(text: str) -> str:
+    """No blanks at line ends, one empty line at most, marks apart from what is around them, one newline at the end."""
+    lines: list[str] = []
+    for raw in text.split("\n"):
+        line = raw.rstrip(" \t")
+        apart = line.startswith(_MARK) or (bool(lines) and lines[-1].startswith(_MARK))
+        if apart and line and lines and lines[-1]:
+            lines.append("")
+        if line or (lines and lines[-1]):
+            lines.append(line)
+    tidied = "\n".join(lines).strip("\n") + "\n"
+    # Whitespace was tidied after the blocks were marked: mark them again by what they hold now.
+    return BLOCK.sub(lambda match: block(match["name"], match["body"]), tidied)
 
 
 def _config(card: Card, facts: CardFacts) -> dict[str, Any]:
     """The root config.json: the file table for programs, and the file by which the Hub counts downloads."""
     first = facts.cells[0]
+    metadata_ = first.program.metadata
     return {
         "model_type": card.variant.family,
         "library_name": "executorch",
@@ -187,12 +193,17 @@ def _config(card: Card, facts: CardFacts) -> dict[str, Any]:
         "base_model_revision": card.variant.revision,
         "version": facts.version,
         "scale_model": facts.scale_model,
-        "executorch_version": first.toolchain["executorch"],
+        "executorch_version": first.toolchain.get("executorch"),
         "max_context_length": first.context.exported,
         "sliding_window": first.context.sliding_window,
         "vocab_size": first.vocabulary,
+        "num_hidden_layers": first.layers.total,
+        "bos_token_id": metadata_.get("get_bos_id"),
+        "eos_token_id": list(_stop(first)),
+        "parameters": first.parameters.total,
         "tokenizer": "tokenizer.json",
-        "recommended": card.export.recommended,
+        "tokenizer_files": [{"file": f.name, "bytes": f.bytes, "sha256": f.sha256} for f in first.tokenizer],
+        "recommended": first.file.name,
         "files": [
             {
                 "file": cell.file.name,
@@ -200,7 +211,10 @@ def _config(card: Card, facts: CardFacts) -> dict[str, Any]:
                 "summary": cell.summary,
                 "bytes": cell.file.bytes,
                 "sha256": cell.file.sha256,
+                "max_context_length": cell.context.exported,
+                "memory_bytes": _weights(cell) + _planned(cell),
                 "backends": sorted(cell.program.backends),
+                "kernels": sorted(cell.program.operators.namespaces),
                 "methods": [
                     {
                         "name": method.name,
@@ -215,17 +229,61 @@ def _config(card: Card, facts: CardFacts) -> dict[str, Any]:
     }
 
 
-def _ordered(card: Card, facts: CardFacts) -> tuple[CellFacts, ...]:
-    """The cells with the recommended one first, then by size."""
-    return tuple(
-        sorted(facts.cells, key=lambda cell: (cell.recipe != card.export.recommended, cell.file.bytes, cell.recipe))
-    )
+def _ordered(card: Card, facts: CardFacts) -> CardFacts:
+    """`facts` with the recommended cell first, then by size. Raises RenderError where there are no cells."""
+    if not facts.cells:
+        raise RenderError(f"{card.repo}: the facts of {facts.version} hold no cells", "make the release again")
+    cells = sorted(facts.cells, key=lambda cell: (cell.recipe != card.export.recommended, cell.file.bytes, cell.recipe))
+    return facts.model_copy(update={"cells": tuple(cells)})
 
 
-def _recommended(card: Card, facts: CardFacts | None) -> CellFacts | None:
-    if facts is None:
+def _weights(cell: CellFacts) -> int:
+    return cell.program.constant_bytes + cell.program.delegate_bytes
+
+
+def _planned(cell: CellFacts) -> int:
+    """Bytes of the arena of the method that needs most; it holds the KV cache at full context."""
+    return max((method.planned_bytes for method in cell.program.methods), default=0)
+
+
+def _forward(cell: CellFacts) -> Method | None:
+    return next((method for method in cell.program.methods if method.name == "forward"), None)
+
+
+def _positions(cell: CellFacts) -> str:
+    """The second input of `forward` in Python, as the program's own shapes ask for it."""
+    method = _forward(cell)
+    if method and len(method.inputs) == 2 and method.inputs[1].shape == (1,):
+        return "torch.tensor([position])"
+    return "torch.arange(position, position + len(step))"
+
+
+def _stop(cell: CellFacts) -> tuple[int, ...]:
+    """The token ids that end a text, as the program's metadata names them."""
+    ids = cell.program.metadata.get("get_eos_ids", ())
+    return tuple(int(one) for one in ids) if isinstance(ids, tuple) else (int(ids),)
+
+
+def _links(facts: CardFacts) -> Links:
+    backends = sorted({name for cell in facts.cells for name in cell.program.backends})
+    namespaces = sorted({name for cell in facts.cells for name in cell.program.operators.namespaces})
+    return links(backends, namespaces)
+
+
+def _next_release(version: str) -> str:
+    """The next release of ExecuTorch that is no patch, e.g. "1.5" after "1.4.1"."""
+    match = re.match(r"(\d+)\.(\d+)", version)
+    return f"{match[1]}.{int(match[2]) + 1}" if match else ""
+
+
+def _changes(previous: CardFacts | None, facts: CardFacts) -> CardDiff | None:
+    """What changed since `previous`; None where that was this very version or a rehearsal beside a real release."""
+    if previous is None or previous.version == facts.version or not previous.cells:
         return None
-    return next((cell for cell in facts.cells if cell.recipe == card.export.recommended), facts.cells[0])
+    try:
+        return compare(previous, facts)
+    except UsageError:
+        return None
 
 
 def _chat(card: Card) -> str | None:
@@ -236,22 +294,3 @@ def _chat(card: Card) -> str | None:
     if card.variant.family == "gemma4":
         return f"<|turn>user\n{question}<turn|>\n<|turn>model\n"
     return f"<start_of_turn>user\n{question}<end_of_turn>\n<start_of_turn>model\n"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB"
-
-
-_FILTERS: dict[str, Callable[..., str]] = {
-    "size": _size,
-    "percent": lambda share: f"{share:.1%}".replace(".0%", "%"),
-    "integer": lambda count: f"{count:,}",
-    "number": lambda value: f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}",
-    "shape": lambda dimensions: "[" + ", ".join(str(one) for one in dimensions) + "]",
-    "namespace": lambda operator: operator.partition("::")[0],
-    "pystring": lambda text: json.dumps(text, ensure_ascii=False),
-}

@@ -1,19 +1,24 @@
-"""Cards rendered from declarations: valid metadata, licences, and prose that stays prose."""
+"""Cards rendered from declarations and facts: valid metadata, licences, every figure from the facts, clean text."""
 
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 import time
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 
+from cards.sample import facts as sample
 from hubpub.cards import licenses
 from hubpub.cards.blocks import BLOCK, metadata
-from hubpub.cards.render import golden, render, stale
+from hubpub.cards.render import CHARTS, golden, render, stale
 from hubpub.config import Card, Project
 from hubpub.errors import RenderError
-from hubpub.facts import CardFacts, load
+from hubpub.facts import CardFacts
 
 
 @pytest.fixture(params=["gemma-3n-E2B-it-pte", "gemma-3n-E4B-it-pte"])
@@ -23,14 +28,16 @@ def card(request: pytest.FixtureRequest, project: Project) -> Card:
 
 
 @pytest.fixture
-def facts(card: Card) -> CardFacts:
-    """Its committed facts."""
-    return load(CardFacts, card.folder / "facts.json")
+def facts(card: Card, project: Project) -> CardFacts:
+    """A release of it."""
+    return sample(project, card)
 
 
-def text_of(card: Card, project: Project, facts: CardFacts | None, **prose: object) -> str:
+def text_of(
+    card: Card, project: Project, facts: CardFacts | None, previous: CardFacts | None = None, **prose: object
+) -> str:
     changed = card.model_copy(update={"card": card.card.model_copy(update=prose)})
-    made = render(changed, facts, namespace="someone", templates=project.templates_dir)
+    made = render(changed, facts, namespace="someone", templates=project.templates_dir, previous=previous)
     return made.files["README.md"].decode()
 
 
@@ -45,6 +52,7 @@ def test_metadata_makes_the_hub_do_what_it_should(card: Card, project: Project, 
     assert found["base_model"] == card.variant.source
     assert (found["base_model_relation"], found["library_name"]) == ("quantized", "executorch")
     assert found["pipeline_tag"] == "text-generation"
+    assert {"executorch", "text-generation", card.variant.family, "on-device"} <= set(found["tags"])
     assert len(found["tags"]) == len(set(found["tags"]))
 
 
@@ -53,84 +61,177 @@ def test_every_file_is_in_the_table_and_in_config_json(card: Card, project: Proj
     text = made.files["README.md"].decode()
     config = json.loads(made.files["config.json"])
     assert {file["file"] for file in config["files"]} == {cell.file.name for cell in facts.cells}
+    assert config["recommended"] == f"{card.variant.name}-{card.export.recommended}.pte"
     for cell in facts.cells:
         assert f"[{cell.recipe}](./{cell.file.name})" in text
-        assert cell.file.sha256[:12] in text
+        assert cell.file.sha256 in text
     assert text.count("**(take this)**") == 1
 
 
-def test_a_rehearsal_says_so_at_the_top(card: Card, project: Project, facts: CardFacts) -> None:
-    assert facts.scale_model
-    text = text_of(card, project, facts)
+def test_every_file_the_card_shows_is_made(card: Card, project: Project, facts: CardFacts) -> None:
+    made = render(card, facts, namespace="someone", templates=project.templates_dir).files
+    targets = {*re.findall(r"\]\(\./([^)]+)\)", made["README.md"].decode())}
+    targets |= {*re.findall(r'(?:src|srcset)="\./([^"]+)"', made["README.md"].decode())}
+    published = {c.file.name for c in facts.cells} | {f.name for c in facts.cells for f in c.tokenizer}
+    assert targets <= {*made, *published, "facts.json", "SHA256SUMS"}
+    assert {*CHARTS, "config.json", "Notice"} <= made.keys()
+
+
+def test_charts_are_plain_svg_that_a_strict_hub_still_draws(card: Card, project: Project, facts: CardFacts) -> None:
+    made = render(card, facts, namespace="someone", templates=project.templates_dir).files
+    for name in CHARTS:
+        tree = ET.fromstring(made[name])
+        tags = {element.tag.rpartition("}")[2] for element in tree.iter()}
+        assert tags <= {"svg", "title", "desc", "rect", "line", "circle", "text"}
+        assert not any("style" in element.attrib for element in tree.iter())
+        assert len(tree.findall("{*}circle")) == len(facts.cells) + 1
+        for label in tree.findall("{*}text"):
+            assert 0 <= float(label.attrib["x"]) <= 640
+            assert 0 <= float(label.attrib["y"]) <= 360
+
+
+def test_one_file_needs_no_choice(card: Card, project: Project, facts: CardFacts) -> None:
+    one = facts.model_copy(update={"cells": facts.cells[:1]})
+    made = render(card, one, namespace="someone", templates=project.templates_dir).files
+    assert not CHARTS.keys() & made.keys()
+    assert b"<picture>" not in made["README.md"]
+
+
+def test_a_rehearsal_says_so_at_the_top(card: Card, project: Project) -> None:
+    text = text_of(card, project, sample(project, card, scale_model=True))
     assert text.index("> [!WARNING]") < text.index("## Which file")
+    assert "[!WARNING]" not in text_of(card, project, sample(project, card))
 
 
 def test_without_facts_there_are_no_figures(card: Card, project: Project) -> None:
     text = text_of(card, project, None)
     assert "There is no release of this repo yet" in text
-    assert "tokens/s" not in text
-    assert "coming soon" not in text
+    body = text.split("\n---\n", 1)[1]
+    assert not re.search(r"\d (MB|GB|tokens)|tokens/s|```", body)
+    assert "coming soon" not in text.lower()
+
+
+def test_the_text_is_tidy(card: Card, project: Project, facts: CardFacts) -> None:
+    for text in (text_of(card, project, facts), text_of(card, project, None), text_of(card, project, facts, facts)):
+        assert text.endswith("\n")
+        assert not text.endswith("\n\n")
+        assert "\n\n\n" not in text
+        assert not re.search(r"[ \t]\n", text)
+        assert not re.search(r"\{\{|\{%|None|Undefined", text)
+
+
+def test_prefill_takes_positions_as_the_program_asks(card: Card, project: Project, facts: CardFacts) -> None:
+    assert "torch.tensor([position])" in text_of(card, project, facts)
+    cell = facts.cells[0]
+    method = cell.program.methods[0]
+    wide = method.model_copy(update={"inputs": (method.inputs[0], method.inputs[0])})
+    program = cell.program.model_copy(update={"methods": (wide,)})
+    other = facts.model_copy(update={"cells": (cell.model_copy(update={"program": program}),)})
+    assert "torch.arange(position, position + len(step))" in text_of(card, project, other)
+
+
+def test_python_blocks_are_python(card: Card, project: Project, facts: CardFacts) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", text_of(card, project, facts), re.DOTALL)
+    assert len(blocks) == 2
+    for code in blocks:
+        compile(code, "card", "exec")
+        assert f'"{facts.version}"' in code
+
+
+def test_changes_since_the_release_before(card: Card, project: Project, facts: CardFacts) -> None:
+    cell = facts.cells[0]
+    smaller = cell.model_copy(update={"file": cell.file.model_copy(update={"bytes": cell.file.bytes // 2})})
+    new = facts.model_copy(update={"version": "v1.1.0", "cells": (smaller, *facts.cells[1:-1])})
+    text = text_of(card, project, new, facts)
+    assert "## Changes since v1.0.0" in text
+    assert "file size: 3.24 GB → 1.62 GB" in text
+    assert f"`{facts.cells[-1].cell}` is no longer here" in text
+    assert f"`{facts.cells[1].cell}` is as before" in text
+    assert "## Changes" not in text_of(card, project, facts, facts)
+    assert "## Changes" not in text_of(card, project, new, sample(project, card, "v0.9.0", scale_model=True))
 
 
 def test_gemma_is_passed_on_as_its_terms_ask(card: Card, project: Project, facts: CardFacts) -> None:
-    notice = render(card, facts, namespace="x", templates=project.templates_dir).files["Notice"].decode()
+    made = render(card, facts, namespace="x", templates=project.templates_dir).files
+    for text in (made["Notice"].decode(), made["README.md"].decode().replace("[", "").split("](https")[0]):
+        assert "Gemma" in text
+    notice = made["Notice"].decode()
     assert licenses.GEMMA_NOTICE in notice
     assert "modified" in notice
     assert "Prohibited Use Policy" in notice
 
 
 def test_apache_goes_with_its_text(card: Card) -> None:
-    variant = card.variant.model_copy(update={"license": "apache-2.0"})
+    variant = card.variant.model_copy(update={"license": "apache-2.0", "family": "gemma4"})
     found = licenses.files(variant)
     assert b"Apache License" in found["LICENSE"]
     assert b"modified" in found["NOTICE"]
 
 
-@pytest.mark.parametrize(
-    "prose",
-    [
-        "{{ facts.cells }} {% for x in y %} {# no #}",
-        "---\nlicense: mit\n---",
-        "<script>alert(1)</script>",
-        "\u202eevil\u2066 \x1b[31m",
-        "a" * 1_000_000,
-        "日本語 ünïcödé 🙂",
-    ],
-)
-def test_prose_stays_prose(card: Card, project: Project, facts: CardFacts, prose: str) -> None:
-    plain = text_of(card, project, facts)
-    text = text_of(card, project, facts, introduction=prose, limits=prose)
-    assert metadata(text) == metadata(plain)
-    assert [m["name"] for m in BLOCK.finditer(text)] == [m["name"] for m in BLOCK.finditer(plain)]
-    assert not set("\u202e\u2066\x1b") & set(text)
-    if "{{" in prose:
-        assert prose in text
-
-
-def test_prose_cannot_forge_a_block(card: Card, project: Project, facts: CardFacts) -> None:
-    forged = "<!-- hubpub:begin files sha256:000000000000 -->\n<!-- hubpub:end files -->"
-    with pytest.raises(RenderError, match=r"card\.toml: card\.introduction holds a hubpub block mark"):
-        text_of(card, project, facts, introduction=forged)
+@pytest.mark.parametrize(("family", "license_"), [("gemma3n", "apache-2.0"), ("gemma4", "gemma")])
+def test_a_licence_nobody_gave_is_refused(card: Card, family: str, license_: str) -> None:
+    variant = card.variant.model_copy(update={"license": license_, "family": family})
+    with pytest.raises(RenderError, match=r"variant\.license: .* comes under"):
+        licenses.files(variant)
 
 
 @pytest.mark.parametrize(
-    ("template", "says"),
+    ("template", "says", "line"),
     [
-        ("{{ facts.nothing }}", r"card\.md\.jinja:1: .*nothing"),
-        ("a\n\n{% if %}", r"card\.md\.jinja:3: "),
-        ("{{ ''.__class__.__mro__ }}", r"card\.md\.jinja:1: .*unsafe"),
+        ("{{ facts.nothing }}", r"card\.md\.jinja:1: .*nothing", 1),
+        ("a\n\n{% if %}", r"card\.md\.jinja:3: ", 3),
+        ("a\n{{ ''.__class__.__mro__ }}", r"card\.md\.jinja:2: .*unsafe", 2),
+        ("a\n{{ nobody }}", r"card\.md\.jinja:2: 'nobody' is undefined", 2),
+        ("\n\n{% include 'gone.md.jinja' %}", r"card\.md\.jinja:3: there is no template gone\.md\.jinja", 3),
+        ("{{ 1 // 0 }}", r"card\.md\.jinja:1: .*division", 1),
+        ("\n{{ facts.cells | percent }}", r"card\.md\.jinja:2: ", 2),
     ],
 )
 def test_a_wrong_template_names_file_and_line(
-    card: Card, facts: CardFacts, tmp_path: Path, template: str, says: str
+    card: Card, facts: CardFacts, tmp_path: Path, template: str, says: str, line: int
 ) -> None:
     (tmp_path / "card.md.jinja").write_text(template)
-    with pytest.raises(RenderError, match=says):
+    with pytest.raises(RenderError, match=says) as caught:
         render(card, facts, namespace="x", templates=tmp_path)
+    assert (caught.value.path, caught.value.line) == (str(tmp_path / "card.md.jinja"), line)
+
+
+def test_a_card_of_no_cells_is_refused(card: Card, facts: CardFacts, project: Project) -> None:
+    with pytest.raises(RenderError, match="hold no cells"):
+        render(card, facts.model_copy(update={"cells": ()}), namespace="x", templates=project.templates_dir)
+
+
+def test_a_new_variant_needs_a_folder_and_nothing_else(project: Project, tmp_path: Path) -> None:
+    folder = tmp_path / "cards" / "mine"
+    folder.mkdir(parents=True)
+    text = (project.cards_dir / "gemma-3n-E2B-it-pte" / "card.toml").read_text()
+    (folder / "card.toml").write_text(text.replace("gemma-3n-E2B-it", "gemma-9-X").replace("gemma3n", "gemma4")
+                                      .replace('license = "gemma"', 'license = "apache-2.0"'))  # fmt: skip
+    mine = Project(tmp_path / "cards", project.templates_dir)
+    made = render(mine.cards[0], sample(mine, mine.cards[0]), namespace="x", templates=mine.templates_dir).files
+    assert {"LICENSE", "NOTICE", "README.md", "config.json"} <= made.keys()
+    assert b"gemma-9-X-8da4w.pte" in made["README.md"]
+
+
+def test_the_same_input_gives_the_same_bytes(card: Card, project: Project, facts: CardFacts) -> None:
+    made = [render(card, facts, namespace="x", templates=project.templates_dir).files for _ in range(2)]
+    assert made[0] == made[1]
+    names = [match["name"] for match in BLOCK.finditer(made[0]["README.md"].decode())]
+    assert len(names) == len(set(names))
 
 
 def test_all_cards_render_in_a_second(project: Project) -> None:
     started = time.perf_counter()
     for card in project.cards:
         golden(card, project)
+        render(card, sample(project, card), namespace="x", templates=project.templates_dir)
     assert time.perf_counter() - started < 1
+
+
+def test_rendering_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, hubpub.cards.render\n"
+        "print(sorted({'torch', 'transformers', 'huggingface_hub', 'rich', 'markdown_it'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,127 @@
+"""Figures and names in the words of a card: bytes, shares, shapes, and text that must not break a table."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable
+
+from hubpub.cards.prose import plain
+from hubpub.facts import Gate
+
+_GATES = {
+    "finite_logits": "all logits are finite",
+    "kl_mean": "KL, mean",
+    "top1_agreement": "same next token",
+    "logit_error_max": "largest logit error",
+    "prefill_error_max": "prefill against decode",
+    "greedy_first_token": "greedy: same first token",
+    "greedy_exact": "greedy: same text",
+    "llm_runner_matches": "LLM runner says the same",
+}
+_SHARES = {"top1_agreement", "greedy_first_token", "greedy_exact"}
+_FLAGS = {"finite_logits", "llm_runner_matches"}
+
+
+def size(count: float) -> str:
+    """Bytes in decimal units with three significant digits, e.g. "1.30 MB"."""
+    value, unit = float(count), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 999.5 or unit == "TB":
+            break
+        value /= 1000
+    if unit == "B":
+        return f"{count:.0f} B"
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {unit}"
+
+
+def number(value: float) -> str:
+    """A measured value with three significant digits, e.g. "0.0145", "546" or "1,964"."""
+    if not math.isfinite(value):
+        return "not finite"
+    if abs(value) >= 99.95:
+        return f"{value:,.0f}"
+    text = f"{value:.3g}"
+    return f"{value:.1e}".replace("e-0", "e-") if "e" in text or (value and abs(value) < 0.001) else text
+
+
+def percent(share: float) -> str:
+    """A share of 1 as a percentage; only what is complete is written 100%."""
+    text = f"{share:.1%}"
+    if text == "100.0%" and share < 1:
+        return "99.9%"
+    return text.replace(".0%", "%")
+
+
+def cell(text: str) -> str:
+    """`text` for a table cell: one line that neither ends the cell nor is read as HTML."""
+    return plain(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+def code(text: str) -> str:
+    """`text` as code, for a table cell or a sentence."""
+    text = plain(text).replace("|", "\\|")
+    fence = "``" if "`" in text else "`"
+    return f"{fence} {text} {fence}" if "`" in text else f"`{text}`"
+
+
+def shape(dimensions: Iterable[object]) -> str:
+    """The dimensions of a tensor, e.g. "[1, 1..2047]"."""
+    return "[" + ", ".join(str(one) for one in dimensions) + "]"
+
+
+def gate_name(name: str) -> str:
+    """A gate in words."""
+    return _GATES.get(name, name.replace("_", " "))
+
+
+def gate(one: Gate) -> str:
+    """What a gate measured and where its limit is, e.g. "0.0145 (at most 0.2)"."""
+    if one.name in _FLAGS:
+        return "yes" if one.passed else "**no**"
+    shown = percent if one.name in _SHARES else number
+    if one.kind == "min" and one.limit <= 0:
+        return shown(one.measured)
+    side = "at most" if one.kind == "max" else "at least"
+    text = f"{shown(one.measured)} ({side} {shown(one.limit)})"
+    return text if one.passed else f"**{text}**"
+
+
+def valued(value: float, unit: str) -> str:
+    """A metric's value with its unit, as `hubpub.measure.compare` names units."""
+    if unit == "bytes":
+        return size(value)
+    if unit == "share":
+        return percent(value)
+    if unit == "" and float(value).is_integer():
+        return f"{value:,.0f}"
+    return f"{number(value)} {unit}".rstrip()
+
+
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """A count with its noun, e.g. "1 thread" or "4 files"."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def listed(words: Iterable[str], last: str = "and") -> str:
+    """Words as a sentence lists them, e.g. "a, b and c"."""
+    *head, tail = list(words) or [""]
+    return f"{', '.join(head)} {last} {tail}" if head else tail
+
+
+FILTERS: dict[str, Callable[..., str]] = {
+    "size": size,
+    "percent": percent,
+    "number": number,
+    "integer": lambda count: f"{count:,}",
+    "shape": shape,
+    "cell": cell,
+    "code": code,
+    "gate": gate,
+    "gate_name": gate_name,
+    "counted": counted,
+    "before": lambda change: valued(change.old, change.unit),
+    "after": lambda change: valued(change.new, change.unit),
+    "listed": listed,
+    "literal": lambda text: json.dumps(text, ensure_ascii=False),
+}

@@ -1,0 +1,170 @@
+"""Whatever stands in card.toml, the result is a valid card with one front matter, or an error that names the key."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cards.sample import facts as sample
+from hubpub.cards.blocks import BLOCK, FRONT, metadata
+from hubpub.cards.html import fault, safe_url
+from hubpub.cards.render import render
+from hubpub.config import Card, Project, load_card
+from hubpub.errors import ConfigError, RenderError
+
+KEYS = ("introduction", "intended_use", "limits", "section")
+
+
+@pytest.fixture
+def card(project: Project) -> Card:
+    """A committed card."""
+    return project.cards[0]
+
+
+def text_of(card: Card, project: Project, **prose: object) -> str:
+    changed = card.model_copy(update={"card": card.card.model_copy(update=prose)})
+    made = render(changed, sample(project, card), namespace="someone", templates=project.templates_dir)
+    return made.files["README.md"].decode()
+
+
+@pytest.mark.parametrize(
+    "prose",
+    [
+        "{{ facts.cells }} {% for x in y %} {# no #}",
+        "{% call block('x') %}{% endcall %}",
+        "---\nlicense: mit\n---",
+        "--- \nlicense: mit\n...\n---",
+        "'''\n+++\nlicense = 'mit'\n+++",
+        "\u202eevil\u2066 \x1b[31m \x00 \u200b",
+        "日本語 ünïcödé 🙂 👩‍👩‍👧",
+        "line\r\nend\u2028and\u2029more\x85done",
+        "| a | b |\n|---|",
+        "> [!WARNING]\n> mine",
+        "```python\nprint('<script>')\n```",
+        "~~~~\n```\n~~~~",
+        "`<b>` and 1 < 2 and a<b",
+        "<details>\n<summary>more</summary>\n\ntext\n\n</details>",
+        "<https://example.org>",
+        " " * 150_000 + "x",
+        "a" * 150_000,
+        "[" * 20_000,
+        "*_" * 20_000,
+        "<" * 20_000,
+    ],
+)
+def test_prose_stays_prose(card: Card, project: Project, prose: str) -> None:
+    plain = text_of(card, project)
+    started = time.perf_counter()
+    text = text_of(card, project, introduction=prose, limits=prose)
+    assert time.perf_counter() - started < 5
+    front = FRONT.match(text)
+    assert front
+    assert len(list(yaml.safe_load_all(front["yaml"]))) == 1
+    assert metadata(text) == metadata(plain)
+    assert [m["name"] for m in BLOCK.finditer(text)] == [m["name"] for m in BLOCK.finditer(plain)]
+    assert not set("\u202e\u2066\x1b\x00\u200b\u2028\r\x85") & set(text)
+    if "{" in prose:
+        assert prose in text
+
+
+@pytest.mark.parametrize(
+    ("prose", "says"),
+    [
+        ("<!-- hubpub:begin files sha256:000000000000 -->\n<!-- hubpub:end files -->", "holds a hubpub block mark"),
+        ("<!-- hub\u200bpub:begin x -->", "holds a hubpub block mark"),
+        ("<!--\nHUBPUB : withdrawn v1 -->", "holds a hubpub block mark"),
+        ("```\nopen", "code fence of line 1 .* never closed"),
+        ("text\n\n~~~\nopen\n```", "code fence of line 3 .* never closed"),
+        ("<script>alert(1)</script>", "<script> is no tag"),
+        ("<style>* {display: none}</style>", "<style> is no tag"),
+        ("<details>\n\nopen", "<details> is never closed"),
+        ("a </div> b", "</div> closes nothing"),
+        ("<img src=x onerror=alert(1)>", "<img> may not have 'onerror'"),
+        ("<a href='java\tscript:alert(1)'>x</a>", "href of <a> is no address"),
+        ("<!-- open", "never closed"),
+        ("<![CDATA[ x", "is no tag"),
+        ("<?php x", "is no tag"),
+        ("use List<String> here", "<string> is no tag"),
+        ("a" * 1_000_000, "longer than 200,000 characters"),
+    ],
+)
+@pytest.mark.parametrize("key", ["introduction", "limits"])
+def test_what_would_change_the_rest_of_the_card_is_refused(
+    card: Card, project: Project, prose: str, says: str, key: str
+) -> None:
+    with pytest.raises(RenderError, match=rf"card\.toml:\d+: card\.{key}: .*{says}") as caught:
+        text_of(card, project, **{key: prose})
+    assert caught.value.path == str(card.folder / "card.toml")
+    assert caught.value.line
+
+
+@pytest.mark.parametrize("value", ["a: b", "- x", "'", '"', "{a: b}", "!!python/object:x", "&a *a", "null", "1e3", "~"])
+def test_tags_cannot_break_the_front_matter(card: Card, project: Project, value: str) -> None:
+    assert value in metadata(text_of(card, project, tags=(value,)))["tags"]
+
+
+@pytest.mark.parametrize(
+    ("prose", "says"),
+    [
+        ({"tags": ("x" * 97,)}, r"card\.tags: "),
+        ({"tags": ("\u200b",)}, r"card\.tags: "),
+        ({"tags": tuple(f"t{n}" for n in range(100))}, r"card\.tags: more than 64"),
+        ({"language": ("English",)}, r"card\.language: 'English' is no ISO 639 code"),
+        ({"thumbnail": "javascript:alert(1)"}, r"card\.thumbnail: must be an https address"),
+        ({"thumbnail": "https://x/\nlicense: mit"}, r"card\.thumbnail: must be an https address"),
+        ({"title": "two\nlines"}, r"card\.title: must be one line"),
+        ({"title": "\u200b"}, r"card\.title: must be one line"),
+    ],
+)
+def test_metadata_the_hub_would_not_take_is_refused(
+    card: Card, project: Project, prose: dict[str, object], says: str
+) -> None:
+    with pytest.raises(RenderError, match=says):
+        text_of(card, project, **prose)
+
+
+def test_a_recipe_cannot_break_the_table(card: Card, project: Project) -> None:
+    facts = sample(project, card)
+    rude = facts.cells[0].model_copy(update={"summary": "a | b\nc <b> \\| `"})
+    changed = facts.model_copy(update={"cells": (rude, *facts.cells[1:])})
+    text = render(card, changed, namespace="x", templates=project.templates_dir).files["README.md"].decode()
+    rows = [line for line in text.splitlines() if line.startswith(f"| [{rude.recipe}]")]
+    assert len(rows) == 1
+    assert "a \\| b c &lt;b> \\\\\\| `" in rows[0]
+
+
+@pytest.mark.parametrize(
+    "toml", ["schema = 1\nrepo = 3", "\x00", "schema = 1\n[card]\ntitle = 'x'\nbody = 'y'", "[[card]]", "schema = "]
+)
+def test_a_wrong_card_toml_names_the_file(tmp_path: Path, toml: str) -> None:
+    (tmp_path / "card.toml").write_text(toml)
+    with pytest.raises(ConfigError, match=r"card\.toml") as caught:
+        load_card(tmp_path)
+    assert caught.value.path == str(tmp_path / "card.toml")
+
+
+@pytest.mark.parametrize(
+    ("url", "safe"),
+    [
+        ("https://a.b/c", True),
+        ("./x.svg", True),
+        ("#part", True),
+        ("mailto:a@b.c", True),
+        ("javascript:alert(1)", False),
+        ("JaVa\nScRiPt:alert(1)", False),
+        ("\x01javascript:alert(1)", False),
+        ("data:text/html,x", False),
+        ("vbscript:x", False),
+        ("//[", False),
+    ],
+)
+def test_addresses(url: str, safe: bool) -> None:
+    assert safe_url(url) is safe
+
+
+def test_nested_html_must_close_in_order() -> None:
+    assert fault("<b><i>x</i></b><br>") is None
+    assert fault("<b><i>x</b></i>")
