@@ -38,6 +38,10 @@ def test_an_edited_block_is_a_conflict_with_a_diff() -> None:
     assert "+new table" in merged.conflicts[0].diff
 
 
+def test_an_edit_that_is_now_rendered_is_no_conflict() -> None:
+    assert merge(published().replace("old table", "new table"), RENDERED).conflicts == ()
+
+
 def test_a_new_block_goes_after_the_one_before_it() -> None:
     rendered = RENDERED.replace("\n\nold prose", "\n\n" + block("usage", "how") + "\n\nold prose")
     text = merge(published(), rendered).text
@@ -45,13 +49,43 @@ def test_a_new_block_goes_after_the_one_before_it() -> None:
 
 
 def test_a_block_that_is_no_longer_rendered_goes() -> None:
-    both = published() + block("gone", "of yesterday") + "\n"
-    assert "of yesterday" not in merge(both, RENDERED).text
+    both = published() + "\nBefore.\n\n" + block("gone", "of yesterday") + "\n\nAfter.\n"
+    assert merge(both, RENDERED).text == published("new table") + "\nBefore.\n\nAfter.\n"
+
+
+def test_a_block_that_was_copied_is_written_once() -> None:
+    text = merge(published() + "\n" + block("files", "old table") + "\n", RENDERED).text
+    assert text.count("new table") == 1
+
+
+def test_line_ends_of_another_system_are_no_edit() -> None:
+    merged = merge(published().replace("\n", "\r\n"), RENDERED)
+    assert merged.conflicts == ()
+    assert "new table" in merged.text
+    assert "old table" not in merged.text
+    assert "# My own title\r\n" in merged.text
+
+
+@pytest.mark.parametrize("half", ["<!-- hubpub:end files -->", "begin files sha256"])
+def test_half_a_block_is_a_conflict(half: str) -> None:
+    assert [conflict.block for conflict in merge(published().replace(half, "-->"), RENDERED).conflicts]
+
+
+def test_metadata_that_cannot_be_read_is_a_conflict() -> None:
+    merged = merge("---\nlicense: [\n---\n\ntext\n", RENDERED)
+    assert [conflict.block for conflict in merged.conflicts] == ["metadata"]
+    assert "license: [" in merged.conflicts[0].diff
 
 
 def test_metadata_of_people_is_kept_and_ours_is_updated() -> None:
     theirs = front({"license": "mit", "datasets": ["x/y"], "tags": ["a"]}) + "\n" + block("files", "old table") + "\n"
     assert metadata(merge(theirs, RENDERED).text) == {"license": "gemma", "tags": ["a"], "datasets": ["x/y"]}
+
+
+def test_metadata_that_is_right_already_keeps_its_form() -> None:
+    form = "---\n# ours\ntags: [a]\nlicense: gemma\n---\n"
+    text = form + published().split("---\n", 2)[2]
+    assert merge(text, RENDERED).text.startswith(form)
 
 
 def test_a_card_that_hubpub_did_not_write_keeps_every_line() -> None:
@@ -61,8 +95,11 @@ def test_a_card_that_hubpub_did_not_write_keeps_every_line() -> None:
     assert "new table" in merged
 
 
-def test_an_empty_repo_card_is_replaced() -> None:
-    assert "# Title" in merge("---\nlicense: gemma\n---\n", RENDERED).text
+@pytest.mark.parametrize("card", ["---\nlicense: gemma\n---\n", "---\n---\n", "", "\n", "\ufeff---\nlicense: mit\n---"])
+def test_an_empty_repo_card_is_replaced(card: str) -> None:
+    merged = merge(card, RENDERED)
+    assert merged.text == RENDERED
+    assert merged.conflicts == ()
 
 
 @pytest.mark.parametrize("value", ["a: b", "- x", "'", '"', "---\nlicense: mit", "{{ x }}", "é", "null"])
