@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -33,7 +32,7 @@ _CONTEXT = 4096
 
 @dataclass(frozen=True)
 class Training:
-    """How a scale model is trained. `length` is in tokens; one thread, because more of them wait for each other on small work."""
+    """How a scale model is trained. `length` is in tokens; on work this small, more threads wait for each other."""
 
     steps: int = 120
     batch: int = 4
@@ -285,16 +284,14 @@ def _documents(plan: Plan, tokenizer: Any) -> list[tuple[Any, list[int]]]:
 
 
 def _batch(texts: list[tuple[Any, list[int]]], how: Training) -> Any:
-    """Token ids [batch, length + 1]: <bos>, then text from the start of a passage or, one time in four, from anywhere."""
+    """Token ids [batch, length + 1]: <bos>, then text from a passage's start or, one time in four, from anywhere."""
     import torch
 
     rows = []
     for row in range(how.batch):
         stream, starts = texts[row % len(texts)]
-        if row % 4 == 3:
-            first = int(torch.randint(len(stream), ()))
-        else:
-            first = starts[int(torch.randint(len(starts), ()))]
+        anywhere = row % 4 == 3
+        first = int(torch.randint(len(stream), ())) if anywhere else starts[int(torch.randint(len(starts), ()))]
         index = (first + torch.arange(how.length)) % len(stream)
         rows.append(torch.cat([torch.tensor([2]), stream[index]]))
     return torch.stack(rows)
