@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,7 +51,7 @@ class FileChange:
 
 @dataclass(frozen=True)
 class CardChange:
-    """What a repo would get. `readme` is the unified diff of the card's text without its metadata.
+    """What a repo would get. `readme` is the unified diff of the card's text without its metadata, `text` the new card.
 
     `conflicts` are generated parts that people edited on the Hub: with any, nothing is published. `figures` is None
     where there is nothing to compare with.
@@ -66,6 +66,7 @@ class CardChange:
     files: tuple[FileChange, ...]
     figures: CardDiff | None
     conflicts: tuple[Conflict, ...]
+    text: str = field(repr=False)
 
     @property
     def empty(self) -> bool:
@@ -73,8 +74,8 @@ class CardChange:
         return not (self.metadata or self.readme or self.files or self.conflicts)
 
     def as_json(self) -> dict[str, Any]:
-        """The whole difference as values that json can write."""
-        return {**asdict(self), "empty": self.empty}
+        """The whole difference as values that json can write; the new card itself is left out."""
+        return {**{key: value for key, value in asdict(self).items() if key != "text"}, "empty": self.empty}
 
     def as_markdown(self) -> str:
         """The difference as a comment on a pull request: what matters first, the text of the card folded away."""
@@ -100,6 +101,7 @@ def diff(repo: str, published: Published | None, new: Published) -> CardChange:
         files=_files(before.files, new.files),
         figures=_figures(before.facts, new.facts),
         conflicts=merged.conflicts if merged else (),
+        text=readme,
     )
 
 
@@ -134,7 +136,7 @@ def render_change(change: CardChange) -> RenderableType:
     parts += [Text(f"! edited on the Hub: {one.block}\n{one.diff}", style="bold red") for one in change.conflicts]
     if change.metadata:
         parts.append(Text("\nMetadata", style="bold"))
-        parts += [Text(f"{one.key}: {_value(one.old)} -> {_value(one.new)}") for one in change.metadata]
+        parts += [Text(f"{one.key}: {_value(one.old)} → {_value(one.new)}") for one in change.metadata]
     if change.files:
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
         for name in ("file", ">before", ">after"):
@@ -191,7 +193,7 @@ def _figures(old: CardFacts | None, new: CardFacts | None) -> CardDiff | None:
 def _headline(change: CardChange) -> str:
     if change.empty:
         return f"{change.repo}: nothing would change"
-    versions = f"{change.old_version or 'nothing'} -> {change.new_version or 'no version yet'}"
+    versions = f"{change.old_version or 'nothing'} → {change.new_version or 'no version yet'}"
     return f"{change.repo}: {versions}"
 
 
