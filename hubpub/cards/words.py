@@ -14,7 +14,7 @@ _GATES = {
     "kl_mean": "KL, mean",
     "top1_agreement": "same next token",
     "logit_error_max": "largest logit error",
-    "prefill_error_max": "prefill against decode",
+    "prefill_error_max": "largest logit difference, prefill to decode",
     "greedy_first_token": "greedy: same first token",
     "greedy_exact": "greedy: same text",
     "llm_runner_matches": "LLM runner says the same",

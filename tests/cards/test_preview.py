@@ -57,7 +57,7 @@ def ask(preview: Preview, path: str, **headers: str) -> tuple[HTTPResponse, str]
     return answer, text
 
 
-def test_index_card_changes_and_source(preview: Preview) -> None:
+def test_index_card_changes_and_source(preview: Preview, mine: Project) -> None:
     answer, text = ask(preview, "/")
     assert answer.status == 200
     assert "someone/gemma-3n-E2B-it-pte" in text
@@ -67,8 +67,9 @@ def test_index_card_changes_and_source(preview: Preview) -> None:
     assert "Which file should I take?" in text
     assert "google/gemma-3n-E2B-it" in text
     assert "4.61 GB" in text
-    assert text.count('<span class="good">✓</span>') == 3  # the committed card is of other facts
-    assert "is stale" in text
+    assert text.count('<span class="good">✓</span>') == 4
+    (mine.cards_dir / E2B / "README.md").write_text("old")
+    assert f"{E2B}/README.md is stale" in ask(preview, f"/card/{E2B}")[1]
     _, text = ask(preview, f"/card/{E2B}/changes")
     assert "v0.9.0 → v1.0.0" in text
     assert text.count("Words of people.") == 2

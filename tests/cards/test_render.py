@@ -138,6 +138,15 @@ def test_python_blocks_are_python(card: Card, project: Project, facts: CardFacts
         assert f'"{facts.version}"' in code
 
 
+def test_a_gate_that_was_not_passed_is_not_praised(card: Card, project: Project, facts: CardFacts) -> None:
+    assert "Every file passed these gates" in text_of(card, project, facts)
+    gate = facts.cells[0].gates[1].model_copy(update={"measured": 0.3, "passed": False})
+    failed = facts.cells[0].model_copy(update={"gates": (gate,)})
+    text = text_of(card, project, facts.model_copy(update={"cells": (failed, *facts.cells[1:])}))
+    assert "Not every gate was passed" in text
+    assert "**0.3 (at most 0.2)**" in text
+
+
 def test_changes_since_the_release_before(card: Card, project: Project, facts: CardFacts) -> None:
     cell = facts.cells[0]
     smaller = cell.model_copy(update={"file": cell.file.model_copy(update={"bytes": cell.file.bytes // 2})})
