@@ -159,6 +159,26 @@ def _render(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _preview(arguments: argparse.Namespace) -> int:
+    from hubpub.cards.preview import serve_preview
+    from hubpub.facts import CardFacts, load
+
+    def facts_for(card: Any) -> CardFacts | None:
+        path = card.folder / "facts.json"
+        return load(CardFacts, path) if path.exists() else None
+
+    def ready(url: str) -> None:
+        if arguments.json:
+            print(json.dumps({"url": url}), flush=True)
+        else:
+            print(f"preview at {url}  (saving a card, its facts or a template reloads it; Ctrl-C stops it)", flush=True)
+
+    project = _project(arguments)
+    namespace = arguments.namespace or "NAMESPACE"
+    serve_preview(project, namespace=namespace, port=arguments.port, facts_for=facts_for, ready=ready)
+    return 0
+
+
 def _inspect(arguments: argparse.Namespace) -> int:
     from hubpub.measure.inspect import inspect, render_inspect
 
@@ -329,6 +349,9 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--download", action="store_true", help="read every byte, not just what the Hub recorded")
     render = add("render", _render, "render the committed cards from their facts")
     render.add_argument("--check", action="store_true", help="only say whether they are stale (exit code 8)")
+    preview = add("preview", _preview, "show the cards in a browser as the Hub would, live while editing")
+    preview.add_argument("--port", type=int, default=8766, help="default: 8766; 0: any that is free")
+    preview.add_argument("--namespace", metavar="NAME", help="user or organisation to show")
     inspect = add("inspect", _inspect, "what a .pte file says about itself")
     inspect.add_argument("file", type=Path, metavar="FILE.pte")
     facts = commands.add_parser("facts", help="compare facts").add_subparsers(required=True, metavar="COMMAND")
