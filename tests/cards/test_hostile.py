@@ -57,9 +57,9 @@ def text_of(card: Card, project: Project, **prose: object) -> str:
 )
 def test_prose_stays_prose(card: Card, project: Project, prose: str) -> None:
     plain = text_of(card, project)
-    started = time.perf_counter()
+    started = time.process_time()
     text = text_of(card, project, introduction=prose, limits=prose)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     front = FRONT.match(text)
     assert front
     assert len(list(yaml.safe_load_all(front["yaml"]))) == 1

