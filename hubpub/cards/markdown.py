@@ -153,7 +153,7 @@ def _parser() -> Any:
         "fence": _fence,
         "th_open": _aligned,
         "td_open": _aligned,
-        "table_open": lambda *_: '<div class="wide"><table>\n',
+        "table_open": lambda *_: '<div class="wide" tabindex="0"><table>\n',
         "table_close": lambda *_: "</table></div>\n",
     }
     for name, rule in rules.items():
@@ -217,7 +217,7 @@ def _fence(_self: Any, tokens: Sequence[Token], index: int, _options: Any, _env:
 def code_html(text: str, language: str) -> str:
     """`text` as a block of code, its words marked up where `language` is known."""
     shown = _highlighted(text, language) if language and len(text) < 100_000 else None
-    return f"<pre><code>{shown if shown is not None else escape(text)}</code></pre>\n"
+    return f'<pre tabindex="0"><code>{shown if shown is not None else escape(text)}</code></pre>\n'
 
 
 def _highlighted(text: str, language: str) -> str | None:

@@ -230,9 +230,13 @@ def _config(card: Card, facts: CardFacts) -> dict[str, Any]:
 
 
 def _ordered(card: Card, facts: CardFacts) -> CardFacts:
-    """`facts` with the recommended cell first, then by size. Raises RenderError where there are no cells."""
+    """`facts` with the recommended cell first, then by size. Raises RenderError where they cannot be of a release."""
     if not facts.cells:
         raise RenderError(f"{card.repo}: the facts of {facts.version} hold no cells", "make the release again")
+    # These go into links and commands as they are.
+    for what, text in (("repo", facts.repo), ("version", facts.version), *(("file", c.file.name) for c in facts.cells)):
+        if not re.fullmatch(r"[\w.+-]+(/[\w.+-]+)?", text, re.ASCII) or (what == "repo") != ("/" in text):
+            raise RenderError(f"{card.repo}: facts.json: {what}: {text!r} is no name", "make the release again")
     cells = sorted(facts.cells, key=lambda cell: (cell.recipe != card.export.recommended, cell.file.bytes, cell.recipe))
     return facts.model_copy(update={"cells": tuple(cells)})
 

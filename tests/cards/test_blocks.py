@@ -88,6 +88,20 @@ def test_metadata_that_is_right_already_keeps_its_form() -> None:
     assert merge(text, RENDERED).text.startswith(form)
 
 
+@pytest.mark.parametrize(
+    "words", ["x", " \n\n\n\ty  ", "<!-- mine -->", "---\na: b\n---", "```\n<!-- hubpub -->", "\u2028ü\x0c"]
+)
+def test_words_anywhere_outside_of_blocks_stay_byte_for_byte(words: str) -> None:
+    one, two = block("files", "old"), block("usage", "old")
+    parts = [f"{words}1\n", f"\n{words}2\n", f"\n{words}3"]
+    text = front({"license": "gemma"}) + parts[0] + one + parts[1] + two + parts[2]
+    rendered = front({"license": "gemma"}) + block("files", "new") + "\n\n" + block("usage", "new") + "\n"
+    expected = (
+        front({"license": "gemma"}) + parts[0] + block("files", "new") + parts[1] + block("usage", "new") + parts[2]
+    )
+    assert merge(text, rendered).text == expected
+
+
 def test_a_card_that_hubpub_did_not_write_keeps_every_line() -> None:
     theirs = front({"license": "gemma"}) + "\n# Hand made\n\ntext\n"
     merged = merge(theirs, RENDERED).text

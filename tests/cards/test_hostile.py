@@ -136,6 +136,13 @@ def test_a_recipe_cannot_break_the_table(card: Card, project: Project) -> None:
     assert "a \\| b c &lt;b> \\\\\\| `" in rows[0]
 
 
+@pytest.mark.parametrize("name", ["a/b\n```", "a b/c", "x", "a/../b", "a/$(id)"])
+def test_names_in_facts_cannot_leave_the_command_they_stand_in(card: Card, project: Project, name: str) -> None:
+    facts = sample(project, card).model_copy(update={"repo": name})
+    with pytest.raises(RenderError, match=r"facts\.json: repo: .* is no name"):
+        render(card, facts, namespace="x", templates=project.templates_dir)
+
+
 @pytest.mark.parametrize(
     "toml", ["schema = 1\nrepo = 3", "\x00", "schema = 1\n[card]\ntitle = 'x'\nbody = 'y'", "[[card]]", "schema = "]
 )

@@ -21,7 +21,7 @@ class Strict(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         assert tag in TAGS
         for name, value in attrs:
-            assert name in TAGS[tag] | {"class", "id", "rel"}, name
+            assert name in TAGS[tag] | {"class", "id", "rel", "tabindex"}, name
             assert name not in URLS or safe_url(value or "")
         if tag not in VOID:
             self.open.append(tag)
