@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,11 +19,15 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 README = "README.md"
+_HASH = re.compile(r"(<!-- hubpub:begin [a-z]+) sha256:[0-9a-f]{12} -->")
 
 
 @dataclass(frozen=True)
 class Published:
-    """The state of a repo: the text of its card, its facts, and its files. `version` is the tag that names it."""
+    """The state of a repo: the text of its card, its facts, and its files. `version` is the tag that names it.
+
+    A file whose `sha256` is "" is one the Hub records no hash of: it is compared by size.
+    """
 
     readme: str | None
     facts: CardFacts | None
@@ -41,10 +46,13 @@ class MetadataChange:
 
 @dataclass(frozen=True)
 class FileChange:
-    """A file that differs, by hash, with its size in bytes before and after; None where it is not there."""
+    """A file that differs, with its size in bytes before and after; None where it is not there.
+
+    A dropped file was part of the release before and is not any more.
+    """
 
     name: str
-    kind: Literal["added", "removed", "changed"]
+    kind: Literal["added", "changed", "dropped"]
     old_bytes: int | None
     new_bytes: int | None
 
@@ -97,8 +105,8 @@ def diff(repo: str, published: Published | None, new: Published) -> CardChange:
         new_version=new.version or (new.facts.version if new.facts else None),
         metadata=_metadata(metadata(old_text), metadata(readme)),
         blocks=_blocks(old_text, readme),
-        readme=unified(FRONT.sub("", old_text), FRONT.sub("", readme), "published", "new"),
-        files=_files(before.files, new.files),
+        readme=unified(_prose(old_text), _prose(readme), "published", "new"),
+        files=_files(before, new),
         figures=_figures(before.facts, new.facts),
         conflicts=merged.conflicts if merged else (),
         text=readme,
@@ -141,12 +149,12 @@ def render_change(change: CardChange) -> RenderableType:
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
         for name in ("file", ">before", ">after"):
             table.add_column(name.lstrip(">"), justify="right" if name.startswith(">") else "left")
-        styles = {"added": "green", "removed": "red", "changed": ""}
+        styles = {"added": "green", "dropped": "red", "changed": ""}
         for file in change.files:
             table.add_row(file.name, _bytes(file.old_bytes), _bytes(file.new_bytes), style=styles[file.kind])
         parts += [Text(""), table]
-    if change.figures:
-        parts += [Text(""), render_diff(change.figures)]
+    if change.figures and (moved := _moved(change.figures)).cells:
+        parts += [Text(""), render_diff(moved)]
     if change.readme:
         parts += [Text(f"Card ({', '.join(change.blocks) or 'text'})", style="bold")]
         parts.append(Syntax(change.readme, "diff", background_color="default", word_wrap=True))
@@ -165,19 +173,27 @@ def _blocks(old: str, new: str) -> tuple[str, ...]:
     return tuple(name for name in dict.fromkeys([*after, *before]) if before.get(name) != after.get(name))
 
 
-def _files(old: tuple[FileFact, ...], new: tuple[FileFact, ...]) -> tuple[FileChange, ...]:
-    before = {file.name: file for file in old if file.name != README}
-    after = {file.name: file for file in new if file.name != README}
+def _prose(text: str) -> str:
+    """A card without its metadata, and without the hashes of its blocks: they change whenever a block does."""
+    return _HASH.sub(r"\1 -->", FRONT.sub("", text))
+
+
+def _files(old: Published, new: Published) -> tuple[FileChange, ...]:
+    before = {file.name: file for file in old.files if file.name != README}
+    after = {file.name: file for file in new.files if file.name != README}
+    # What else is in a repo is none of a release's business and stays.
+    ours = {file.name for cell in old.facts.cells for file in (cell.file, *cell.tokenizer)} if old.facts else set()
     found = []
-    for name in sorted(before.keys() | after.keys()):
+    for name in sorted(after.keys() | (ours & before.keys())):
         was, now = before.get(name), after.get(name)
         if was and now:
-            if was.sha256 != now.sha256:
+            hashed = was.sha256 and now.sha256
+            if was.sha256 != now.sha256 if hashed else was.bytes != now.bytes:
                 found.append(FileChange(name, "changed", was.bytes, now.bytes))
         elif now:
             found.append(FileChange(name, "added", None, now.bytes))
         elif was:
-            found.append(FileChange(name, "removed", was.bytes, None))
+            found.append(FileChange(name, "dropped", was.bytes, None))
     return tuple(found)
 
 
@@ -188,6 +204,16 @@ def _figures(old: CardFacts | None, new: CardFacts | None) -> CardDiff | None:
         return compare(old, new)
     except UsageError:
         return None
+
+
+def _moved(figures: CardDiff) -> CardDiff:
+    """`figures` without what stayed as it was."""
+    cells = []
+    for one in figures.cells:
+        changes = tuple(change for change in one.changes if change.verdict not in {"same", "not comparable"})
+        if changes or one.interface or one.kernels_added or one.kernels_removed or one.gates_lost:
+            cells.append(replace(one, changes=changes))
+    return replace(figures, cells=tuple(cells))
 
 
 def _headline(change: CardChange) -> str:
@@ -235,9 +261,8 @@ def _figures_markdown(figures: CardDiff | None) -> list[str]:
     rows = [
         f"| {code(one.cell)} | {change.name} | {valued(change.old, change.unit)} | {valued(change.new, change.unit)} | "
         f"{'**regression**' if change.regression else change.verdict} |"
-        for one in figures.cells
+        for one in _moved(figures).cells
         for change in one.changes
-        if change.verdict not in {"same", "not comparable"}
     ]
     notes = [f"- {code(name)} is new" for name in figures.added] + [
         f"- {code(name)} is gone" for name in figures.removed

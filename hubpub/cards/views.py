@@ -16,7 +16,7 @@ from hubpub.cards.blocks import FRONT, metadata
 from hubpub.cards.diff import Published, diff, state
 from hubpub.cards.markdown import code_html, to_html
 from hubpub.cards.render import Rendered, golden, render
-from hubpub.cards.words import counted, size
+from hubpub.cards.words import size
 from hubpub.config import Card, Project, load_card
 from hubpub.errors import HubpubError
 from hubpub.facts import CardFacts, FileFact, dump
@@ -230,11 +230,8 @@ def _checks(sources: Sources, made: Made, article: str) -> Sequence[Check]:
     same = path.exists() and path.read_bytes() == data
     return (
         Check("the metadata is valid"),
-        Check(
-            f"{counted(len(beside), 'link')} to files lead somewhere",
-            f"no such file: {', '.join(missing)}" if missing else None,
-        ),
-        Check("links within the card lead somewhere", f"no such part: {', '.join(lost)}" if lost else None),
+        Check("every link to a file leads to one", f"no such file: {', '.join(missing)}" if missing else None),
+        Check("every link within the card leads somewhere", f"no such part: {', '.join(lost)}" if lost else None),
         Check(
             "the committed README.md is up to date",
             None if same else f"{made.folder}/README.md is stale: run 'hubpub render'",

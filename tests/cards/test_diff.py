@@ -11,7 +11,7 @@ from cards.sample import facts as sample
 from hubpub.cards.diff import Published, diff, render_change, state
 from hubpub.cards.render import render
 from hubpub.config import Project
-from hubpub.facts import CardFacts
+from hubpub.facts import CardFacts, FileFact
 
 
 @pytest.fixture
@@ -65,6 +65,24 @@ def test_files_sizes_metadata_prose_and_figures(project: Project, facts: CardFac
     assert json.loads(json.dumps(change.as_json()))["old_version"] == "v1.0.0"
     console = Console(width=120, record=True, file=None, quiet=True)
     console.print(render_change(change))
+
+
+def test_files_of_others_stay_and_files_without_a_hash_are_compared_by_size(project: Project, facts: CardFacts) -> None:
+    new = published(project, facts.model_copy(update={"version": "v1.1.0", "cells": facts.cells[:-1]}))
+    old = published(project, facts)
+    files = [file.model_copy(update={"sha256": ""}) for file in old.files]
+    files.append(FileFact(name=".gitattributes", bytes=1500, sha256=""))
+    change = diff("a/b", Published(old.readme, old.facts, tuple(files)), new)
+    kinds = {file.name: file.kind for file in change.files}
+    assert kinds.pop(facts.cells[-1].file.name) == "dropped"
+    assert set(kinds.values()) == {"changed"}
+    assert not [name for name in kinds if name.endswith(".pte") or name == ".gitattributes"]
+
+
+def test_hashes_of_blocks_are_no_change(project: Project, facts: CardFacts) -> None:
+    change = diff("a/b", published(project, facts), published(project, facts.model_copy(update={"version": "v2.0.0"})))
+    assert change.readme
+    assert "sha256:" not in change.readme
 
 
 def test_an_edit_on_the_hub_is_a_conflict(project: Project, facts: CardFacts) -> None:
