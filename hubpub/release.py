@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from hubpub.config import Card, Project
 from hubpub.errors import ConfigError, ConflictError, GateError, HubpubError, UsageError
-from hubpub.facts import CardFacts, CellFacts, dump, load, save
+from hubpub.facts import CardFacts, CellFacts, dump, load, save, write_atomic
 from hubpub.matrix import Cell, cells, select
 from hubpub.plan import Step, plan, remember
 from hubpub.progress import Display
@@ -385,7 +385,7 @@ def _repo_release(
     files += [LocalFile.text(name, data) for name, data in rendered.files.items() if name != "README.md"]
     files.append(LocalFile.text("facts.json", dump(facts)))
     if options.record:
-        record(card, facts, rendered)
+        record(project, card, facts)
     return RepoRelease(
         repo_id=repo_id,
         version=version,
@@ -395,10 +395,14 @@ def _repo_release(
     )
 
 
-def record(card: Card, facts: CardFacts, rendered: Rendered) -> None:
+def record(project: Project, card: Card, facts: CardFacts) -> None:
     """Keep a release's facts and card in the checkout: the goldens that CI compares with."""
+    from hubpub.cards.render import golden
+
     save(facts, card.folder / "facts.json")
-    (card.folder / "README.md").write_bytes(rendered.files["README.md"])
+    # What changed since the release before is not in the facts: the committed card is made from them alone.
+    for path, data in golden(card, project).items():
+        write_atomic(path, data)
 
 
 def _merge(repo_id: str, rendered: Rendered) -> Any:

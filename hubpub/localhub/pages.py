@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from email.message import Message
 from functools import cache
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from hubpub.cards.markdown import css
 from hubpub.localhub import metadata
 from hubpub.localhub.cardview import render_card
 from hubpub.localhub.patterns import LARGE_FROM
@@ -46,7 +46,7 @@ def handle(site: Site, request: Request) -> Response:
             rows = [{"repo": repo, "head": _head(repo), "card": _card(site, _head(repo))} for repo in shown]
             return _page("index.html", rows=rows, user=site.tokens.user)
         case ("_style.css",):
-            return Response(200, look().encode(), {"Content-Type": "text/css; charset=utf-8"})
+            return Response(200, css().encode(), {"Content-Type": "text/css; charset=utf-8"})
         case ("robots.txt",):
             return Response(200, b"User-agent: *\nDisallow: /\n", {"Content-Type": "text/plain"})
         case (namespace, name):
@@ -177,9 +177,3 @@ def human_size(size: int) -> str:
             break
         value /= 1000
     return f"{int(value)} B" if unit == "B" else f"{value:.3g} {unit}"
-
-
-@cache
-def look() -> str:
-    """The style sheet of all pages: light and dark, from phones to wide screens."""
-    return files("hubpub.localhub").joinpath("look.css").read_text(encoding="utf-8")

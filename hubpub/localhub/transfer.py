@@ -17,7 +17,7 @@ from hubpub.localhub.store import Repo, repo_not_found
 from hubpub.localhub.wire import HttpError, Request, Response, file_response, json_response
 
 _LFS = {"Content-Type": "application/vnd.git-lfs+json"}
-_TEXT = re.compile(r".*\.(md|txt|json|jsonl|toml|ya?ml|py|csv|svg|html?|xml|jinja|js|css)|[^.]*|\.[a-z]+", re.I)
+_TEXT = re.compile(r".*\.(md|txt|json|jsonl|toml|ya?ml|py|csv|html?|xml|jinja|js|css)|[^.]*|\.[a-z]+", re.I)
 
 
 def batch(site: Site, request: Request, namespace: str, name: str) -> Response:
@@ -207,8 +207,12 @@ _PLAIN = "text/plain; charset=utf-8"
 
 
 def content_type(path: str) -> str:
-    """Text for what is readable, pictures as such, bytes for the rest; nothing that a browser would run."""
+    """Text for what is readable, pictures as such, bytes for the rest; nothing that a browser would run.
+
+    An SVG could hold a script: the policy every stored file is sent with keeps it from running.
+    """
     if _TEXT.fullmatch(path.rpartition("/")[2]):
         return _PLAIN
     guessed = mimetypes.guess_type(path)[0] or ""
-    return guessed if guessed in {"image/png", "image/jpeg", "image/gif", "image/webp"} else "application/octet-stream"
+    shown = {"image/png", "image/jpeg", "image/gif", "image/webp", "image/svg+xml"}
+    return guessed if guessed in shown else "application/octet-stream"
