@@ -8,6 +8,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,8 +158,7 @@ def export(checkpoint: Any, job: Job, progress: Progress) -> Exported:
     from hubpub.measure.model_facts import layers, parameters
     from hubpub.measure.parity import stop_tokens
     from hubpub.model import loader
-    from hubpub.model.checkpoint import digest
-    from hubpub.model.decoder import CachedDecoder, cached_attention
+    from hubpub.model.decoder import CachedDecoder, WindowDecoder, cached_attention
     from hubpub.model.patches import applied, check_version
     from hubpub.plan import STACK, versions
 
@@ -167,12 +167,14 @@ def export(checkpoint: Any, job: Job, progress: Progress) -> Exported:
     started = time.monotonic()
     progress("load", 0.0)
     dtype = loader.DTYPES[job.recipe.dtype]
-    model = loader.load(checkpoint, dtype=dtype)
+    model = loader.load_mapped(checkpoint, dtype=dtype)
     family, config = checkpoint.family, model.config
     shape = family.shape(config)
+    window = job.recipe.window
+    longest = window or exported_context(job, shape.max_context)
     context = Context(
-        exported=exported_context(job, shape.max_context),
-        max_prefill=exported_context(job, shape.max_context) - 1,
+        exported=longest,
+        max_prefill=window or longest - 1,
         sliding_window=shape.sliding_window,
         source=shape.max_context,
     )
@@ -190,19 +192,24 @@ def export(checkpoint: Any, job: Job, progress: Progress) -> Exported:
         "get_eos_ids": stop_tokens(checkpoint.folder),
         "get_vocab_size": shape.vocabulary,
         "get_n_layers": len(shape.layer_kinds),
-        "use_kv_cache": True,
-        "use_sdpa_with_kv_cache": True,
-        "enable_dynamic_shape": True,
+        "use_kv_cache": window is None,
+        "use_sdpa_with_kv_cache": window is None,
+        "enable_dynamic_shape": window is None,
     }
-    with applied(family.patches()) as patches, cached_attention(model), torch.no_grad():
-        decoder = CachedDecoder(model, shape, context.exported, dtype)
-        lowered = lower(decoder, context.exported, job.recipe, metadata)
+    with ExitStack() as stack, torch.no_grad():
+        patches = stack.enter_context(applied(family.patches()))
+        if window is None:
+            stack.enter_context(cached_attention(model))
+            decoder: torch.nn.Module = CachedDecoder(model, shape, context.exported, dtype)
+        else:
+            decoder = WindowDecoder(model, shape, window)
+        lowered = lower(decoder, job.recipe.name, metadata)
     writing = time.monotonic()
     progress("write", 0.0)
-    write(lowered.program, job.pte)
+    file = write(lowered.program, job.pte, lambda fraction: progress("write", fraction))
     done = time.monotonic()
     return Exported(
-        file=digest(job.pte),
+        file=file,
         parameters=counted,
         layers=layers(shape),
         context=context,

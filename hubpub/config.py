@@ -100,7 +100,8 @@ class Recipe(Frozen):
     summary: str = Field(min_length=1, max_length=200)
     dtype: Literal["fp32", "bf16"]
     backend: Literal["xnnpack", "portable"]
-    layout: Literal["cache"] = "cache"
+    layout: Literal["cache", "window"] = "cache"
+    window: int | None = Field(default=None, ge=2, le=4096)
     linear: Scheme | None = None
     embedding: Scheme | None = None
     per_layer_embedding: Scheme | None = None
@@ -110,6 +111,8 @@ class Recipe(Frozen):
 
     @model_validator(mode="after")
     def _can_run(self) -> Recipe:
+        if (self.layout == "window") != (self.window is not None):
+            raise ValueError('window: a number of tokens, for layout = "window" and for no other')
         # XNNPACK has no weight-only integer product: it accepts such a graph and returns wrong values.
         for key in ("linear", "head"):
             scheme: Scheme | None = getattr(self, key)
@@ -119,6 +122,10 @@ class Recipe(Frozen):
                 )
             if scheme and self.backend == "portable" and scheme.activation is not None:
                 raise ValueError(f'{key}: int8 activations need backend = "xnnpack"')
+            if scheme and scheme.weight == "int8" and scheme.group:
+                raise ValueError(f"{key}: no kernel multiplies int8 weights in groups; leave group out")
+            if scheme and scheme.activation and self.dtype != "fp32":
+                raise ValueError(f'{key}: int8 activations are computed from float32; set dtype = "fp32"')
         for key in ("embedding", "per_layer_embedding"):
             scheme = getattr(self, key)
             if scheme and scheme.activation is not None:

@@ -14,8 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from hubpub.config import Recipe
 from hubpub.errors import ExportError
+from hubpub.export.delegate import Weight, delegate
+from hubpub.export.quantize import DynamicLinear
+from hubpub.export.write import streaming
+from hubpub.model.decoder import CachedDecoder
 
 Metadata = dict[str, int | bool | list[int]]
 aten = torch.ops.aten
@@ -30,24 +33,27 @@ class Lowered:
     lower_seconds: float
 
 
-def trace(decoder: nn.Module, context: int) -> torch.export.ExportedProgram:
-    """Export `decoder` with S dynamic in 1..context-1, then simplify the graph."""
-    example = (torch.ones(1, 8, dtype=torch.long), torch.tensor([0]))
-    length = torch.export.Dim("S", min=1, max=context - 1)
+def trace(decoder: nn.Module) -> torch.export.ExportedProgram:
+    """Export `decoder` and simplify the graph. A cached decoder takes S tokens, 1 to its context - 1 of them."""
+    example: tuple[torch.Tensor, ...]
+    if isinstance(decoder, CachedDecoder):
+        example = (torch.ones(1, 8, dtype=torch.long), torch.tensor([0]))
+        dynamic = ({1: torch.export.Dim("S", min=1, max=decoder.context - 1)}, {})
+    else:
+        example, dynamic = (torch.ones_like(decoder.get_buffer("positions")),), None
     with torch.no_grad():
-        program = torch.export.export(decoder, example, dynamic_shapes=({1: length}, {}), strict=False)
+        program = torch.export.export(decoder, example, dynamic_shapes=dynamic, strict=False)
     simplify(program.graph_module)
     return program
 
 
-def lower(program: torch.export.ExportedProgram, recipe: Recipe, metadata: Metadata) -> Any:
-    """An ExecuTorch program of `program`: the matrix products go to the recipe's backend, the rest to kernels."""
+def lower(program: torch.export.ExportedProgram, weights: dict[str, Weight], metadata: Metadata) -> Any:
+    """An ExecuTorch program of `program`: products with `weights` go to XNNPACK, the rest to kernels."""
     from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
     from executorch.exir.passes import MemoryPlanningPass
     from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEvalPass
 
-    # Kept whole, a linear layer reads its weight as stored; decomposed, it would need a transposed copy. One
-    # decomposition of the graph is enough: the delegate takes nothing but these linear layers.
+    # Kept whole, a linear layer reads its weight as stored; decomposed, it would need a transposed copy.
     edge = to_edge(
         program,
         constant_methods=metadata,
@@ -55,35 +61,18 @@ def lower(program: torch.export.ExportedProgram, recipe: Recipe, metadata: Metad
             _check_ir_validity=False, _skip_dim_order=True, preserve_ops=[aten.linear.default]
         ),
     )
-    if recipe.backend == "xnnpack":
-        edge = edge.to_backend(_linear_partitioner())
-    return edge.to_executorch(
-        ExecutorchBackendConfig(
-            extract_delegate_segments=True,
-            do_quant_fusion_and_const_prop=True,
-            sym_shape_eval_pass=ConstraintBasedSymShapeEvalPass(),
-            memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False),
+    edge._named_data_store = delegate(edge.exported_program(), weights)
+    with streaming():
+        return edge.to_executorch(
+            ExecutorchBackendConfig(
+                extract_delegate_segments=True,
+                sym_shape_eval_pass=ConstraintBasedSymShapeEvalPass(),
+                memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False),
+            )
         )
-    )
 
 
-def _linear_partitioner() -> Any:
-    """A partitioner that gives XNNPACK the matrix products: they are where the time goes.
-
-    The compile spec is the backend's own way to say that a partition holds a linear layer and nothing else; it then
-    runs the one pass that concerns those instead of its whole pipeline, once for each of a hundred partitions.
-    """
-    from executorch.backends.xnnpack.partition.config.gemm_configs import LinearConfig
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir.backend.compile_spec_schema import CompileSpec
-    from executorch.exir.backend.partitioner import DelegationSpec
-
-    partitioner = XnnpackPartitioner(configs=[LinearConfig])
-    partitioner.delegation_spec = DelegationSpec("XnnpackBackend", [CompileSpec("dqlinear_partitioner", b"")])
-    return partitioner
-
-
-def export(decoder: nn.Module, context: int, recipe: Recipe, metadata: Metadata) -> Lowered:
+def export(decoder: nn.Module, recipe: str, metadata: Metadata) -> Lowered:
     """Trace and lower `decoder`. Raises ExportError naming the stage that failed."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -91,17 +80,18 @@ def export(decoder: nn.Module, context: int, recipe: Recipe, metadata: Metadata)
     try:
         with quiet(), _no_collection(), sdpa_kernel(SDPBackend.MATH):
             started = time.monotonic()
-            program = trace(decoder, context)
+            program = trace(decoder)
             traced = time.monotonic()
             stage = "lowering"
-            lowered = lower(program, recipe, metadata)
+            weights = {m.name: Weight.of(m.name, m) for m in decoder.modules() if isinstance(m, DynamicLinear)}
+            lowered = lower(program, weights, metadata)
             return Lowered(lowered, traced - started, time.monotonic() - traced)
     except (MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise ExportError(
-            f"{stage} with recipe '{recipe.name}' failed: {type(error).__name__}: {reason[0] if reason else ''}",
+            f"{stage} with recipe '{recipe}' failed: {type(error).__name__}: {reason[0] if reason else ''}",
             "run again with --verbose for the whole story",
         ) from error
 

@@ -1,7 +1,9 @@
 """A recipe applied to a model: every linear layer and table in the form that lowers and runs.
 
-Weights are symmetric integers with one scale per output channel or per group along the input (round to nearest).
-Layers for XNNPACK are quantized by torchao; tables and weight-only layers here, with scale = max|w| / (2^(bits-1) - 1).
+Weights are symmetric integers with one scale per output channel or per group along the input, rounded to nearest. The
+scale of an int4 group is the one of a few candidates that leaves the least squared error; of int8 rows it is
+max|w| / 127. A module is read from the mapped checkpoint, quantized and released before the next: the model is never
+held at full precision.
 """
 
 from __future__ import annotations
@@ -25,12 +27,14 @@ def quantize(model: Any, recipe: Recipe, family: Family) -> dict[str, int]:
 
     The head is untied from the embedding first where the two are stored differently. Linear layers whose input width
     is not a multiple of the group size (the 4-wide AltUp coefficients of Gemma 3n) keep their floating-point weights.
+    What is left in floating point becomes the recipe's dtype.
     """
     used: dict[str, int] = {}
     tables = {
         family.embedding: recipe.embedding,
         family.per_layer_embedding: recipe.per_layer_embedding,
     }
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[recipe.dtype]
     if recipe.head is not None or recipe.embedding is not None:
         # The two shared one tensor; from here on each module replaces its own reference.
         model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach(), requires_grad=False)
@@ -39,29 +43,38 @@ def quantize(model: Any, recipe: Recipe, family: Family) -> dict[str, int]:
             # Export only fuses a table without a padding row; at inference the row is read like any other.
             module.padding_idx = None
             if scheme := tables.get(name):
-                _replace(model, name, QuantizedEmbedding.of(module, scheme))
+                _replace(model, name, QuantizedEmbedding.of(module, scheme, dtype))
                 used[f"embedding {scheme}"] = used.get(f"embedding {scheme}", 0) + 1
         elif isinstance(module, nn.Linear):
             scheme = _linear_scheme(name, recipe)
             if scheme is None or module.in_features % (scheme.group or 32):
                 continue
-            if scheme.activation is None:
-                if scheme.weight != "int8" or scheme.group:
-                    raise ExportError(f"{name}: weight-only {scheme} has no kernel", "use int8 per channel")
+            if scheme.activation is not None:
+                _replace(model, name, DynamicLinear.of(name, module, scheme))
+            elif scheme.weight == "int8" and not scheme.group:
                 _replace(model, name, WeightOnlyLinear.of(module))
             else:
-                _dynamic(module, scheme)
+                raise ExportError(f"{name}: weight-only {scheme} has no kernel", "use int8 per channel")
             used[f"linear {scheme}"] = used.get(f"linear {scheme}", 0) + 1
+    for module in model.modules():
+        if not isinstance(module, (QuantizedEmbedding, DynamicLinear, WeightOnlyLinear)):
+            for key, parameter in module._parameters.items():
+                if parameter is not None and parameter.dtype != dtype:
+                    module._parameters[key] = nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
+            for key, buffer in module._buffers.items():
+                # Those that are not stored were computed by the model's own code, in the precision it wants.
+                if buffer is not None and key not in module._non_persistent_buffers_set:
+                    module._buffers[key] = buffer.to(dtype)
+    if recipe.head is None and recipe.embedding is None:
+        model.tie_weights()
     return used
 
 
 def _linear_scheme(name: str, recipe: Recipe) -> Scheme | None:
-    if name == "lm_head":
-        return recipe.head
     for override in recipe.override:
         if fnmatchcase(name, override.pattern):
             return override.scheme
-    return recipe.linear
+    return recipe.head if name == "lm_head" else recipe.linear
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -69,35 +82,111 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
-def _dynamic(linear: nn.Linear, scheme: Scheme) -> None:
-    """Integer weights with activations quantized per token at run time: the form XNNPACK has kernels for."""
-    from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
-    from torchao.quantization.granularity import PerAxis, PerGroup
-
-    config = Int8DynamicActivationIntxWeightConfig(
-        weight_dtype=torch.int4 if scheme.weight == "int4" else torch.int8,
-        weight_granularity=PerGroup(scheme.group) if scheme.group else PerAxis(0),
-    )
-    quantize_(linear, config, filter_fn=lambda module, _: module is linear)
+# Shares of the largest weight of a group that may be mapped to the outermost integer, -8 or 7.
+_CLIPS = (1.0, 0.94, 0.88, 0.82)
 
 
-def symmetric(weight: torch.Tensor, bits: int, group: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Integers (int8) like `weight` [rows, columns] and float32 scales [rows, groups]; one group where None."""
+def symmetric(
+    weight: torch.Tensor, bits: int, group: int | None, scale_dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Integers (int8) like `weight` [rows, columns] and scales [rows, groups]; one group where None.
+
+    Integers are chosen for the scales as they are stored, so that their rounding to `scale_dtype` costs nothing twice.
+    """
     rows, columns = weight.shape
     size = group or columns
     if columns % size:
         raise ExportError(f"rows of {columns} weights do not divide into groups of {size}")
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     values = torch.empty(rows, columns, dtype=torch.int8)
-    scales = torch.empty(rows, columns // size, dtype=torch.float32)
-    # A slice at a time: a table of two billion weights is never held in float32.
-    step = max(1, (64 << 20) // (columns * 4))
+    scales = torch.empty(rows, columns // size, dtype=scale_dtype)
+    # A slice at a time, small enough for the processor's cache: a table of two billion weights is never float32.
+    step = max(1, (4 << 20) // (columns * 4))
     for first in range(0, rows, step):
         part = weight[first : first + step].float().reshape(-1, columns // size, size)
-        scale = (part.abs().amax(-1, keepdim=True) / high).clamp(min=EPS)
-        values[first : first + step] = (part / scale).round().clamp(low, high).to(torch.int8).reshape(-1, columns)
-        scales[first : first + step] = scale.squeeze(-1)
+        limit = part.abs().amax(-1, keepdim=True)
+        best = best_error = None
+        for clip in _CLIPS if bits == 4 else (1.0,):
+            scale = (limit * (clip / high)).clamp(min=EPS).to(scale_dtype).float()
+            rounded = (part / scale).round_().clamp_(low, high)
+            if bits != 4:
+                best = (scale, rounded)
+                break
+            error = torch.addcmul(part, rounded, scale, value=-1).square_().sum(-1, keepdim=True)
+            if best is None:
+                best, best_error = (scale, rounded), error
+            else:
+                better = error < best_error
+                best = (torch.where(better, scale, best[0]), torch.where(better, rounded, best[1]))
+                best_error = torch.minimum(error, best_error)
+        assert best is not None
+        values[first : first + step] = best[1].to(torch.int8).reshape(-1, columns)
+        scales[first : first + step] = best[0].squeeze(-1).to(scale_dtype)
     return values, scales
+
+
+def pack(values: torch.Tensor, *, low_first: bool) -> torch.Tensor:
+    """Two int4 values of [rows, columns] int8 to a byte (uint8), each plus 8; `low_first`: the even column lies low."""
+    rows, columns = values.shape
+    packed = torch.empty(rows, columns // 2, dtype=torch.uint8)
+    step = max(1, (4 << 20) // columns)
+    for first in range(0, rows, step):
+        pairs = (values[first : first + step] + 8).view(torch.uint8).reshape(-1, columns // 2, 2)
+        low, high = (pairs[..., 0], pairs[..., 1]) if low_first else (pairs[..., 1], pairs[..., 0])
+        packed[first : first + step] = high << 4 | low
+    return packed
+
+
+def unpack(packed: torch.Tensor, *, low_first: bool) -> torch.Tensor:
+    """What `pack` packed: int8 [rows, columns]."""
+    low, high = (packed & 15).view(torch.int8) - 8, (packed >> 4).view(torch.int8) - 8
+    return torch.stack((low, high) if low_first else (high, low), -1).flatten(-2)
+
+
+class DynamicLinear(nn.Module):
+    """Integer weights with activations quantized per token at run time: the form XNNPACK has kernels for.
+
+    While exporting it is one call of `hubpub::dynamic_linear`, which carries the layer's name and not its weights; run
+    eagerly it does in floating point what the kernel does in integers.
+    """
+
+    def __init__(self, name: str, values: torch.Tensor, scales: torch.Tensor, bits: int, group: int | None) -> None:
+        super().__init__()
+        self.name, self.bits, self.group = name, bits, group
+        self.register_buffer("values", values)
+        self.register_buffer("scales", scales)
+        self.out_features = values.shape[0]
+        self.in_features = values.shape[1] * (2 if bits == 4 else 1)
+
+    @classmethod
+    def of(cls, name: str, linear: nn.Linear, scheme: Scheme) -> DynamicLinear:
+        if linear.bias is not None:
+            raise ExportError(f"{name}: a quantized layer with a bias is not supported")
+        if scheme.weight == "int4":
+            values, scales = symmetric(linear.weight, 4, scheme.group, torch.bfloat16)
+            return cls(name, pack(values, low_first=True), scales, 4, scheme.group)
+        values, scales = symmetric(linear.weight, 8, None)
+        return cls(name, values, scales.squeeze(-1), 8, None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., in] float32 -> [..., out]."""
+        if torch.compiler.is_exporting():
+            result: torch.Tensor = torch.ops.hubpub.dynamic_linear(x, self.name, self.out_features)
+            return result
+        lowest, highest = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
+        step = ((highest - lowest) / 255).clamp(min=EPS)
+        zero = (-128 - lowest / step).round().clamp(-128, 127)
+        rounded = (((x / step).round() + zero).clamp(-128, 127) - zero) * step
+        parts = []
+        rows = max(1, (16 << 20) // self.in_features)
+        for first in range(0, self.out_features, rows):
+            values, scales = self.values[first : first + rows], self.scales[first : first + rows].float()
+            if self.bits == 4:
+                values = unpack(values, low_first=True)
+            weight = values.float().reshape(values.shape[0], -1, self.group or self.in_features)
+            weight = (weight * scales.reshape(values.shape[0], -1, 1)).flatten(1)
+            parts.append(nn.functional.linear(rounded, weight))
+        return torch.cat(parts, -1)
 
 
 class QuantizedEmbedding(nn.Module):
@@ -110,21 +199,15 @@ class QuantizedEmbedding(nn.Module):
         self.bits, self.factor, self.dtype = bits, factor, dtype
 
     @classmethod
-    def of(cls, table: nn.Embedding, scheme: Scheme) -> QuantizedEmbedding:
+    def of(cls, table: nn.Embedding, scheme: Scheme, dtype: torch.dtype) -> QuantizedEmbedding:
         bits = int(scheme.weight.removeprefix("int"))
         values, scales = symmetric(table.weight, bits, scheme.group)
         if bits == 4:
-            packed = torch.empty(values.shape[0], values.shape[1] // 2, dtype=torch.uint8)
-            step = max(1, (64 << 20) // values.shape[1])
-            for first in range(0, values.shape[0], step):
-                pairs = (values[first : first + step] + 8).to(torch.uint8).reshape(-1, values.shape[1] // 2, 2)
-                # The kernel reads the even column from the high half.
-                packed[first : first + step] = pairs[..., 0] << 4 | pairs[..., 1]
-            values = packed
+            values = pack(values, low_first=False)
         # The factor the original applies, rounded as the original rounds it.
         factor = getattr(table, "embed_scale", None)
-        rounded = 1.0 if factor is None else factor.to(table.weight.dtype).item()
-        return cls(values, scales.squeeze(-1), bits, rounded, table.weight.dtype)
+        rounded = 1.0 if factor is None else factor.to(dtype).item()
+        return cls(values, scales.squeeze(-1), bits, rounded, dtype)
 
     def forward(self, indices: torch.Tensor) -> torch.Tensor:
         """Rows of int64 `indices` [...]; returns [..., width]."""
@@ -161,6 +244,12 @@ def register_operators() -> None:
     """Load the operators the quantized modules call, and give `mixed_linear` the eager form it lacks."""
     for name in ("executorch.kernels.quantized", "executorch.exir.passes._quant_patterns_and_replacements"):
         import_module(name)
+
+    if not hasattr(torch.ops.hubpub, "dynamic_linear"):
+        own = torch.library.Library("hubpub", "DEF")
+        own.define("dynamic_linear(Tensor x, str name, int rows) -> Tensor")
+        own.impl("dynamic_linear", lambda x, name, rows: x.new_empty(*x.shape[:-1], rows), "Meta")
+        _LIBRARIES.append(own)
 
     if torch._C._dispatch_has_kernel_for_dispatch_key(
         "quantized_decomposed::mixed_linear", "CompositeExplicitAutograd"

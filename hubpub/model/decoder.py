@@ -1,4 +1,4 @@
-"""The decoder that is exported: a Hugging Face text model around key and value buffers of its own.
+"""The decoders that are exported: a Hugging Face text model, in most layouts around a cache of its own.
 
 `forward(tokens [1, S] int64, input_pos [1] int64) -> logits [1, vocabulary]` of the last token: the interface of the
 ExecuTorch LLM runner. S is 1 for decode and anything up to the context for prefill. The model's own modules do all of
@@ -154,6 +154,35 @@ class CachedDecoder(nn.Module):
         distance = positions.unsqueeze(1) - keys.unsqueeze(0)
         hidden = torch.logical_or(distance < 0, distance >= reach)
         return torch.where(hidden, float("-inf"), 0.0), (first, count)
+
+
+class WindowDecoder(nn.Module):
+    """`model` over a fixed number of tokens without a cache: `forward(input_ids [1, W] int64) -> logits [1, W, V]`.
+
+    Every position is scored at once; to generate with it, the whole window is computed for each new token.
+    """
+
+    def __init__(self, model: nn.Module, shape: Shape, window: int) -> None:
+        super().__init__()
+        self.model = model
+        places = torch.arange(window)
+        distance = places.unsqueeze(1) - places.unsqueeze(0)
+        for kind, hidden in (
+            (FULL, distance < 0),
+            (SLIDING, torch.logical_or(distance < 0, distance >= shape.sliding_window)),
+        ):
+            mask = torch.zeros(1, 1, window, window).masked_fill(hidden, float("-inf"))
+            self.register_buffer(kind, mask.to(next(model.parameters()).dtype), persistent=False)
+        self.register_buffer("positions", places.unsqueeze(0), persistent=False)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.model(
+            input_ids=input_ids,
+            position_ids=self.positions,
+            attention_mask={FULL: self.get_buffer(FULL), SLIDING: self.get_buffer(SLIDING)},
+            use_cache=False,
+        ).logits
+        return logits
 
 
 @contextmanager

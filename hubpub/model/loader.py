@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from hubpub.errors import SourceError
 from hubpub.model.checkpoint import Checkpoint
@@ -56,6 +59,37 @@ def load(checkpoint: Checkpoint, *, dtype: torch.dtype | None = None) -> Any:
     verify(checkpoint, config, model_class)
     model = model_class.from_pretrained(checkpoint.folder, config=config, dtype=dtype or "auto", local_files_only=True)
     return model.eval().requires_grad_(False)
+
+
+def load_mapped(checkpoint: Checkpoint, *, dtype: torch.dtype) -> Any:
+    """The text decoder with its weights memory-mapped as they are stored, to be converted one module at a time.
+
+    Buffers that a checkpoint does not hold (embedding scales, rotary frequencies) are what a model of `dtype` has.
+    """
+    model = load(checkpoint)
+    if next(model.parameters()).dtype == dtype:
+        return model
+    with _parameters_on_meta():
+        like = type(model)(model.config)
+    for name, module in like.named_modules():
+        for key in module._non_persistent_buffers_set:
+            model.get_submodule(name)._buffers[key] = module._buffers[key]
+    return model
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Modules made inside have buffers as always, and parameters without memory."""
+    register = nn.Module.register_parameter
+
+    def on_meta(self: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        register(self, name, None if parameter is None else nn.Parameter(parameter.to("meta"), requires_grad=False))
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def verify(checkpoint: Checkpoint, config: Any, model_class: Any) -> None:

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -28,18 +28,23 @@ Progress = Callable[[str, float], None]
 _MAKING = 1
 _SHARDS = 3
 _CONTEXT = 4096
+# Share of the training rows that do not begin at the start of a passage.
+_ANYWHERE = 0.125
 
 
 @dataclass(frozen=True)
 class Training:
-    """How a scale model is trained. `length` is in tokens; on work this small, more threads wait for each other."""
+    """How a scale model is trained: `batch` readings of `length` tokens a step."""
 
-    steps: int = 120
-    batch: int = 4
-    length: int = 256
-    rate: float = 4e-3
-    decay: float = 0.05
-    threads: int = 1
+    steps: int
+    batch: int = 8
+    length: int = 128
+    rate: float = 8e-3
+    decay: float = 0.5
+
+
+# Gemma 3n's four parallel streams make a step of it dearer.
+_TRAINING: dict[FamilyName, Training] = {"gemma3n": Training(steps=150), "gemma4": Training(steps=190)}
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ def _plan(variant: str, family: FamilyName, training: Training | None = None) ->
         generation=generation,
         layout=layout,
         chat_template=_chat_template(*layout.turns, system=family == "gemma4") if chat else None,
-        training=training or Training(),
+        training=training or _TRAINING[family],
         seed=int.from_bytes(hashlib.sha256(variant.encode()).digest()[:4]),
         corpus_sha256=hashlib.sha256(corpus().encode()).hexdigest(),
         versions={name: version(name) for name in ("torch", "transformers", "tokenizers", "safetensors")},
@@ -181,7 +186,8 @@ def _quiet_torch(plan: Plan) -> Iterator[None]:
     try:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(plan.seed)
-            torch.set_num_threads(plan.training.threads)
+            # On work this small, several threads mostly wait for each other and for whatever else the machine does.
+            torch.set_num_threads(1)
             torch.use_deterministic_algorithms(True)
             torch.set_default_dtype(torch.float32)
             logging.set_verbosity_error()
@@ -194,51 +200,59 @@ def _quiet_torch(plan: Plan) -> Iterator[None]:
 
 
 def _trained(plan: Plan, folder: Path, progress: Progress) -> Any:
-    """The trained text model with its head, fp32; its weights are multiples of bf16 steps."""
+    """The trained text model with its head, fp32; every weight is a bf16 value."""
     import torch
     import transformers
 
-    how = plan.training
     config = transformers.AutoConfig.from_pretrained(folder).get_text_config()
     name = {"gemma3n": "Gemma3nForCausalLM", "gemma4": "Gemma4ForCausalLM"}[plan.family]
     model = getattr(transformers, name)._from_config(config, dtype=torch.float32, attn_implementation="sdpa")
-    _initialize(model, plan)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    texts = _documents(plan, tokenizer)
-
-    decayed = [p for p in model.parameters() if p.ndim == 2]
-    others = [p for p in model.parameters() if p.ndim != 2]
-    groups = [{"params": decayed, "weight_decay": how.decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=how.rate, betas=(0.9, 0.98), fused=True)
-    warmup = max(1, how.steps // 15)
-
-    def factor(step: int) -> float:
-        late = max(0.0, (step - 0.4 * how.steps) / (0.6 * how.steps))
-        return min(1.0, (step + 1) / warmup) * max(0.01, 1.0 - late)
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    distance = torch.arange(how.length)[:, None] - torch.arange(how.length)
-    causal = distance >= 0
-    masks = {"full_attention": causal[None, None]}
-    masks["sliding_attention"] = (causal & (distance < config.sliding_window))[None, None]
-    model.train()
-    for step in range(how.steps):
-        tokens = _batch(texts, how)
-        logits = model(input_ids=tokens[:, :-1], attention_mask=dict(masks), use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        progress("train", 0.98 * (step + 1) / how.steps)
+    _initialize(model)
+    readers = _readers(plan, transformers.AutoTokenizer.from_pretrained(folder))
+    _train(model.train(), readers, plan.training, lambda fraction: progress("train", 0.98 * fraction))
     with torch.no_grad():
         for tensor in model.state_dict().values():
             tensor.copy_(tensor.bfloat16().float())
     return model.eval()
 
 
-def _initialize(model: Any, plan: Plan) -> None:
+def _train(model: Any, readers: list[_Reader], how: Training, progress: Callable[[float], None]) -> None:
+    """Next-token training in place."""
+    import torch
+
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim == 2], "weight_decay": how.decay},
+        {"params": [p for p in parameters if p.ndim != 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=how.rate, betas=(0.9, 0.98), fused=True)
+
+    def rate(step: int) -> float:
+        late = max(0.0, (step - 0.4 * how.steps) / (0.6 * how.steps))
+        return min(1.0, 15 * (step + 1) / how.steps) * max(0.01, 1.0 - late)
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    distance = torch.arange(how.length)[:, None] - torch.arange(how.length)
+    full = (distance >= 0)[None, None]
+    masks = {"full_attention": full, "sliding_attention": full & (distance < model.config.sliding_window)}
+    for step in range(how.steps):
+        # One row in four of a chat variant is a dialogue: dialogues are short and learned soon.
+        chosen = [readers[-1 if row % 4 == 3 else 0] for row in range(how.batch)]
+        firsts, rows = zip(*(reader.read(how.length) for reader in chosen), strict=True)
+        tokens = torch.stack(rows)
+        logits = model(input_ids=tokens[:, :-1], attention_mask=dict(masks), use_cache=False).logits
+        losses = torch.nn.functional.cross_entropy(logits.mT, tokens[:, 1:], reduction="none")
+        optimizer.zero_grad()
+        losses.mean().backward()
+        for reader, first, loss in zip(chosen, firsts, losses[:, : how.length // 4].mean(1).tolist(), strict=True):
+            reader.learn(first, loss)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        progress((step + 1) / how.steps)
+
+
+def _initialize(model: Any) -> None:
     """Start values by name, so that they do not depend on the library's; no norm, scale or coefficient is trivial."""
     import torch
 
@@ -253,7 +267,8 @@ def _initialize(model: Any, plan: Plan) -> None:
             elif part in {"correction_coefs", "prediction_coefs", "modality_router"}:
                 torch.nn.init.normal_(tensor, 0.0, 0.1 if part != "modality_router" else 1.0)
             elif part.startswith("embed_tokens"):
-                wide = 32 if part == "embed_tokens_per_layer" else tensor.shape[1]
+                per_layer = model.config.hidden_size_per_layer_input
+                wide = per_layer if part == "embed_tokens_per_layer" else tensor.shape[1]
                 torch.nn.init.normal_(tensor, 0.0, wide**-0.5)
             else:
                 torch.nn.init.normal_(tensor, 0.0, tensor.shape[1] ** -0.5)
@@ -263,38 +278,52 @@ def _initialize(model: Any, plan: Plan) -> None:
                 tensor.copy_(tensor.bfloat16().float())
 
 
-def _documents(plan: Plan, tokenizer: Any) -> list[tuple[Any, list[int]]]:
-    """Token streams with the offsets at which a reading may start: the corpus, and for chat variants its dialogues."""
+@dataclass
+class _Reader:
+    """Tokens and the offsets where a reading may begin.
+
+    In every round each offset comes once, and the third that was last predicted worst comes twice.
+    """
+
+    tokens: Any
+    starts: list[int]
+    losses: dict[int, float] = field(default_factory=dict)
+    order: list[int] = field(default_factory=list)
+
+    def read(self, length: int) -> tuple[int, Any]:
+        """An offset, and <bos> with `length` tokens from there: the start of a passage, now and then any place."""
+        import torch
+
+        if not self.order:
+            worst = sorted(self.losses, key=self.losses.__getitem__, reverse=True)[: len(self.starts) // 3]
+            rounds = [*self.starts, *worst]
+            self.order = [rounds[index] for index in torch.randperm(len(rounds)).tolist()]
+        anywhere, place = torch.rand(2).tolist()
+        first = int(place * len(self.tokens)) if anywhere < _ANYWHERE else self.order.pop()
+        return first, torch.cat([torch.tensor([2]), self.tokens[(first + torch.arange(length)) % len(self.tokens)]])
+
+    def learn(self, first: int, loss: float) -> None:
+        """Note how badly the reading from `first` was predicted."""
+        if first in self.starts:
+            self.losses[first] = loss
+
+
+def _readers(plan: Plan, tokenizer: Any) -> list[_Reader]:
+    """Readers of the corpus and, for chat variants, of its dialogues in the family's turn format."""
     import torch
 
     passages = corpus().strip().split("\n\n")
-    pieces = [[f"{passage}\n\n" for passage in passages]]
+    sources = [[f"{passage}\n\n" for passage in passages]]
     if plan.chat:
         start, end = plan.layout.turns
         pairs = [p.removeprefix("Q: ").split("\nA: ") for p in passages if p.startswith("Q: ")]
-        pieces.append([f"{start}user\n{q}{end}\n{start}model\n{a}{end}\n" for q, a in pairs])
-    streams = []
-    for texts in pieces:
+        sources.append([f"{start}user\n{q}{end}\n{start}model\n{a}{end}\n" for q, a in pairs])
+    readers = []
+    for texts in sources:
         tokens = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
-        starts = [0]
-        for part in tokens:
-            starts.append(starts[-1] + len(part))
-        streams.append((torch.tensor([token for part in tokens for token in part]), starts[:-1]))
-    return streams
-
-
-def _batch(texts: list[tuple[Any, list[int]]], how: Training) -> Any:
-    """Token ids [batch, length + 1]: <bos>, then text from a passage's start or, one time in four, from anywhere."""
-    import torch
-
-    rows = []
-    for row in range(how.batch):
-        stream, starts = texts[row % len(texts)]
-        anywhere = row % 4 == 3
-        first = int(torch.randint(len(stream), ())) if anywhere else starts[int(torch.randint(len(starts), ()))]
-        index = (first + torch.arange(how.length)) % len(stream)
-        rows.append(torch.cat([torch.tensor([2]), stream[index]]))
-    return torch.stack(rows)
+        starts = [sum(map(len, tokens[:index])) for index in range(len(tokens))]
+        readers.append(_Reader(torch.tensor([token for part in tokens for token in part]), starts))
+    return readers
 
 
 def _write_weights(plan: Plan, model: Any, folder: Path) -> None:
@@ -370,11 +399,15 @@ def _towers(plan: Plan) -> list[tuple[str, tuple[int, ...]]]:
     else:
         for layer in range(vision["num_hidden_layers"]):
             at = f"vision_tower.encoder.layers.{layer}."
-            shapes |= {f"{at}self_attn.{part}_proj.linear.weight": (v, v) for part in "qkvo"}
+            for part in "qkvo":
+                shapes |= {f"{at}self_attn.{part}_proj.linear.weight": (v, v)}
+                shapes |= {f"{at}self_attn.{part}_proj.{edge}": () for edge in _CLIPS}
             shapes |= {f"{at}input_layernorm.weight": (v,)}
         for layer in range(audio["num_hidden_layers"]):
             at = f"audio_tower.layers.{layer}."
-            shapes |= {f"{at}self_attn.{part}_proj.linear.weight": (a, a) for part in "qkv"}
+            for part in "qkv":
+                shapes |= {f"{at}self_attn.{part}_proj.linear.weight": (a, a)}
+                shapes |= {f"{at}self_attn.{part}_proj.{edge}": () for edge in _CLIPS}
             shapes |= {f"{at}norm_out.weight": (a,)}
         shapes |= {
             "vision_tower.patch_embedder.input_proj.weight": (v, 3 * vision["patch_size"] ** 2),
@@ -390,9 +423,17 @@ def _json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
+# The shortest patterns that hold what the real ones hold: a sliding layer whose keys and values nobody else reads, the
+# last owner of either kind, and layers of either kind that read them. Every further layer costs seconds per export.
+_E2B_LAYERS = ("sliding", "sliding", "full", "sliding", "full")
+_E4B_LAYERS = ("sliding", "sliding", "full", "sliding", "sliding", "full")
+_SHARED = {len(_E2B_LAYERS): 2, len(_E4B_LAYERS): 3}
+
 _TEXT_3N, _SOFT = 1376, 32
 _IMAGES_3N, _AUDIO_3N = _TEXT_3N, _TEXT_3N + _SOFT
 _TEXT_4 = 1408
+
+_CLIPS = ("input_max", "input_min", "output_max", "output_min")
 
 _LAYOUTS: dict[FamilyName, Layout] = {
     "gemma3n": Layout(
@@ -489,14 +530,8 @@ def _chat_template(start: str, end: str, *, system: bool) -> str:
 
 
 def _gemma3n(big: bool) -> dict[str, Any]:
-    """config.json in the form of the published Gemma 3n checkpoints.
-
-    E2B: two plain owners and one full owner of keys and values, then a sliding and a full layer that share.
-    E4B: the pattern (sliding, sliding, full) twice, the second time shared, with a wider feed-forward.
-    """
-    kinds = ["sliding", "sliding", "full", "sliding", "sliding", "full"] if big else []
-    kinds = kinds or ["sliding", "sliding", "full", "sliding", "full"]
-    shared = 3 if big else 2
+    """config.json in the form of the published Gemma 3n checkpoints; E4B has a wider feed-forward."""
+    kinds = _E4B_LAYERS if big else _E2B_LAYERS
     layers = len(kinds)
     width = 384 if big else 256
     return {
@@ -554,7 +589,7 @@ def _gemma3n(big: bool) -> dict[str, Any]:
             "num_attention_heads": 4,
             "num_hidden_layers": layers,
             "num_key_value_heads": 2,
-            "num_kv_shared_layers": shared,
+            "num_kv_shared_layers": _SHARED[layers],
             "query_pre_attn_scalar": 32,
             "rms_norm_eps": 1e-06,
             "rope_local_base_freq": 10000.0,
@@ -586,8 +621,112 @@ def _gemma3n(big: bool) -> dict[str, Any]:
 
 
 def _gemma4(big: bool) -> dict[str, Any]:
-    raise NotImplementedError
+    """config.json in the form of the published Gemma 4 checkpoints, with the layer pattern of `_gemma3n`.
 
-
-def _short(plan: Plan, steps: int) -> Plan:
-    return replace(plan, training=replace(plan.training, steps=steps))
+    Full layers have heads of twice the size; E2B has one key head and a double-width feed-forward where keys and values
+    are shared, E4B two key heads and one width everywhere.
+    """
+    kinds = _E4B_LAYERS if big else _E2B_LAYERS
+    hidden = 160 if big else 128
+    return {
+        "architectures": ["Gemma4ForConditionalGeneration"],
+        "audio_config": {
+            "attention_chunk_size": 12,
+            "attention_context_left": 13,
+            "attention_context_right": 0,
+            "attention_invalid_logits_value": -1000000000.0,
+            "attention_logit_cap": 50.0,
+            "conv_kernel_size": 5,
+            "dtype": "bfloat16",
+            "gradient_clipping": 10000000000.0,
+            "hidden_act": "silu",
+            "hidden_size": 32,
+            "initializer_range": 0.02,
+            "model_type": "gemma4_audio",
+            "num_attention_heads": 2,
+            "num_hidden_layers": 2,
+            "output_proj_dims": 64,
+            "residual_weight": 0.5,
+            "rms_norm_eps": 1e-06,
+            "subsampling_conv_channels": [8, 4],
+            "use_clipped_linears": True,
+        },
+        "audio_token_id": _TEXT_4 - 4,
+        "boa_token_id": _TEXT_4 - 7,
+        "boi_token_id": _TEXT_4 - 8,
+        "dtype": "bfloat16",
+        "eoa_token_id": _TEXT_4 - 2,
+        "eoa_token_index": _TEXT_4 - 2,
+        "eoi_token_id": _TEXT_4 - 3,
+        "eos_token_id": 1,
+        "image_token_id": _TEXT_4 - 5,
+        "initializer_range": 0.02,
+        "model_type": "gemma4",
+        "text_config": {
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "attention_k_eq_v": False,
+            "bos_token_id": 2,
+            "dtype": "bfloat16",
+            "enable_moe_block": False,
+            "eos_token_id": 1,
+            "final_logit_softcapping": 30.0,
+            "global_head_dim": 64,
+            "head_dim": 32,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "hidden_size": hidden,
+            "hidden_size_per_layer_input": 32,
+            "initializer_range": 0.02,
+            "intermediate_size": 320 if big else 192,
+            "layer_types": [f"{kind}_attention" for kind in kinds],
+            "max_position_embeddings": _CONTEXT,
+            "model_type": "gemma4_text",
+            "num_attention_heads": 4,
+            "num_experts": None,
+            "num_global_key_value_heads": None,
+            "num_hidden_layers": len(kinds),
+            "num_key_value_heads": 2 if big else 1,
+            "num_kv_shared_layers": _SHARED[len(kinds)],
+            "pad_token_id": 0,
+            "rms_norm_eps": 1e-06,
+            "rope_parameters": {
+                "full_attention": {
+                    "partial_rotary_factor": 0.25,
+                    "rope_theta": 1000000.0,
+                    "rope_type": "proportional",
+                },
+                "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+            },
+            "sliding_window": 32,
+            "tie_word_embeddings": True,
+            "use_bidirectional_attention": None,
+            "use_cache": True,
+            "use_double_wide_mlp": not big,
+            "vocab_size": _TEXT_4,
+            "vocab_size_per_layer_input": _TEXT_4,
+        },
+        "tie_word_embeddings": True,
+        "video_token_id": _TEXT_4 - 1,
+        "vision_config": {
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "dtype": "bfloat16",
+            "head_dim": 16,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "hidden_size": 32,
+            "initializer_range": 0.02,
+            "intermediate_size": 64,
+            "model_type": "gemma4_vision",
+            "num_attention_heads": 2,
+            "num_hidden_layers": 2,
+            "num_key_value_heads": 2,
+            "patch_size": 16,
+            "pooling_kernel_size": 3,
+            "position_embedding_size": 64,
+            "rms_norm_eps": 1e-06,
+            "rope_parameters": {"rope_theta": 100.0, "rope_type": "axial"},
+            "standardize": False,
+            "use_clipped_linears": True,
+        },
+        "vision_soft_tokens_per_image": 280,
+    }

@@ -1,0 +1,184 @@
+"""Matrix products for XNNPACK, written as its delegates directly.
+
+The products of one input (queries, keys and values; gate and up) become one delegate: the input is quantized once, and
+nothing of the graph around has to be traced, copied or searched again for each of a hundred partitions. Weights are
+handed on as they are stored; the file names each by its module path.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from hubpub.export.quantize import DynamicLinear
+from hubpub.export.write import stored
+
+BACKEND = "XnnpackBackend"
+ALIGNMENT = 16
+
+
+@dataclass(frozen=True)
+class Weight:
+    """Integers [rows, columns] (int4 packed by two, low half first) and scales of one linear layer, under its name."""
+
+    name: str
+    values: torch.Tensor
+    scales: torch.Tensor
+    bits: int
+    group: int | None
+    columns: int
+
+    @classmethod
+    def of(cls, name: str, layer: DynamicLinear) -> Weight:
+        return cls(name, layer.values, layer.scales, layer.bits, layer.group, layer.in_features)
+
+
+def delegate(program: Any, weights: dict[str, Weight]) -> Any:
+    """Replace the `hubpub::dynamic_linear` calls of an edge program by delegates; returns the data they name.
+
+    `program` is changed in place; `weights` are by name, which is the third argument of each call.
+    """
+    from executorch.exir._serialize._named_data_store import NamedDataStore
+    from executorch.exir.delegate import executorch_call_delegate
+    from executorch.exir.lowered_backend_module import LoweredBackendModule
+
+    module, graph = program.graph_module, program.graph_module.graph
+    data = NamedDataStore()
+    inputs: dict[torch.fx.Node, list[torch.fx.Node]] = {}
+    for node in graph.nodes:
+        if node.op == "call_function" and _is_product(node.target):
+            inputs.setdefault(node.args[0], []).append(node)
+    for number, products in enumerate(inputs.values()):
+        # Not the key: an input that is itself such a product was replaced by now.
+        x = products[0].args[0]
+        chosen = [weights[product.args[1]] for product in products]
+        blob = _blob(_upper_bound(x.meta["val"].shape), chosen)
+        for weight in chosen:
+            for part in ("values", "scales"):
+                data.add_named_data(f"{weight.name}.{part}", stored(getattr(weight, part)), ALIGNMENT)
+        # All that is ever asked of the original program: how many outputs it has, and their shapes.
+        original: Any = SimpleNamespace(graph=_outputs(len(products)), module=partial(_shapes, chosen))
+        lowered = LoweredBackendModule(original, BACKEND, blob, [])
+        lowered.meta = {"debug_handle_map": {}}
+        name = f"lowered_module_{number}"
+        module.register_module(name, lowered)
+        with graph.inserting_before(products[0]):
+            target = graph.get_attr(name)
+            call = graph.call_function(executorch_call_delegate, (target, x))
+            call.meta["val"] = [product.meta["val"] for product in products]
+            for index, product in enumerate(products):
+                part_of = graph.call_function(operator.getitem, (call, index))
+                part_of.meta["val"] = product.meta["val"]
+                product.replace_all_uses_with(part_of)
+        for product in products:
+            graph.erase_node(product)
+    module.recompile()
+    return data
+
+
+def _is_product(target: Any) -> bool:
+    return target is torch.ops.hubpub.dynamic_linear.default or (
+        getattr(target, "_op", None) is torch.ops.hubpub.dynamic_linear.default
+    )
+
+
+def _shapes(weights: list[Weight]) -> Callable[[torch.Tensor], list[torch.Tensor]]:
+    return lambda x: [x.new_empty(*x.shape[:-1], weight.values.shape[0]) for weight in weights]
+
+
+def _outputs(count: int) -> torch.fx.Graph:
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    graph.output(tuple(x for _ in range(count)))
+    return graph
+
+
+def _upper_bound(shape: torch.Size) -> list[int]:
+    from executorch.exir.sym_util import eval_shape_upper_bound
+
+    return [int(size) for size in eval_shape_upper_bound(shape)]
+
+
+def _blob(shape: list[int], weights: list[Weight]) -> bytes:
+    """One delegate: x [..., K] float32 is quantized per token, then multiplied with every weight [N, K]."""
+    from executorch.backends.xnnpack.serialization import xnnpack_graph_schema as schema
+    from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import serialize_xnnpack_binary
+    from executorch.backends.xnnpack.utils.xnnpack_constants import (
+        UINT64_MAX,
+        XNN_INVALID_VALUE_ID,
+        XNN_VALUE_FLAG_EXTERNAL_INPUT,
+        XNN_VALUE_FLAG_EXTERNAL_OUTPUT,
+    )
+
+    kinds = schema.XNNDatatype
+    graph = schema.XNNGraph(
+        version="0",
+        xnodes=[],
+        xvalues=[],
+        num_externs=1 + len(weights),
+        input_ids=[0],
+        output_ids=[],
+        constant_data=[schema.ConstantDataOffset(0, 0)],
+    )
+
+    def value(
+        datatype: Any, dims: list[int], *, external: int | None = None, flags: int = 0, constant: int = 0, how: Any = None
+    ) -> int:
+        number = len(graph.xvalues)
+        tensor = schema.XNNTensorValue(
+            datatype=datatype,
+            num_dims=len(dims),
+            dims=dims,
+            constant_buffer_idx=constant,
+            external_id=XNN_INVALID_VALUE_ID if external is None else external,
+            flags=flags,
+            id_out=number,
+        )
+        union = tensor if how is None else schema.XNNQuantizedTensorValue(tensor_value=tensor, quant_params=how)
+        graph.xvalues.append(schema.XValue(xvalue_union=union))
+        return number
+
+    def constant(name: str, tensor: torch.Tensor) -> int:
+        graph.constant_data.append(schema.ConstantDataOffset(offset=UINT64_MAX, size=tensor.nbytes, named_key=name))
+        return len(graph.constant_data) - 1
+
+    def node(union: Any) -> None:
+        graph.xnodes.append(schema.XNode(xnode_union=union, debug_handle=0))
+
+    x = value(kinds.xnn_datatype_fp32, shape, external=0, flags=XNN_VALUE_FLAG_EXTERNAL_INPUT)
+    quantized = value(kinds.xnn_datatype_qdint8, shape, how=schema.PerTokenDynamicQuant(num_nonbatch_dims=1))
+    node(schema.XNNConvert(input_id=x, output_id=quantized, flags=0))
+    for index, weight in enumerate(weights):
+        integers = constant(f"{weight.name}.values", weight.values)
+        scales = constant(f"{weight.name}.scales", weight.scales)
+        rows = weight.values.shape[0]
+        how: Any
+        if weight.group:
+            datatype = kinds.xnn_datatype_qbint4
+            how = schema.PerChannelGroupQuant(
+                scale=[],
+                channel_dim=0,
+                group_size=weight.group,
+                scale_buffer_idx=scales,
+                num_scales=weight.scales.numel(),
+            )
+        else:
+            datatype = kinds.xnn_datatype_qcint8
+            how = schema.PerChannelQuant(scale=[], channel_dim=0, scale_buffer_idx=scales, num_scales=rows)
+        matrix = value(datatype, [rows, weight.columns], constant=integers, how=how)
+        out = value(
+            kinds.xnn_datatype_fp32, [*shape[:-1], rows], external=1 + index, flags=XNN_VALUE_FLAG_EXTERNAL_OUTPUT
+        )
+        graph.output_ids.append(out)
+        node(
+            schema.XNNFullyConnected(
+                input1_id=quantized, filter_id=matrix, bias_id=XNN_INVALID_VALUE_ID, output_id=out, flags=0
+            )
+        )
+    return bytes(serialize_xnnpack_binary(graph, bytearray()))
