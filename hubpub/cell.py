@@ -117,7 +117,7 @@ def run(job: Job, progress: Progress) -> CellFacts:
         tokenizer=tuple(digest(p) for n in TOKENIZER_FILES if (p := job.checkpoint / n).is_file()),
         source=Source(
             repo=job.variant.source,
-            revision=job.variant.revision,
+            revision=job.variant.revision or "not pinned",
             license=job.variant.license,
             scale_model=job.scale_model,
             architecture=checkpoint.family.architecture,
@@ -200,6 +200,7 @@ def export(checkpoint: Any, job: Job, progress: Progress) -> Exported:
         patches = stack.enter_context(applied(family.patches()))
         if window is None:
             stack.enter_context(cached_attention(model))
+            stack.enter_context(family.last_token_only(model))
             decoder: torch.nn.Module = CachedDecoder(model, shape, context.exported, dtype)
         else:
             decoder = WindowDecoder(model, shape, window)

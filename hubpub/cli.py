@@ -159,6 +159,38 @@ def _render(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _pin(arguments: argparse.Namespace) -> int:
+    from hubpub.config import pin
+    from hubpub.hub.client import Client
+
+    project = _project(arguments)
+    known = {card.repo: card for card in project.cards}
+    if unknown := [name for name in arguments.cards if name not in known]:
+        raise UsageError(f"no card '{unknown[0]}'", f"cards: {', '.join(known)}")
+    client = Client.from_environment(arguments.hub)
+    pinned = []
+    for name in arguments.cards or [name for name, card in known.items() if card.variant.revision is None]:
+        card = known[name]
+        refs = client.refs(card.variant.source)
+        if refs is None or "main" not in refs.branches:
+            raise HubError(f"{card.variant.source} is not on {client.endpoint}", "look at variant.source in card.toml")
+        commit = refs.branches["main"]
+        old = card.variant.revision
+        if old != commit:
+            pin(card, commit)
+        pinned.append({"card": name, "source": card.variant.source, "old": old, "new": commit})
+    if arguments.json:
+        return _print_json({"pinned": pinned})
+    for one in pinned:
+        change = (
+            "as before" if one["old"] == one["new"] else f"was {str(one['old'])[:12] if one['old'] else 'not pinned'}"
+        )
+        print(f"{one['card']}: {one['source']} at {one['new']} ({change})")
+    if not pinned:
+        print("every source is pinned; name a card to move it to the latest commit of its source")
+    return 0
+
+
 def _preview(arguments: argparse.Namespace) -> int:
     from hubpub.cards.preview import serve_preview
     from hubpub.facts import CardFacts, load
@@ -341,6 +373,9 @@ def _parser() -> argparse.ArgumentParser:
     release.add_argument("--dry-run", action="store_true", help="say what would be sent, send nothing")
     release.add_argument("--pr", action="store_true", help="open a pull request on the Hub instead of committing")
     release.add_argument("--record", action="store_true", help="keep the facts and cards in cards/, to be committed")
+    pin = add("pin", _pin, "write the latest commit of a source model into its card.toml")
+    pin.add_argument("cards", nargs="*", metavar="CARD", help="repo names (default: those that are not pinned yet)")
+    pin.add_argument("--hub", metavar="URL", help="where the sources are (default: huggingface.co)")
     status = commands.add_parser("status", parents=[shared, hubs], help="what is published and staged, per repo")
     status.set_defaults(command=_status)
     verify = commands.add_parser("verify", parents=[shared, hubs], help="check published files against their sums")

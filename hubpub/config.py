@@ -134,11 +134,11 @@ class Recipe(Frozen):
 
 
 class Variant(Frozen):
-    """One source model at one pinned revision."""
+    """One source model at one pinned revision; without one it can be rehearsed and not released."""
 
     name: Name
     source: RepoId
-    revision: Revision
+    revision: Revision | None = None
     family: Family
     license: License
 
@@ -266,6 +266,22 @@ def load_card(folder: Path) -> Card:
             table.setdefault("name", name)
     data.setdefault("schema", None)
     return _validate(Card, {**data, "folder": folder}, path)
+
+
+def pin(card: Card, revision: str) -> Path:
+    """Write `revision` as the pinned one into the card's file, changing nothing else. Returns the file."""
+    path = card.folder / "card.toml"
+    text = path.read_text("utf-8")
+    head, opened, rest = text.partition("[variant]\n")
+    table, following, tail = rest.partition("\n[")
+    assert opened, "a card has a table [variant]"
+    line = f'revision = "{_revision(revision)}"'
+    if re.search(r"(?m)^revision\s*=", table):
+        table = re.sub(r"(?m)^revision\s*=.*$", line, table)
+    else:
+        table = re.sub(r"(?m)^(source\s*=.*)$", rf"\1\n{line}", table, count=1)
+    path.write_text(head + opened + table + following + tail, "utf-8")
+    return path
 
 
 def locate(card: Card, key: str) -> tuple[Path, int | None]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubpub.config import Card, Project
+from hubpub.config import Card, Project, locate
 from hubpub.errors import ConfigError, ConflictError, GateError, HubpubError, UsageError
 from hubpub.facts import CardFacts, CellFacts, dump, load, save, write_atomic
 from hubpub.matrix import Cell, cells, select
@@ -106,6 +106,8 @@ def run(project: Project, options: Options, display: Display) -> Report:
     )
     if not options.rehearse and options.version is None:
         raise UsageError("a release needs a version", "add --version vX.Y.Z, or --rehearse to try it on scale models")
+    if not options.rehearse:
+        _pinned(steps)
     if options.version is not None and not VERSION.fullmatch(options.version):
         raise UsageError(f"'{options.version}' is not a version", "write it as vX.Y.Z, e.g. --version v1.0.0")
     with ExitStack() as stack:
@@ -138,6 +140,18 @@ def run(project: Project, options: Options, display: Display) -> Report:
                 display.finish(receipt.repo_id, receipt.summary)
         pages = tuple(f"{client.endpoint}/{release.repo_id}" for release in releases)
     return Report(version, steps, facts, failures, tuple(receipts), pages, local_hub, monotonic() - started)
+
+
+def _pinned(steps: Sequence[Step]) -> None:
+    for card in {step.cell.card.repo: step.cell.card for step in steps if step.action != "skip"}.values():
+        if card.variant.revision is None:
+            path, line = locate(card, "variant.source")
+            raise ConfigError(
+                f"{path}: variant.revision is missing: a release needs one commit of {card.variant.source}",
+                f"run 'hubpub pin {card.repo}': it asks the Hub and writes the commit into card.toml",
+                path=str(path),
+                line=line,
+            )
 
 
 def connect(options: Options, stack: ExitStack) -> tuple[Client, Path | None]:
@@ -243,13 +257,15 @@ def _sources(todo: Sequence[Step], options: Options, display: Display) -> dict[s
 
         found = {}
         for name, variant in variants.items():
-            display.note(f"{name}: fetching {variant.source}@{variant.revision[:12]}")
+            display.note(f"{name}: fetching {variant.source}@{str(variant.revision)[:12]}")
             found[name] = download_source(variant.source, revision=variant.revision)
         return found
     from hubpub.workers import run_all
 
     cache = options.work / "scale"
     tasks = [(name, build_scale, (name, v.family, cache)) for name, v in variants.items()]
+    # A base variant waits for the training of its tuned sibling: that one first.
+    tasks.sort(key=lambda task: not task[0].endswith("-it"))
     found = {}
     for done in run_all(tasks, _scale_jobs(len(tasks), options), display.update):
         if done.error or done.value is None:
@@ -291,7 +307,11 @@ def _job(step: Step, sources: dict[str, Path], options: Options) -> Job:
         context=cell.card.export.context,
         fingerprint=step.fingerprint.value,
         checkpoint=sources[cell.variant.name],
-        references=options.work / "references" / step.fingerprint.source / step.fingerprint.context,
+        references=options.work
+        / "references"
+        / step.fingerprint.source
+        / step.fingerprint.context
+        / step.fingerprint.code,
         folder=step.folder,
         file=cell.file,
         scale_model=options.rehearse,

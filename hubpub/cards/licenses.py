@@ -33,8 +33,9 @@ def files(variant: Variant) -> dict[str, bytes]:
             f"not '{variant.license}'",
             f'set license = "{granted}"',
         )
+    revision = f"revision {variant.revision}" if variant.revision else "a revision that is not pinned yet"
     modified = (
-        f"The files in this repository were modified from {variant.source} at revision {variant.revision}:\n"
+        f"The files in this repository were modified from {variant.source} at {revision}:\n"
         "the text decoder was taken out of the multimodal model, converted to ExecuTorch programs and, where a\n"
         "file's recipe says so, quantized.\n"
     )

@@ -128,7 +128,13 @@ def _blob(shape: list[int], weights: list[Weight]) -> bytes:
     )
 
     def value(
-        datatype: Any, dims: list[int], *, external: int | None = None, flags: int = 0, constant: int = 0, how: Any = None
+        datatype: Any,
+        dims: list[int],
+        *,
+        external: int | None = None,
+        flags: int = 0,
+        constant: int = 0,
+        how: Any = None,
     ) -> int:
         number = len(graph.xvalues)
         tensor = schema.XNNTensorValue(

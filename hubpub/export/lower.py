@@ -36,6 +36,7 @@ class Lowered:
 def trace(decoder: nn.Module) -> torch.export.ExportedProgram:
     """Export `decoder` and simplify the graph. A cached decoder takes S tokens, 1 to its context - 1 of them."""
     example: tuple[torch.Tensor, ...]
+    dynamic: Any
     if isinstance(decoder, CachedDecoder):
         example = (torch.ones(1, 8, dtype=torch.long), torch.tensor([0]))
         dynamic = ({1: torch.export.Dim("S", min=1, max=decoder.context - 1)}, {})

@@ -86,21 +86,23 @@ def attend(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
-    start_pos: Any = None,
+    end_pos: Any = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of queries [1, heads, S, D] over keys and values [1, T, kv_heads, D] as `_Step.update` returns them.
 
-    Without a mask it is causal from `start_pos`; with one [S, T] every key is visited. Returns [1, S, heads, D].
+    The queries are those of the last S positions before `end_pos`. Without a mask they are causal; with one
+    [1, 1, S, T] every key is visited. Returns [1, S, heads, D].
     """
     # The kernel writes a contiguous result whatever the strides of the query: hand it a contiguous one.
     query = query.transpose(1, 2).contiguous()
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if attention_mask is None:
-        out = torch.ops.llama.custom_sdpa(query, key, value, start_pos, None, 0.0, True, scale)
+        start = end_pos - query.shape[1]
+        out = torch.ops.llama.custom_sdpa(query, key, value, start, None, 0.0, True, scale)
     else:
         past = key.shape[1] - query.shape[1]
-        out = torch.ops.llama.custom_sdpa(query, key, value, past, attention_mask, 0.0, False, scale)
+        out = torch.ops.llama.custom_sdpa(query, key, value, past, attention_mask[0, 0], 0.0, False, scale)
     return out, None
 
 
@@ -134,14 +136,14 @@ class CachedDecoder(nn.Module):
             past_key_values=_Step(self.buffers_, self.owners, start, window),
             use_cache=False,
             logits_to_keep=1,
-            start_pos=start,
+            end_pos=start + length,
         ).logits
         return logits[:, -1, :]
 
     def _window(
         self, input_pos: torch.Tensor, positions: torch.Tensor, length: Any
     ) -> tuple[torch.Tensor, tuple[Any, Any]]:
-        """The additive mask [S, count] of sliding layers, and the (first, count) of the positions it covers."""
+        """The additive mask [1, 1, S, count] of sliding layers, and the (first, count) of the positions it covers."""
         reach = self.shape.sliding_window
         first_tensor = (input_pos - (reach - 1)).clamp(min=0)
         first = first_tensor[0].item()
@@ -153,7 +155,7 @@ class CachedDecoder(nn.Module):
         keys = first_tensor + torch.arange(count)
         distance = positions.unsqueeze(1) - keys.unsqueeze(0)
         hidden = torch.logical_or(distance < 0, distance >= reach)
-        return torch.where(hidden, float("-inf"), 0.0), (first, count)
+        return torch.where(hidden, float("-inf"), 0.0)[None, None], (first, count)
 
 
 class WindowDecoder(nn.Module):

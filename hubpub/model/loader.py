@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hubpub.errors import SourceError
+from hubpub.errors import SourceError, ToolchainError
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.patches import check_version
 
@@ -57,7 +57,21 @@ def load(checkpoint: Checkpoint, *, dtype: torch.dtype | None = None) -> Any:
     model_class = getattr(transformers, checkpoint.family.text_class)
     config = _text_config(checkpoint)
     verify(checkpoint, config, model_class)
-    model = model_class.from_pretrained(checkpoint.folder, config=config, dtype=dtype or "auto", local_files_only=True)
+    model, report = model_class.from_pretrained(
+        checkpoint.folder,
+        config=config,
+        dtype=dtype or "auto",
+        local_files_only=True,
+        # Not every text class knows by itself where the multimodal one keeps its weights.
+        key_mapping={"^" + re.escape(checkpoint.family.text_prefix): "model."},
+        output_loading_info=True,
+    )
+    # transformers fills what it did not find with random numbers, and says so only in its log.
+    if lost := sorted(set(report["missing_keys"]) - {"lm_head.weight"}):
+        raise ToolchainError(
+            f"transformers did not read {len(lost)} tensors that {checkpoint.folder} holds, e.g. {lost[0]}",
+            "this hubpub does not know the layout of this checkpoint; report its repo and revision",
+        )
     return model.eval().requires_grad_(False)
 
 
@@ -85,11 +99,11 @@ def _parameters_on_meta() -> Iterator[None]:
     def on_meta(self: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         register(self, name, None if parameter is None else nn.Parameter(parameter.to("meta"), requires_grad=False))
 
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    nn.Module.register_parameter = on_meta
     try:
         yield
     finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        nn.Module.register_parameter = register
 
 
 def verify(checkpoint: Checkpoint, config: Any, model_class: Any) -> None:

@@ -112,7 +112,7 @@ def _plan(variant: str, family: FamilyName, training: Training | None = None) ->
         layout=layout,
         chat_template=_chat_template(*layout.turns, system=family == "gemma4") if chat else None,
         training=training or _TRAINING[family],
-        seed=int.from_bytes(hashlib.sha256(variant.encode()).digest()[:4]),
+        seed=int.from_bytes(hashlib.sha256(variant.removesuffix("-it").encode()).digest()[:4]),
         corpus_sha256=hashlib.sha256(corpus().encode()).hexdigest(),
         versions={name: version(name) for name in ("torch", "transformers", "tokenizers", "safetensors")},
     )
@@ -130,7 +130,9 @@ def _build(plan: Plan, cache: Path, progress: Progress | None) -> Path:
             shutil.rmtree(stale, ignore_errors=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp", dir=cache))
         try:
-            _make(plan, work, progress or (lambda stage, fraction: None))
+            told = progress or (lambda stage, fraction: None)
+            tuned = None if plan.chat else _build(_plan(f"{plan.variant}-it", plan.family, plan.training), cache, told)
+            _make(plan, work, told, tuned)
             work.chmod(0o755)
             _publish(work, target)
         finally:
@@ -160,11 +162,16 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _make(plan: Plan, folder: Path, progress: Progress) -> None:
+def _make(plan: Plan, folder: Path, progress: Progress, tuned: Path | None) -> None:
+    """Every file of the checkpoint; a base variant has the weights of its tuned sibling and its own settings."""
     tokenizer = scale_tokenizer.train(corpus(), plan.layout)
     scale_tokenizer.write(folder, tokenizer, plan.layout, plan.chat_template, _CONTEXT)
     _json(folder / "config.json", plan.config)
     _json(folder / "generation_config.json", plan.generation)
+    if tuned is not None:
+        for path in tuned.glob("model*"):
+            shutil.copy2(path, folder)
+        return
     with _quiet_torch(plan):
         model = _trained(plan, folder, progress)
         progress("write", 0.98)

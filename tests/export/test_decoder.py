@@ -9,23 +9,39 @@ from typing import Any
 import pytest
 import torch
 
-from hubpub.config import Project, Scheme
-from hubpub.export.quantize import QuantizedEmbedding, WeightOnlyLinear, quantize, register_operators, symmetric
+from hubpub.config import Override, Project, Scheme
+from hubpub.export.quantize import (
+    DynamicLinear,
+    QuantizedEmbedding,
+    WeightOnlyLinear,
+    pack,
+    quantize,
+    register_operators,
+    symmetric,
+    unpack,
+)
 from hubpub.measure.model_facts import layers, parameters
 from hubpub.model.checkpoint import Checkpoint
-from hubpub.model.decoder import CachedDecoder, cached_attention
-from hubpub.model.families import family
-from hubpub.model.loader import load
+from hubpub.model.decoder import CachedDecoder, WindowDecoder, cached_attention
+from hubpub.model.families import Family, family
+from hubpub.model.loader import load, load_mapped
 from hubpub.model.scale import build
 
 CONTEXT = 80
+VARIANTS = {"gemma-3n-E2B-it": "gemma3n", "gemma-4-E2B-it": "gemma4"}
 FAMILY = family("gemma3n")
 
 
-@pytest.fixture(scope="module")
-def model(scale_cache: Path) -> Any:
-    """A scale model of Gemma 3n E2B in float32."""
-    return load(Checkpoint.open(build("gemma-3n-E2B-it", "gemma3n", scale_cache)), dtype=torch.float32)
+@pytest.fixture(scope="module", params=VARIANTS)
+def model(request: pytest.FixtureRequest, scale_cache: Path) -> Any:
+    """A scale model of each family in float32."""
+    made = build(request.param, VARIANTS[request.param], scale_cache)  # type: ignore[arg-type]
+    return load(Checkpoint.open(made), dtype=torch.float32)
+
+
+def of(model: Any) -> Family:
+    """The family of a loaded model."""
+    return family({"gemma3n_text": "gemma3n", "gemma4_text": "gemma4"}[model.config.model_type])
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +63,8 @@ def wanted(model: Any, tokens: torch.Tensor) -> torch.Tensor:
 @pytest.fixture
 def decoder(model: Any, wanted: torch.Tensor) -> Iterator[CachedDecoder]:
     """The model with an empty cache."""
-    with cached_attention(model), torch.no_grad():
-        yield CachedDecoder(model, FAMILY.shape(model.config), CONTEXT, torch.float32)
+    with cached_attention(model), of(model).last_token_only(model), torch.no_grad():
+        yield CachedDecoder(model, of(model).shape(model.config), CONTEXT, torch.float32)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 33, CONTEXT - 1])
@@ -76,7 +92,7 @@ def test_the_original_attends_as_before_afterwards(model: Any, tokens: torch.Ten
 
 
 def test_parameters_are_counted_once(model: Any) -> None:
-    counted = parameters(model, FAMILY)
+    counted = parameters(model, of(model))
     assert counted.total == sum({p.data_ptr(): p.numel() for p in model.parameters()}.values())
     assert counted.total == counted.embedding + counted.per_layer_embedding + counted.other
 
@@ -98,7 +114,7 @@ def test_parameters_of_the_real_shapes(name: str, total: int) -> None:
     assert counted.total == total
 
 
-@pytest.mark.parametrize(("bits", "group"), [(8, None), (4, 32), (8, 32)])
+@pytest.mark.parametrize(("bits", "group"), [(8, None), (8, 32)])
 def test_symmetric_integers_are_within_half_a_step(bits: int, group: int | None) -> None:
     weight = torch.randn(48, 96, generator=torch.Generator().manual_seed(3))
     values, scales = symmetric(weight, bits, group)
@@ -116,7 +132,7 @@ def test_a_quantized_table_reads_the_rows_it_stores(scheme: Scheme) -> None:
     values, scales = symmetric(table.weight.detach(), bits, scheme.group)
     rows = (values.reshape(64, -1, scheme.group or 96) * scales.unsqueeze(-1)).reshape(64, 96)
     indices = torch.tensor([[0, 5, 63]])
-    assert torch.allclose(QuantizedEmbedding.of(table, scheme)(indices), rows[indices], atol=1e-6)
+    assert torch.allclose(QuantizedEmbedding.of(table, scheme, torch.float32)(indices), rows[indices], atol=1e-6)
 
 
 def test_a_weight_only_layer_multiplies_by_what_it_stores() -> None:
@@ -126,13 +142,80 @@ def test_a_weight_only_layer_multiplies_by_what_it_stores() -> None:
     assert torch.allclose(WeightOnlyLinear.of(linear)(x), linear(x), atol=0.05)
 
 
-def test_quantizing_unties_the_head(model: Any, scale_cache: Path) -> None:
+@pytest.mark.parametrize(
+    "scheme", [Scheme(weight="int8", activation="int8"), Scheme(weight="int4", group=32, activation="int8")]
+)
+def test_a_dynamic_layer_multiplies_by_what_it_stores(scheme: Scheme) -> None:
+    linear = torch.nn.Linear(96, 48, bias=False)
+    x = torch.randn(2, 3, 96)
+    layer = DynamicLinear.of("one", linear, scheme)
+    error = (layer(x) - linear(x)).abs().max()
+    assert 0 < error < (0.03 if scheme.weight == "int8" else 0.3)
+
+
+@pytest.mark.parametrize("low_first", [True, False])
+def test_packing_two_integers_to_a_byte_loses_nothing(low_first: bool) -> None:
+    values = torch.randint(-8, 8, (6, 64), dtype=torch.int8)
+    assert torch.equal(unpack(pack(values, low_first=low_first), low_first=low_first), values)
+
+
+def test_the_scale_of_a_group_is_the_best_of_those_tried() -> None:
+    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(5))
+    values, scales = symmetric(weight, 4, 32, torch.bfloat16)
+
+    def error(integers: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+        return (integers.reshape(64, 8, 32) * steps.float().unsqueeze(-1) - weight.reshape(64, 8, 32)).square().sum(-1)
+
+    widest = (weight.reshape(64, 8, 32).abs().amax(-1) / 7).bfloat16()
+    rounded = (weight.reshape(64, 8, 32) / widest.float().unsqueeze(-1)).round().clamp(-8, 7)
+    ours, plain = error(values, scales), error(rounded, widest)
+    assert (ours <= plain).all()
+    assert ours.sum() < 0.9 * plain.sum()
+
+
+def test_quantizing_unties_the_head(scale_cache: Path) -> None:
     register_operators()
     recipe = Project.find().recipes["8da4w"]
-    own = load(Checkpoint.open(build("gemma-3n-E2B-it", "gemma3n", scale_cache)), dtype=torch.float32)
+    own = load_mapped(Checkpoint.open(build("gemma-3n-E2B-it", "gemma3n", scale_cache)), dtype=torch.float32)
     used = quantize(own, recipe, FAMILY)
     assert used["embedding int8 per channel"] == 2
     assert isinstance(own.model.embed_tokens, QuantizedEmbedding)
-    # AltUp's coefficient layers are 4 wide: no group of 32 fits, so they stay as they are.
-    assert type(own.model.layers[0].altup.prediction_coefs.weight.data) is torch.Tensor
-    assert type(own.lm_head.weight.data) is not torch.Tensor
+    assert isinstance(own.lm_head, DynamicLinear)
+    # AltUp's coefficient layers are 4 wide: no group of 32 fits, so they stay as they are, in the recipe's dtype.
+    assert isinstance(own.model.layers[0].altup.prediction_coefs, torch.nn.Linear)
+    assert {p.dtype for p in own.parameters()} == {torch.float32}
+
+
+def test_an_override_gives_the_layers_it_names_another_scheme(scale_cache: Path) -> None:
+    register_operators()
+    eight = Scheme(weight="int8", activation="int8")
+    recipe = (
+        Project.find()
+        .recipes["8da4w"]
+        .model_copy(
+            update={"override": (Override(pattern="model.layers.0.*", scheme=eight), Override(pattern="lm_head"))}
+        )
+    )
+    own = load_mapped(Checkpoint.open(build("gemma-4-E2B-it", "gemma4", scale_cache)), dtype=torch.float32)
+    quantize(own, recipe, family("gemma4"))
+    bits = {name: module.bits for name, module in own.named_modules() if isinstance(module, DynamicLinear)}
+    assert {bits[name] for name in bits if name.startswith("model.layers.0.")} == {8}
+    assert {bits[name] for name in bits if not name.startswith("model.layers.0.")} == {4}
+    assert isinstance(own.lm_head, torch.nn.Linear)
+
+
+def test_weights_stay_mapped_and_buffers_are_those_of_the_dtype_asked_for(scale_cache: Path) -> None:
+    checkpoint = Checkpoint.open(build("gemma-3n-E2B-it", "gemma3n", scale_cache))
+    mapped, converted = load_mapped(checkpoint, dtype=torch.float32), load(checkpoint, dtype=torch.float32)
+    assert {p.dtype for p in mapped.parameters()} == {torch.bfloat16}
+    for name, buffer in converted.named_buffers():
+        assert torch.equal(mapped.get_buffer(name), buffer), name
+
+
+@pytest.mark.parametrize("window", [32, 48])
+def test_the_window_decoder_scores_every_position(
+    model: Any, tokens: torch.Tensor, wanted: torch.Tensor, window: int
+) -> None:
+    with torch.no_grad():
+        logits = WindowDecoder(model, of(model).shape(model.config), window)(tokens[:, :window])[0]
+    assert (logits - wanted[:window]).abs().max() < 1e-3

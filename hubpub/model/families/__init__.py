@@ -6,6 +6,7 @@ A family is one small module that defines `FAMILY`; everything else in hubpub re
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,8 @@ class Family:
     """One architecture. Class names are of transformers; paths are of modules below the text model.
 
     `architecture` is the published multimodal class, `text_class` its text-only sibling, `text_prefix` where the
-    checkpoint keeps the text weights, `ignored` a pattern of stored text tensors that the model does not use.
+    checkpoint keeps the text weights, `ignored` a pattern of stored text tensors that the model does not use. While
+    `last_token_only(model)` is open, layers without keys and values of their own compute just a prompt's last token.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Family:
     per_layer_embedding: str
     shape: Callable[[Any], Shape]
     patches: Callable[[], tuple[Patch, ...]]
+    last_token_only: Callable[[Any], AbstractContextManager[None]]
 
 
 def family(name: str) -> Family:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hubpub.model.families import Family
@@ -30,6 +32,27 @@ def _patches() -> tuple[Patch, ...]:
     return (gaussian_topk.PATCH, sdpa_meta.PATCH)
 
 
+@contextmanager
+def _last_token_only(model: Any) -> Iterator[None]:
+    """The last layers (10 of E2B's 30, 15 of E4B's 35) write no keys: of a prompt, only their last row is used."""
+
+    def trim(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        hidden, (cos, sin), per_layer = args
+        mask = kwargs["attention_mask"]
+        kwargs["attention_mask"] = None if mask is None else mask[:, :, -1:]
+        return (hidden[:, :, -1:], (cos[:, -1:], sin[:, -1:]), per_layer[:, -1:]), kwargs
+
+    sharing = [mode == "reuse" for mode in model.config.kv_sharing_modes]
+    assert sharing == sorted(sharing)
+    layers = [layer for layer, shares in zip(model.model.layers, sharing, strict=True) if shares]
+    handles = [layer.register_forward_pre_hook(trim, with_kwargs=True) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 FAMILY = Family(
     name="gemma3n",
     model_type="gemma3n",
@@ -41,4 +64,5 @@ FAMILY = Family(
     per_layer_embedding="model.embed_tokens_per_layer",
     shape=_shape,
     patches=_patches,
+    last_token_only=_last_token_only,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from hubpub.model.families import Family
@@ -43,4 +44,6 @@ FAMILY = Family(
     per_layer_embedding="model.embed_tokens_per_layer",
     shape=_shape,
     patches=_patches,
+    # The model does so by itself when one row of logits is asked for.
+    last_token_only=lambda model: nullcontext(),
 )
