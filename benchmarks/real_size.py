@@ -1,0 +1,271 @@
+"""Seconds by stage, peak memory and file size of exports at real size, beside the documented way.
+
+    python benchmarks/real_size.py gemma-3n-E2B [RECIPE ...] [--plain] [--work DIR] [--record FILE]
+
+The checkpoint is synthetic: the published shapes, names and dtypes, filled with noise; nothing is downloaded. Each
+export runs in a process of its own, watched from outside: anonymous memory is what it needs, mapped memory is the
+checkpoint's pages, which the system takes back whenever it wants. `--plain` adds `torch.export`, `to_edge`,
+`to_executorch` and writing, of the same decoder in bf16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+NOISE = 32 << 20
+SHARD = 3 << 30
+FAMILIES = {"gemma-3n": "gemma3n", "gemma-4": "gemma4"}
+PLAIN = "plain"
+
+
+def text_config(variant: str) -> dict[str, Any]:
+    """The text part of the published config.json."""
+    big = "E4B" in variant
+    if variant.startswith("gemma-3n"):
+        layers = 35 if big else 30
+        return {
+            "model_type": "gemma3n_text",
+            "hidden_size": 2048,
+            "intermediate_size": [16384 if big else 8192] * layers,
+            "num_hidden_layers": layers,
+            "num_kv_shared_layers": 15 if big else 10,
+            "activation_sparsity_pattern": [0.95] * 10 + [0.0] * (layers - 10),
+            "layer_types": ["full_attention" if i % 5 == 4 else "sliding_attention" for i in range(layers)],
+            "vocab_size": 262400,
+            "vocab_size_per_layer_input": 262144,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 2,
+            "head_dim": 256,
+            "hidden_size_per_layer_input": 256,
+            "sliding_window": 512,
+            "altup_num_inputs": 4,
+            "laurel_rank": 64,
+            "final_logit_softcapping": 30.0,
+            "max_position_embeddings": 32768,
+            "rope_theta": 1000000.0,
+            "rope_local_base_freq": 10000.0,
+            "dtype": "bfloat16",
+        }
+    per = 6 if big else 5
+    layers = 42 if big else 35
+    return {
+        "model_type": "gemma4_text",
+        "hidden_size": 2560 if big else 1536,
+        "intermediate_size": 10240 if big else 6144,
+        "use_double_wide_mlp": not big,
+        "num_hidden_layers": layers,
+        "num_kv_shared_layers": 18 if big else 20,
+        "layer_types": ["full_attention" if i % per == per - 1 else "sliding_attention" for i in range(layers)],
+        "vocab_size": 262144,
+        "vocab_size_per_layer_input": 262144,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2 if big else 1,
+        "head_dim": 256,
+        "global_head_dim": 512,
+        "hidden_size_per_layer_input": 256,
+        "sliding_window": 512,
+        "final_logit_softcapping": 30.0,
+        "max_position_embeddings": 131072,
+        "tie_word_embeddings": True,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "enable_moe_block": False,
+        "attention_k_eq_v": False,
+        "rope_parameters": {
+            "full_attention": {"partial_rotary_factor": 0.25, "rope_theta": 1000000.0, "rope_type": "proportional"},
+            "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+        },
+        "dtype": "bfloat16",
+    }
+
+
+def checkpoint(variant: str, root: Path) -> Path:
+    """A folder with a synthetic checkpoint of `variant`, made once."""
+    import transformers
+
+    from hubpub.model.families import family
+
+    kind = family(next(name for prefix, name in FAMILIES.items() if variant.startswith(prefix)))
+    folder = root / variant
+    if (folder / "generation_config.json").exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"architectures": [kind.architecture], "model_type": kind.model_type, "text_config": text_config(variant)}
+    config |= {"dtype": "bfloat16", "bos_token_id": 2, "eos_token_id": 1, "vision_config": {}, "audio_config": {}}
+    (folder / "config.json").write_text(json.dumps(config))
+    text = transformers.AutoConfig.from_pretrained(folder).get_text_config()
+    with torch.device("meta"):
+        model = getattr(transformers, kind.text_class)(text)
+    shapes = {
+        kind.text_prefix + name.removeprefix("model."): list(tensor.shape)
+        for name, tensor in model.state_dict().items()
+        if name != "lm_head.weight"
+    }
+    noise = (torch.randn(NOISE // 2) * 0.02).bfloat16().view(torch.uint8).numpy().tobytes()
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, shape in shapes.items():
+        if size > SHARD:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += 2 * math.prod(shape)
+    index = {}
+    for number, names in enumerate(shards, 1):
+        header: dict[str, Any] = {}
+        offset = 0
+        for name in names:
+            count = 2 * math.prod(shapes[name])
+            header[name] = {"dtype": "BF16", "shape": shapes[name], "data_offsets": [offset, offset + count]}
+            offset += count
+        encoded = json.dumps(header).encode()
+        encoded += b" " * (-len(encoded) % 8)
+        shard = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        with (folder / shard).open("wb") as file:
+            file.write(struct.pack("<Q", len(encoded)) + encoded)
+            for name in names:
+                left = 2 * math.prod(shapes[name])
+                while left:
+                    left -= file.write(noise[: min(left, NOISE)])
+        index |= dict.fromkeys(names, shard)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 106]}))
+    return folder
+
+
+def export(folder: Path, variant: str, recipe: str, out: Path, context: int) -> None:
+    """One export, in this process; prints what it measured itself as JSON."""
+    from hubpub import cell
+    from hubpub.config import Project, Variant
+    from hubpub.model.checkpoint import Checkpoint
+
+    opened = Checkpoint.open(folder)
+    if recipe == PLAIN:
+        print(json.dumps(plain(opened, out / "plain.pte", context)))
+        return
+    zero = "0" * 40
+    job = cell.Job(
+        cell=f"{variant}/{recipe}",
+        variant=Variant(name=variant, source="a/b", revision=zero, family=opened.family.name, license="gemma"),  # type: ignore[arg-type]
+        recipe=Project.find().recipes[recipe],
+        context=context,
+        fingerprint="",
+        checkpoint=folder,
+        references=out,
+        folder=out,
+        file=f"{variant}-{recipe}.pte",
+        scale_model=False,
+    )
+    done = cell.export(opened, job, lambda *_: None)
+    print(json.dumps({"bytes": done.file.bytes, "stages": done.stages.model_dump(exclude={"peak_resident_bytes"})}))
+
+
+def plain(opened: Any, path: Path, context: int) -> dict[str, Any]:
+    """The documented way, of the same decoder in bf16, without anything of hubpub's export room."""
+    from executorch.exir import EdgeCompileConfig, to_edge
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    from hubpub.model import loader
+    from hubpub.model.decoder import CachedDecoder, cached_attention
+    from hubpub.model.patches import applied
+
+    stages = {}
+    started = time.monotonic()
+
+    def stage(name: str) -> None:
+        nonlocal started
+        stages[name] = round(time.monotonic() - started, 2)
+        started = time.monotonic()
+
+    model = loader.load(opened, dtype=torch.bfloat16)
+    stage("load")
+    with applied(opened.family.patches()), cached_attention(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        decoder = CachedDecoder(model, opened.family.shape(model.config), context, torch.bfloat16)
+        example = (torch.ones(1, 8, dtype=torch.long), torch.tensor([0]))
+        dynamic = ({1: torch.export.Dim("S", min=1, max=context - 1)}, {})
+        program = torch.export.export(decoder, example, dynamic_shapes=dynamic, strict=False)
+        stage("export")
+        edge = to_edge(program, compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True))
+        made = edge.to_executorch()
+        stage("lower")
+    with path.open("wb") as file:
+        made.write_to_file(file)
+    stage("write")
+    return {"bytes": path.stat().st_size, "stages": stages}
+
+
+def watched(command: list[str]) -> tuple[dict[str, Any], float, int, int]:
+    """Run `command`; what it printed, its seconds, and its peak anonymous and mapped bytes."""
+    started = time.monotonic()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        peak = {"RssAnon": 0, "RssFile": 0}
+        status = Path(f"/proc/{process.pid}/status")
+        while process.poll() is None:
+            try:
+                lines = status.read_text().splitlines()
+            except OSError:
+                break
+            for line in lines:
+                key, _, value = line.partition(":")
+                if key in peak:
+                    peak[key] = max(peak[key], int(value.split()[0]) * 1024)
+            time.sleep(0.05)
+        out = process.stdout.read() if process.stdout else ""
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command[2:])} ended with {process.returncode}")
+    return json.loads(out.splitlines()[-1]), time.monotonic() - started, peak["RssAnon"], peak["RssFile"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("variant", choices=[f"{f}-{s}" for f in FAMILIES for s in ("E2B", "E4B")])
+    parser.add_argument("recipes", nargs="*", default=["8da4w", "bf16"])
+    parser.add_argument("--plain", action="store_true", help="the documented way as well")
+    parser.add_argument("--context", type=int, default=2048)
+    parser.add_argument("--work", type=Path, default=Path(".hubpub/real-size"))
+    parser.add_argument("--keep", action="store_true", help="keep the exported files")
+    parser.add_argument("--record", type=Path, help="append the figures to this JSON lines file")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    out = arguments.work / "out"
+    folder = arguments.work / arguments.variant
+    if arguments.child:
+        export(folder, arguments.variant, arguments.recipes[0], out, arguments.context)
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint(arguments.variant, arguments.work)
+    source = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    host = f"{os.cpu_count()} cores, {platform.machine()}"
+    print(f"{arguments.variant}: checkpoint of {source / 1e9:.2f} GB, {host}")
+    print(f"{'recipe':<12}{'file GB':>9}{'seconds':>9}{'anon GB':>9}{'mapped GB':>11}  stages")
+    for recipe in [*arguments.recipes, *([PLAIN] if arguments.plain else [])]:
+        command = [sys.executable, __file__, arguments.variant, recipe, "--child", "--work", str(arguments.work)]
+        found, seconds, anonymous, mapped = watched([*command, "--context", str(arguments.context)])
+        stages = "  ".join(f"{name} {value:.0f}" for name, value in found["stages"].items())
+        print(
+            f"{recipe:<12}{found['bytes'] / 1e9:>9.2f}{seconds:>9.0f}{anonymous / 1e9:>9.2f}{mapped / 1e9:>11.2f}  {stages}",
+            flush=True,
+        )
+        if arguments.record:
+            line = {"variant": arguments.variant, "recipe": recipe, "host": host, "seconds": round(seconds, 1)}
+            line |= {"anonymous_bytes": anonymous, "mapped_bytes": mapped, **found}
+            with arguments.record.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        if not arguments.keep:
+            for path in out.glob("*.pte"):
+                path.unlink()
+
+
+if __name__ == "__main__":
+    main()
