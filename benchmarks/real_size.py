@@ -254,7 +254,8 @@ def main() -> None:
         found, seconds, anonymous, mapped = watched([*command, "--context", str(arguments.context)])
         stages = "  ".join(f"{name} {value:.0f}" for name, value in found["stages"].items())
         print(
-            f"{recipe:<12}{found['bytes'] / 1e9:>9.2f}{seconds:>9.0f}{anonymous / 1e9:>9.2f}{mapped / 1e9:>11.2f}  {stages}",
+            f"{recipe:<12}{found['bytes'] / 1e9:>9.2f}{seconds:>9.0f}{anonymous / 1e9:>9.2f}{mapped / 1e9:>11.2f}  "
+            + stages,
             flush=True,
         )
         if arguments.record:

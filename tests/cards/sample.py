@@ -63,7 +63,7 @@ def cell(card: Card, recipe: str, summary: str, *, scale_model: bool = False) ->
         ),
         source=Source(
             repo=card.variant.source,
-            revision=card.variant.revision,
+            revision=card.variant.revision or "not pinned",
             license=card.variant.license,
             scale_model=scale_model,
             architecture="Gemma3nForConditionalGeneration",
