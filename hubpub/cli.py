@@ -188,16 +188,44 @@ def _pin(arguments: argparse.Namespace) -> int:
         print(f"{one['card']}: {one['source']} at {one['new']} ({change})")
     if not pinned:
         print("every source is pinned; name a card to move it to the latest commit of its source")
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    from contextlib import ExitStack
+
+    from hubpub.cards.diff import CardChange, render_change
+    from hubpub.cards.published import candidate, change, chosen, files_of, published
+    from hubpub.release import connect
+
+    project = _project(arguments)
+    cards = chosen(project, arguments.cards)
+    options = _hub_options(arguments)
+    found: list[tuple[CardChange, str]] = []
+    with ExitStack() as stack:
+        client, _ = connect(options, stack)
+        namespace = options.namespace or client.namespace
+        for card in cards:
+            facts, origin = candidate(project, card, arguments.work, rehearse=options.endpoint == "local")
+            repo = f"{namespace}/{card.repo}"
+            held = published(client, repo, files_of(facts))
+            found.append((change(project, card, facts, held, repo, arguments.version), origin))
+    if arguments.json:
+        return _print_json({"cards": [{**one.as_json(), "facts": origin} for one, origin in found]})
+    if arguments.markdown:
+        print("\n".join(f"{one.as_markdown()}\n<sub>facts: {origin}</sub>\n" for one, origin in found), end="")
+        return 0
+    out = _out()
+    for one, origin in found:
+        out.print(render_change(one))
+        out.print(f"facts: {origin}\n", style="dim", markup=False)
+    moved = sum(not one.empty for one, _ in found)
+    out.print(f"{moved} of {len(found)} cards would change on {client.endpoint}" if moved else "nothing would change")
     return 0
 
 
 def _preview(arguments: argparse.Namespace) -> int:
     from hubpub.cards.preview import serve_preview
-    from hubpub.facts import CardFacts, load
-
-    def facts_for(card: Any) -> CardFacts | None:
-        path = card.folder / "facts.json"
-        return load(CardFacts, path) if path.exists() else None
+    from hubpub.cards.render import golden_facts
 
     def ready(url: str) -> None:
         if arguments.json:
@@ -205,9 +233,34 @@ def _preview(arguments: argparse.Namespace) -> int:
         else:
             print(f"preview at {url}  (saving a card, its facts or a template reloads it; Ctrl-C stops it)", flush=True)
 
-    project = _project(arguments)
-    namespace = arguments.namespace or "NAMESPACE"
-    serve_preview(project, namespace=namespace, port=arguments.port, facts_for=facts_for, ready=ready)
+    def published(card: Any) -> Any:
+        from contextlib import ExitStack
+
+        from hubpub.cards.published import files_of, published
+        from hubpub.hub.client import Retry
+        from hubpub.release import connect
+
+        options = _hub_options(arguments)
+        if options.endpoint == "local" and not (arguments.work / "hub").is_dir():
+            raise HubError(
+                f"there is no local Hub in {arguments.work} yet",
+                "run 'hubpub release --all --rehearse', or name a Hub with --hub",
+            )
+        # Asked when the page is opened, and let go at once: a release may need the local Hub meanwhile.
+        with ExitStack() as stack:
+            client, _ = connect(options, stack)
+            client.retry = Retry(attempts=1)
+            repo = f"{options.namespace or client.namespace}/{card.repo}"
+            return repo, published(client, repo, files_of(golden_facts(card)))
+
+    serve_preview(
+        _project(arguments),
+        namespace=arguments.namespace or "NAMESPACE",
+        port=arguments.port,
+        facts_for=golden_facts,
+        published=published,
+        ready=ready,
+    )
     return 0
 
 
@@ -386,7 +439,15 @@ def _parser() -> argparse.ArgumentParser:
     render.add_argument("--check", action="store_true", help="only say whether they are stale (exit code 8)")
     preview = add("preview", _preview, "show the cards in a browser as the Hub would, live while editing")
     preview.add_argument("--port", type=int, default=8766, help="default: 8766; 0: any that is free")
+    preview.add_argument(
+        "--hub", metavar="local|URL", default="local", help="compare with what is published there (default: local)"
+    )
     preview.add_argument("--namespace", metavar="NAME", help="user or organisation to show")
+    changes = commands.add_parser("diff", parents=[shared, hubs], help="what a release would change on the Hub")
+    changes.set_defaults(command=_diff)
+    changes.add_argument("cards", nargs="*", metavar="CARD", help="repo, variant or folder names, or globs")
+    changes.add_argument("--version", metavar="vX.Y.Z", help="the tag of that release (default: not decided yet)")
+    changes.add_argument("--markdown", action="store_true", help="print a comment for a pull request")
     inspect = add("inspect", _inspect, "what a .pte file says about itself")
     inspect.add_argument("file", type=Path, metavar="FILE.pte")
     facts = commands.add_parser("facts", help="compare facts").add_subparsers(required=True, metavar="COMMAND")

@@ -26,13 +26,15 @@ _HASH = re.compile(r"(<!-- hubpub:begin [a-z]+) sha256:[0-9a-f]{12} -->")
 class Published:
     """The state of a repo: the text of its card, its facts, and its files. `version` is the tag that names it.
 
-    A file whose `sha256` is "" is one the Hub records no hash of: it is compared by size.
+    A file whose `sha256` is "" is one the Hub records no hash of: it is compared by size. `previous` are the facts of the
+    release that this one followed.
     """
 
     readme: str | None
     facts: CardFacts | None
     files: tuple[FileFact, ...]
     version: str | None = None
+    previous: CardFacts | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class CardChange:
     """What a repo would get. `readme` is the unified diff of the card's text without its metadata, `text` the new card.
 
     `conflicts` are generated parts that people edited on the Hub: with any, nothing is published. `figures` is None
-    where there is nothing to compare with.
+    where there is nothing to compare with. `first`: nothing is published yet.
     """
 
     repo: str
@@ -74,6 +76,7 @@ class CardChange:
     files: tuple[FileChange, ...]
     figures: CardDiff | None
     conflicts: tuple[Conflict, ...]
+    first: bool
     text: str = field(repr=False)
 
     @property
@@ -109,6 +112,7 @@ def diff(repo: str, published: Published | None, new: Published) -> CardChange:
         files=_files(before, new),
         figures=_figures(before.facts, new.facts),
         conflicts=merged.conflicts if merged else (),
+        first=published is None,
         text=readme,
     )
 
@@ -219,8 +223,10 @@ def _moved(figures: CardDiff) -> CardDiff:
 def _headline(change: CardChange) -> str:
     if change.empty:
         return f"{change.repo}: nothing would change"
-    versions = f"{change.old_version or 'nothing'} → {change.new_version or 'no version yet'}"
-    return f"{change.repo}: {versions}"
+    new = change.new_version or "the next release"
+    if change.first:
+        return f"{change.repo}: nothing is published yet; {new} would be the first"
+    return f"{change.repo}: {change.old_version or 'no release'} → {new}"
 
 
 def _bytes(count: int | None) -> str:
@@ -248,7 +254,9 @@ def _markdown(change: CardChange) -> str:
         lines += [f"| {code(one.key)} | {cell(_value(one.old))} | {cell(_value(one.new))} |" for one in change.metadata]
         lines.append("")
     lines += _figures_markdown(change.figures)
-    if change.readme:
+    if change.first:
+        lines += _folded("The card", change.text, "markdown")
+    elif change.readme:
         names = f" in {', '.join(change.blocks)}" if change.blocks else ""
         touched = sum(line[:1] in "+-" and line[:3] not in {"+++", "---"} for line in change.readme.split("\n") if line)
         lines += _folded(f"The card: {counted(touched, 'line')}{names}", change.readme)
@@ -275,8 +283,8 @@ def _figures_markdown(figures: CardDiff | None) -> list[str]:
     return [*table, *notes, ""] if notes else table
 
 
-def _folded(title: str, text: str) -> list[str]:
+def _folded(title: str, text: str, language: str = "diff") -> list[str]:
     fence = "```"
     while fence in text:
         fence += "`"
-    return ["<details>", f"<summary>{cell(title)}</summary>", "", f"{fence}diff", text, fence, "", "</details>", ""]
+    return ["<details>", f"<summary>{cell(title)}</summary>", "", f"{fence}{language}", text, fence, "", "</details>", ""]

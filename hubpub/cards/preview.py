@@ -110,7 +110,7 @@ def serve_preview(
     namespace: str,
     port: int,
     facts_for: Callable[[Card], CardFacts | None],
-    published: Callable[[Card], Published | None] | None = None,
+    published: Callable[[Card], tuple[str, Published | None]] | None = None,
     watch: Sequence[Path] = (),
     ready: Callable[[str], None] | None = None,
 ) -> None:

@@ -56,10 +56,15 @@ def render(
     return Rendered({"README.md": readme.encode(), **files, **licenses.files(card.variant)})
 
 
+def golden_facts(card: Card) -> CardFacts | None:
+    """The committed facts of a card, if there are any."""
+    path = card.folder / "facts.json"
+    return load(CardFacts, path) if path.exists() else None
+
+
 def golden(card: Card, project: Project) -> dict[Path, bytes]:
     """The committed card of a folder as its committed facts render it."""
-    path = card.folder / "facts.json"
-    facts = load(CardFacts, path) if path.exists() else None
+    facts = golden_facts(card)
     namespace = facts.repo.partition("/")[0] if facts else "NAMESPACE"
     made = render(card, facts, namespace=namespace, templates=project.templates_dir)
     return {card.folder / "README.md": made.files["README.md"]}

@@ -13,8 +13,9 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from hubpub.cards.blocks import FRONT, metadata
-from hubpub.cards.diff import Published, diff, state
+from hubpub.cards.diff import Published, state
 from hubpub.cards.markdown import code_html, to_html
+from hubpub.cards.published import change as change_of
 from hubpub.cards.render import Rendered, golden, render
 from hubpub.cards.words import size
 from hubpub.config import Card, Project, load_card
@@ -31,12 +32,15 @@ _ID = re.compile(r'id="([^"]*)"')
 
 @dataclass(frozen=True)
 class Sources:
-    """Where previews come from: the project, the owner of the repos, and what finds a card's facts and Hub state."""
+    """Where previews come from: the project, the owner of the repos, and what finds a card's facts and Hub state.
+
+    `published` gives the id of a card's repo on the Hub, and what that holds (None: nothing); it may raise HubError.
+    """
 
     project: Project
     namespace: str
     facts_for: Callable[[Card], CardFacts | None]
-    published: Callable[[Card], Published | None] | None = None
+    published: Callable[[Card], tuple[str, Published | None]] | None = None
 
 
 @dataclass(frozen=True)
@@ -149,19 +153,24 @@ def changes_page(sources: Sources, folder: str, **values: Any) -> str:
     made = make(sources, folder)
     common = _common(sources, made)
     if made.rendered is None or made.card is None or sources.published is None:
-        return _page("changes.html", **common, **values)
+        return _page("changes.html", **common, **values, silent=None)
     try:
-        published = sources.published(made.card)
+        repo, held = sources.published(made.card)
+    except HubpubError as error:
+        # A Hub that cannot be asked is no fault of the card.
+        return _page("changes.html", **common, **values, silent=problem(error))
+    try:
+        change = change_of(sources.project, made.card, made.facts, held, repo)
     except HubpubError as error:
         return _page("changes.html", **{**common, "problem": problem(error)}, **values)
-    change = diff(made.name, published, state(made.rendered.files, made.facts))
     base = f"/card/{quote(folder, safe='')}/"
-    before = FRONT.sub("", published.readme) if published and published.readme else "*There is no card yet.*"
+    before = FRONT.sub("", held.readme) if held and held.readme else ""
     return _page(
         "changes.html",
         **common,
         **values,
-        published=published or Published(None, None, ()),
+        silent=None,
+        held=held,
         summary=Markup(to_html(change.as_markdown(), base + "file/")),  # noqa: S704
         # The Hub's own charts are not here; ours in their place would show other figures.
         left=Markup(to_html(before, base + "published/")),  # noqa: S704
