@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hubpub
-from hubpub.errors import HubError, HubpubError, RenderError, UsageError
+from hubpub.errors import AccessError, HubError, HubpubError, RenderError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -188,6 +188,7 @@ def _pin(arguments: argparse.Namespace) -> int:
         print(f"{one['card']}: {one['source']} at {one['new']} ({change})")
     if not pinned:
         print("every source is pinned; name a card to move it to the latest commit of its source")
+    return 0
 
 
 def _diff(arguments: argparse.Namespace) -> int:
@@ -195,6 +196,7 @@ def _diff(arguments: argparse.Namespace) -> int:
 
     from hubpub.cards.diff import CardChange, render_change
     from hubpub.cards.published import candidate, change, chosen, files_of, published
+    from hubpub.hub.client import Retry
     from hubpub.release import connect
 
     project = _project(arguments)
@@ -203,7 +205,11 @@ def _diff(arguments: argparse.Namespace) -> int:
     found: list[tuple[CardChange, str]] = []
     with ExitStack() as stack:
         client, _ = connect(options, stack)
-        namespace = options.namespace or client.namespace
+        client.retry = Retry(attempts=3)
+        try:
+            namespace = options.namespace or client.namespace
+        except AccessError as error:
+            raise type(error)(error.message, f"name the owner with --namespace; or {error.hint}") from None
         for card in cards:
             facts, origin = candidate(project, card, arguments.work, rehearse=options.endpoint == "local")
             repo = f"{namespace}/{card.repo}"

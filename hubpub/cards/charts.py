@@ -1,5 +1,7 @@
 """The chart of the choice: one point a file, its size against how far it is from the original, as SVG.
 
+The area of a point is its speed, so that what is small, fast and close to the original stands out at the upper left.
+
 Only presentation attributes are used: a Hub serves SVG under a policy that may block style sheets inside of it.
 """
 
@@ -13,10 +15,13 @@ from html import escape
 from hubpub.cards.words import number, size
 from hubpub.facts import CellFacts
 
-WIDTH, HEIGHT = 640, 360
-_LEFT, _RIGHT, _TOP, _BOTTOM = 84, 44, 44, 54
+WIDTH, HEIGHT = 720, 420
+_LEFT, _RIGHT, _TOP, _BOTTOM = 96, 48, 58, 58
+_SMALL, _LARGE = 4.0, 15.0
+# A mean KL below this is the rounding of float arithmetic: nobody chooses by it.
+_FLOOR = -6
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
-_LABEL_HEIGHT = 36
+_LABEL_HEIGHT = 40
 
 
 @dataclass(frozen=True)
@@ -40,46 +45,66 @@ class _Point:
     cell: CellFacts
     x: float
     y: float
+    radius: float
 
 
 def choice(cells: Sequence[CellFacts], recommended: str, theme: Theme) -> str:
     """The chart of `cells` as an SVG document. Further left is smaller, further up is closer to the original."""
     sizes, values = [cell.file.bytes for cell in cells], [cell.parity.logits.kl_mean for cell in cells]
-    step, end = _ticks(max(sizes))
+    ticks = _ticks(min(sizes), max(sizes))
+    first, octaves = ticks[0], math.log2(ticks[-1] / ticks[0])
     low, high = _decades(values)
 
     def x(count: float) -> float:
-        return _LEFT + (WIDTH - _LEFT - _RIGHT) * count / end
+        return _LEFT + (WIDTH - _LEFT - _RIGHT) * math.log2(max(count, 1) / first) / octaves
 
     def y(kl: float) -> float:
         share = (math.log10(max(kl, 10.0**low)) - low) / (high - low)
         return _TOP + (HEIGHT - _TOP - _BOTTOM) * min(max(share, 0.0), 1.0)
 
-    points = [_Point(cell, x(cell.file.bytes), y(cell.parity.logits.kl_mean)) for cell in cells]
+    fastest = max(cell.speed.decode_tokens_per_second for cell in cells)
+    points = [
+        _Point(
+            cell,
+            x(cell.file.bytes),
+            y(cell.parity.logits.kl_mean),
+            max(_SMALL, _LARGE * math.sqrt(max(cell.speed.decode_tokens_per_second, 0.0) / fastest))
+            if fastest
+            else _SMALL,
+        )
+        for cell in cells
+    ]
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}" '
         f'role="img" aria-labelledby="t d" font-family="{_FONT}">',
-        '<title id="t">Size of each file against its distance from the original</title>',
+        '<title id="t">Distance from the original against size; a larger point is faster</title>',
         f'<desc id="d">{escape(described(cells))}</desc>',
         f'<rect width="{WIDTH}" height="{HEIGHT}" rx="8" fill="{theme.ground}"/>',
-        _text(16, 24, "Closer to the original ↑", theme.soft, 13),
-        _text(WIDTH - _RIGHT, HEIGHT - 12, "← smaller file", theme.soft, 13, "end"),
+        _text(16, 30, "Closer to the original ↑", theme.ink, 15, bold=True),
+        _text(_LEFT, HEIGHT - 12, "← smaller file", theme.ink, 15, bold=True),
+        f'<circle cx="{WIDTH - 152}" cy="25" r="4" fill="{theme.point}"/>',
+        f'<circle cx="{WIDTH - 136}" cy="25" r="8" fill="{theme.point}"/>',
+        _text(WIDTH - 16, 30, "larger: faster", theme.soft, 15, "end"),
     ]
     for decade in range(low, high + 1):
         at = y(10.0**decade)
         parts.append(_line(_LEFT, at, WIDTH - _RIGHT, at, theme.line))
-        parts.append(_text(_LEFT - 10, at + 4, f"KL {_decade(decade)}", theme.soft, 12, "end"))
-    for index in range(round(end / step) + 1):
-        at = x(index * step)
-        parts.append(_line(at, HEIGHT - _BOTTOM, at, HEIGHT - _BOTTOM + 5, theme.line))
-        parts.append(_text(at, HEIGHT - _BOTTOM + 20, _round_size(index * step), theme.soft, 12, "middle"))
+        parts.append(_text(_LEFT - 10, at + 5, f"KL {_decade(decade)}", theme.soft, 14, "end"))
+    for tick in ticks:
+        parts.append(_line(x(tick), HEIGHT - _BOTTOM, x(tick), HEIGHT - _BOTTOM + 5, theme.line))
+        parts.append(_text(x(tick), HEIGHT - _BOTTOM + 22, _round_size(tick), theme.soft, 14, "middle"))
     parts += _labels(points, recommended, theme)
-    for point in points:
+    for point in sorted(points, key=lambda one: -one.radius):
         mine = point.cell.recipe == recommended
         colour = theme.accent if mine else theme.point
+        centre = f'cx="{point.x:.1f}" cy="{point.y:.1f}"'
         if mine:
-            parts.append(f'<circle cx="{point.x:.1f}" cy="{point.y:.1f}" r="11" fill="none" stroke="{colour}"/>')
-        parts.append(f'<circle cx="{point.x:.1f}" cy="{point.y:.1f}" r="6" fill="{colour}"/>')
+            ring = f'r="{point.radius + 5:.1f}" fill="none" stroke="{colour}" stroke-width="2"'
+            parts.append(f"<circle {centre} {ring}/>")
+        # The rim keeps points apart that lie over one another.
+        parts.append(
+            f'<circle {centre} r="{point.radius:.1f}" fill="{colour}" stroke="{theme.ground}" stroke-width="1.5"/>'
+        )
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
@@ -95,57 +120,67 @@ def described(cells: Sequence[CellFacts]) -> str:
 
 def _labels(points: Sequence[_Point], recommended: str, theme: Theme) -> list[str]:
     """A label for each point, placed where it hides no point and no other label."""
-    taken = [(p.x - 12, p.y - 12, p.x + 12, p.y + 12) for p in points]
+    taken = [(p.x - p.radius, p.y - p.radius, p.x + p.radius, p.y + p.radius) for p in points]
     parts = []
-    for point in sorted(points, key=lambda one: (one.cell.recipe != recommended, one.y, one.x)):
+    for point in sorted(points, key=lambda one: (one.cell.recipe != recommended, one.x, one.y)):
         mine = point.cell.recipe == recommended
         name = point.cell.recipe + (" (take this)" if mine else "")
         below = f"{size(point.cell.file.bytes)}, {number(point.cell.speed.decode_tokens_per_second)} tokens/s"
-        width = 7.4 * max(len(name), len(below)) + 4
+        width = max(9.2 * len(name), 7.6 * len(below)) + 4
         left, top, anchor = _place(point, width, taken)
         taken.append((left, top, left + width, top + _LABEL_HEIGHT))
         x = left if anchor == "start" else left + width
-        if abs(top + _LABEL_HEIGHT / 2 - point.y) > _LABEL_HEIGHT / 2:
-            parts.append(_line(point.x, point.y, x, top + _LABEL_HEIGHT / 2, theme.soft))
-        parts.append(_text(x, top + 14, name, theme.accent if mine else theme.ink, 14, anchor, theme.ground, bold=True))
-        parts.append(_text(x, top + 31, below, theme.soft, 12, anchor, theme.ground))
+        gap = max(top - point.y, point.y - top - _LABEL_HEIGHT)
+        if gap > point.radius + 6:
+            edge = top if top > point.y else top + _LABEL_HEIGHT
+            parts.append(_line(point.x, point.y, min(max(point.x, left), left + width), edge, theme.soft))
+        parts.append(_text(x, top + 16, name, theme.accent if mine else theme.ink, 16, anchor, theme.ground, bold=True))
+        parts.append(_text(x, top + 35, below, theme.soft, 14, anchor, theme.ground))
     return parts
 
 
 def _place(point: _Point, width: float, taken: list[tuple[float, float, float, float]]) -> tuple[float, float, str]:
     """Left, top and text anchor of a label near `point` in free room; to its right at its own height at best."""
-    for shift in (0, -30, 30, -60, 60, -90, 90, -120, 120, -150, 150):
-        for anchor, left in (("start", point.x + 18), ("end", point.x - 18 - width)):
-            top = point.y - _LABEL_HEIGHT / 2 + shift
-            inside = left >= 4 and left + width <= WIDTH - 4 and top >= 28 and top + _LABEL_HEIGHT <= HEIGHT - _BOTTOM
-            if inside and all(
-                left >= x1 or left + width <= x0 or top >= y1 or top + _LABEL_HEIGHT <= y0 for x0, y0, x1, y1 in taken
-            ):
-                return left, top, anchor
-    return point.x + 18, point.y - _LABEL_HEIGHT / 2, "start"
+    away = point.radius + 10
+    places = []
+    for shift in range(-260, 261, 10):
+        top = point.y - _LABEL_HEIGHT / 2 + shift
+        places += [(point.x + away, top, "start", abs(shift)), (point.x - away - width, top, "end", abs(shift))]
+        if abs(shift) >= _LABEL_HEIGHT / 2 + point.radius:
+            # Above or below, where a label can begin or end at the point itself.
+            places += [(point.x - 8, top, "start", abs(shift)), (point.x + 8 - width, top, "end", abs(shift))]
+    for left, top, anchor, _ in sorted(places, key=lambda one: one[3]):
+        inside = left >= _LEFT and left + width <= WIDTH - 4 and top >= 40 and top + _LABEL_HEIGHT <= HEIGHT - _BOTTOM
+        if inside and all(
+            left >= x1 or left + width <= x0 or top >= y1 or top + _LABEL_HEIGHT <= y0 for x0, y0, x1, y1 in taken
+        ):
+            return left, top, anchor
+    return point.x + away, point.y - _LABEL_HEIGHT / 2, "start"
 
 
-def _ticks(largest: float) -> tuple[float, float]:
-    """Distance of the marks on the size axis and its end, both round numbers; there are 3 to 6 marks."""
-    rough = largest * 1.15 / 4
-    base = 10.0 ** math.floor(math.log10(max(rough, 1)))
-    step = next(base * factor for factor in (1, 2, 2.5, 5, 10) if base * factor >= rough)
-    return step, step * math.ceil(largest * 1.05 / step)
+def _ticks(smallest: float, largest: float) -> list[float]:
+    """Marks on the size axis, each twice the one before, from below the smallest file to above the largest."""
+    unit = 1000.0 ** math.floor(math.log(max(smallest, 1), 1000))
+    low = math.floor(math.log2(max(smallest, 1) / unit * 0.97))
+    high = max(math.ceil(math.log2(max(largest, 1) / unit * 1.1)), low + 2)
+    return [unit * 2.0**power for power in range(low, high + 1)]
 
 
 def _decades(values: Sequence[float]) -> tuple[int, int]:
     """The exponents of ten that hold all positive `values`, at least two apart."""
     positive = [value for value in values if value > 0 and math.isfinite(value)] or [1e-4]
-    low, high = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
+    low, high = (
+        max(_FLOOR, end) for end in (math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive))))
+    )
     if low == high:
         low -= 1
     return (low - 1, high) if high - low < 2 else (low, high)
 
 
 def _round_size(count: float) -> str:
-    """A round number of bytes without idle zeros, e.g. "2.5 MB"."""
+    """A round number of bytes without idle zeros, e.g. "2 MB"."""
     value, _, unit = size(count).partition(" ")
-    return f"{float(value):g} {unit}" if count else "0"
+    return f"{float(value):g} {unit}"
 
 
 def _decade(exponent: int) -> str:

@@ -26,8 +26,8 @@ _HASH = re.compile(r"(<!-- hubpub:begin [a-z]+) sha256:[0-9a-f]{12} -->")
 class Published:
     """The state of a repo: the text of its card, its facts, and its files. `version` is the tag that names it.
 
-    A file whose `sha256` is "" is one the Hub records no hash of: it is compared by size. `previous` are the facts of the
-    release that this one followed.
+    A file whose `sha256` is "" is one the Hub records no hash of: it is compared by size. `previous` are the
+    facts of the release that this one followed.
     """
 
     readme: str | None
@@ -151,11 +151,11 @@ def render_change(change: CardChange) -> RenderableType:
         parts += [Text(f"{one.key}: {_value(one.old)} → {_value(one.new)}") for one in change.metadata]
     if change.files:
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
-        for name in ("file", ">before", ">after"):
+        for name in ("file", "", ">before", ">after"):
             table.add_column(name.lstrip(">"), justify="right" if name.startswith(">") else "left")
         styles = {"added": "green", "dropped": "red", "changed": ""}
         for file in change.files:
-            table.add_row(file.name, _bytes(file.old_bytes), _bytes(file.new_bytes), style=styles[file.kind])
+            table.add_row(file.name, file.kind, _bytes(file.old_bytes), _bytes(file.new_bytes), style=styles[file.kind])
         parts += [Text(""), table]
     if change.figures and (moved := _moved(change.figures)).cells:
         parts += [Text(""), render_diff(moved)]
@@ -287,4 +287,14 @@ def _folded(title: str, text: str, language: str = "diff") -> list[str]:
     fence = "```"
     while fence in text:
         fence += "`"
-    return ["<details>", f"<summary>{cell(title)}</summary>", "", f"{fence}{language}", text, fence, "", "</details>", ""]
+    return [
+        "<details>",
+        f"<summary>{cell(title)}</summary>",
+        "",
+        f"{fence}{language}",
+        text,
+        fence,
+        "",
+        "</details>",
+        "",
+    ]

@@ -83,7 +83,12 @@ def published(client: Client, repo_id: str, names: Sequence[str] = (), revision:
 
 
 def change(
-    project: Project, card: Card, facts: CardFacts | None, held: Published | None, repo_id: str, version: str | None = None
+    project: Project,
+    card: Card,
+    facts: CardFacts | None,
+    held: Published | None,
+    repo_id: str,
+    version: str | None = None,
 ) -> CardChange:
     """What publishing `card` with `facts` to `repo_id` would change there, where `held` is there now.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -95,26 +96,34 @@ def _values(card: Card, facts: CardFacts | None, namespace: str, previous: CardF
     }
     if facts is None:
         return values
-    pick = facts.cells[0]
+    first = facts.cells[0]
+    # Code for a KV cache is shown with the best file that has one, code for a window with the best of those.
+    pick = next((cell for cell in facts.cells if not _window(cell)), None)
+    scorer = next((cell for cell in facts.cells if _window(cell)), None)
     return {
         **values,
         "repo": facts.repo,
-        "first": pick,
+        "first": first,
         "pick": pick,
+        "scorer": scorer,
+        "window": _window(scorer) if scorer else None,
         "recommended": card.export.recommended,
         "described": charts.described(facts.cells),
         "charts": len(facts.cells) > 1,
         "chat": _chat(card),
-        "positions": _positions(pick),
-        "stop": _stop(pick),
-        "forward": _forward(pick),
+        "positions": _positions(pick) if pick else "",
+        "stop": _stop(first),
+        "interfaces": _interfaces(facts.cells),
+        "context": {cell.cell: cell.context.exported for cell in facts.cells},
+        "memory": {cell.cell: _memory(cell) for cell in facts.cells},
+        "texts": _texts(facts.cells),
         "weights": {cell.cell: _weights(cell) for cell in facts.cells},
         "planned": {cell.cell: _planned(cell) for cell in facts.cells},
         "hosts": list(dict.fromkeys((cell.speed.host, cell.speed.threads) for cell in facts.cells)),
         "gates": list(dict.fromkeys(gate.name for cell in facts.cells for gate in cell.gates)),
         "patches": list({p.name: p for cell in facts.cells for p in cell.patches if p.applied}.values()),
         "links": _links(facts),
-        "next_release": _next_release(pick.toolchain.get("executorch", "")),
+        "next_release": _next_release(first.toolchain.get("executorch", "")),
         "compatibility": POLICY,
         "changes": _changes(previous, facts),
         "previous": previous,
@@ -217,7 +226,9 @@ def _config(card: Card, facts: CardFacts) -> dict[str, Any]:
                 "bytes": cell.file.bytes,
                 "sha256": cell.file.sha256,
                 "max_context_length": cell.context.exported,
-                "memory_bytes": _weights(cell) + _planned(cell),
+                "memory_bytes": _memory(cell),
+                "layout": "window" if _window(cell) else "cache",
+                "kv_cache_bytes": cell.program.kv_cache.bytes,
                 "backends": sorted(cell.program.backends),
                 "kernels": sorted(cell.program.operators.namespaces),
                 "methods": [
@@ -253,6 +264,39 @@ def _weights(cell: CellFacts) -> int:
 def _planned(cell: CellFacts) -> int:
     """Bytes of the arena of the method that needs most; it holds the KV cache at full context."""
     return max((method.planned_bytes for method in cell.program.methods), default=0)
+
+
+def _memory(cell: CellFacts) -> int:
+    """Bytes of RAM to reckon with at full context: what a run took, or what the file asks for, whichever is more."""
+    return max(cell.speed.peak_resident_bytes, _weights(cell) + _planned(cell))
+
+
+def _window(cell: CellFacts) -> int | None:
+    """The tokens that a program without a KV cache takes at once; None for one that has a cache."""
+    method = _forward(cell)
+    if method is None or len(method.inputs) != 1 or not method.inputs[0].shape:
+        return None
+    last = method.inputs[0].shape[-1]
+    return last if isinstance(last, int) else None
+
+
+def _interfaces(cells: Sequence[CellFacts]) -> list[tuple[Method, int | None, list[str]]]:
+    """Each way to call `forward` among `cells`, with its window (None: a KV cache) and the recipes that have it."""
+    found: dict[tuple[object, ...], tuple[Method, int | None, list[str]]] = {}
+    for cell in cells:
+        if method := _forward(cell):
+            shapes = tuple((one.dtype, one.shape) for one in (*method.inputs, *method.outputs))
+            found.setdefault((len(method.inputs), *shapes), (method, _window(cell), []))[2].append(cell.recipe)
+    return list(found.values())
+
+
+def _texts(cells: Sequence[CellFacts]) -> list[tuple[int, int, list[str]]]:
+    """(tokens read, perplexity of the original times a million, recipes) for each length the cells were read over."""
+    found: dict[tuple[int, int], list[str]] = {}
+    for cell in cells:
+        logits = cell.parity.logits
+        found.setdefault((logits.tokens, round(logits.perplexity_original * 1e6)), []).append(cell.recipe)
+    return [(*key, names) for key, names in found.items()]
 
 
 def _forward(cell: CellFacts) -> Method | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cards.sample import facts as sample
-from hubpub.cards import licenses
+from hubpub.cards import charts, licenses
 from hubpub.cards.blocks import BLOCK, metadata
 from hubpub.cards.render import CHARTS, golden, render, stale
 from hubpub.config import Card, Project
@@ -84,10 +84,11 @@ def test_charts_are_plain_svg_that_a_strict_hub_still_draws(card: Card, project:
         tags = {element.tag.rpartition("}")[2] for element in tree.iter()}
         assert tags <= {"svg", "title", "desc", "rect", "line", "circle", "text"}
         assert not any("style" in element.attrib for element in tree.iter())
-        assert len(tree.findall("{*}circle")) == len(facts.cells) + 1
+        # One point a file, the ring of the recommended one, and two in the legend.
+        assert len(tree.findall("{*}circle")) == len(facts.cells) + 3
         for label in tree.findall("{*}text"):
-            assert 0 <= float(label.attrib["x"]) <= 640
-            assert 0 <= float(label.attrib["y"]) <= 360
+            assert 0 <= float(label.attrib["x"]) <= charts.WIDTH
+            assert 0 <= float(label.attrib["y"]) <= charts.HEIGHT
 
 
 def test_one_file_needs_no_choice(card: Card, project: Project, facts: CardFacts) -> None:
@@ -132,7 +133,7 @@ def test_prefill_takes_positions_as_the_program_asks(card: Card, project: Projec
 
 def test_python_blocks_are_python(card: Card, project: Project, facts: CardFacts) -> None:
     blocks = re.findall(r"```python\n(.*?)```", text_of(card, project, facts), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for code in blocks:
         compile(code, "card", "exec")
         assert f'"{facts.version}"' in code
