@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hubpub
-from hubpub.errors import AccessError, HubError, HubpubError, RenderError, UsageError
+from hubpub.errors import AccessError, HubError, HubpubError, RenderError, ToolchainError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from hubpub.matrix import Cell
     from hubpub.release import Options
 
 WORK = ".hubpub"
@@ -68,15 +69,13 @@ def _unexpected(error: Exception) -> HubpubError:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from hubpub.matrix import cells, select
     from hubpub.plan import plan
 
-    steps = plan(
-        select(cells(_project(arguments)), arguments.selectors),
-        arguments.work,
-        rehearse=arguments.rehearse,
-        force=arguments.force,
-    )
+    steps = plan(_chosen(arguments), arguments.work, rehearse=arguments.rehearse, force=arguments.force)
+    if arguments.github:
+        from hubpub.ci import job_matrix
+
+        return _print_json(job_matrix(steps, rehearse=arguments.rehearse))
     if arguments.json:
         return _print_json({"cells": [step.as_json() for step in steps]})
     from rich.table import Table
@@ -90,6 +89,47 @@ def _plan(arguments: argparse.Namespace) -> int:
     _out().print(table)
     counts = {action: sum(step.action == action for step in steps) for action in ("export", "reuse", "skip")}
     _out().print(f"\n{counts['export']} to export, {counts['reuse']} up to date, {counts['skip']} excluded")
+    return 0
+
+
+def _chosen(arguments: argparse.Namespace) -> Sequence[Cell]:
+    """The selected cells; with --changed-since those of them whose files would come out differently."""
+    from hubpub.matrix import cells, select
+
+    project = _project(arguments)
+    chosen = select(cells(project), arguments.selectors)
+    if arguments.changed_since is None:
+        return chosen
+    from hubpub.ci import changed_since
+
+    changed = changed_since(project, arguments.changed_since)
+    return [cell for cell in chosen if cell.id in changed]
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from hubpub.doctor import as_json, examine
+    from hubpub.plan import plan
+
+    steps = plan(_chosen(arguments), arguments.work, rehearse=arguments.rehearse, force=arguments.force)
+    client = None
+    if not arguments.offline and not arguments.rehearse:
+        from hubpub.hub.client import Client, Retry
+
+        client = Client.from_environment(arguments.hub)
+        # Whoever asks what is wrong wants to know now: a Hub that does not answer is an answer.
+        client.retry = Retry(attempts=1)
+    checks = examine(steps, arguments.work, client=client, namespace=arguments.namespace, rehearse=arguments.rehearse)
+    report = as_json(checks)
+    if arguments.json:
+        arguments.reported = True
+        _print_json(report)
+    else:
+        from hubpub.summary import render_checks
+
+        _out().print(render_checks(checks))
+    if not report["ok"]:
+        failed = [check for check in checks if check.verdict == "failed"]
+        raise ToolchainError(f"{len(failed)} of {len(checks)} checks failed, first: {failed[0].subject}", failed[0].fix)
     return 0
 
 
@@ -416,8 +456,17 @@ def _parser() -> argparse.ArgumentParser:
     hubs.add_argument("--hub", metavar="local|URL", help="which Hub (default: huggingface.co; of a rehearsal: local)")
     hubs.add_argument("--namespace", metavar="NAME", help="user or organisation (default: the token's user)")
 
-    plan = commands.add_parser("plan", parents=[shared, choice], help="what would run, and why")
+    since = argparse.ArgumentParser(add_help=False)
+    since.add_argument("--changed-since", metavar="BASE", help="only cells that differ from this commit or branch")
+
+    plan = commands.add_parser("plan", parents=[shared, choice, since], help="what would run, and why")
     plan.set_defaults(command=_plan)
+    plan.add_argument("--github", action="store_true", help="print the job matrix of a workflow as JSON")
+    doctor = commands.add_parser(
+        "doctor", parents=[shared, choice, since, hubs], help="is this machine able to do that release",
+    )  # fmt: skip
+    doctor.set_defaults(command=_doctor)
+    doctor.add_argument("--offline", action="store_true", help="ask nobody; say what could not be checked")
     release = commands.add_parser(
         "release", parents=[shared, choice], help="export, measure, render and publish",
     )  # fmt: skip

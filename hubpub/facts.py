@@ -242,6 +242,14 @@ class Stages(Fact):
     peak_resident_bytes: int
 
 
+class Workflow(Fact):
+    """The run of a workflow that made a file: "owner/name", the commit that was checked out, and the run's page."""
+
+    repository: str
+    commit: str
+    run: str
+
+
 class CellFacts(Fact):
     """Everything measured about one cell."""
 
@@ -265,6 +273,7 @@ class CellFacts(Fact):
     patches: tuple[Patch, ...]
     toolchain: dict[str, str]
     stages: Stages
+    workflow: Workflow | None = None
 
     @property
     def passed(self) -> bool:

@@ -13,6 +13,7 @@ from hubpub.measure.inspect import human_bytes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from hubpub.doctor import Check
     from hubpub.hub.upkeep import RepoStatus, Verification
     from hubpub.plan import Step
     from hubpub.release import Report
@@ -95,3 +96,18 @@ def render_status(found: Sequence[RepoStatus]) -> RenderableType:
             staged or "nothing",
         )
     return table
+
+
+def render_checks(checks: Sequence[Check]) -> RenderableType:
+    """One row per check, what to do below those that are not well, then the verdict."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    marks = {"ok": ("ok", "green"), "warning": ("warning", "yellow"), "failed": ("failed", "bold red")}
+    for check in checks:
+        mark, style = marks.get(check.verdict, ("unknown", "yellow"))
+        found = Text(check.found)
+        if check.fix and check.verdict != "ok":
+            found.append(f"\n-> {check.fix}", style="bold")
+        table.add_row(Text(mark, style=style), check.subject, found)
+    counts = {kind: sum(check.verdict == kind for check in checks) for kind in ("ok", "failed", "unknown")}
+    verdict = f"{counts['ok']} fine, {counts['failed']} failed, {counts['unknown']} could not be checked"
+    return Group(table, Text(), Text(verdict))

@@ -375,6 +375,32 @@ class Client:
         finally:
             response.close()
 
+    def stored_tensors(self, repo_id: str, revision: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Dtype and shape of every tensor in a repo's safetensors files, from their headers alone."""
+        found = self._call(
+            f"reading the headers of {repo_id}",
+            self._api.get_safetensors_metadata,
+            check_repo_id(repo_id),
+            revision=check_revision(revision),
+        )
+        return {
+            name: (str(tensor.dtype), tuple(tensor.shape))
+            for file in found.files_metadata.values()
+            for name, tensor in file.tensors.items()
+        }
+
+    def exchange(self, resource: str) -> float:
+        """Exchange this job's identity for a token of `resource` (a repo, or a user for gated sources).
+
+        Returns the seconds it holds. Raises AccessError where there is no identity to show or nobody trusts it.
+        """
+        _hub()
+        from huggingface_hub._oidc import oidc_login
+
+        answer = self._call(f"asking for a token for {resource}", oidc_login, resource=resource, endpoint=self.endpoint)
+        _SECRETS.add(str(answer["access_token"]))
+        return float(answer.get("expires_in", 3600))
+
     def create_branch(self, repo_id: str, branch: str, commit: str) -> None:
         """Make `branch` at `commit`; one that is there already is left as it is."""
         self._call(
@@ -707,6 +733,18 @@ def download_source(repo_id: str, *, revision: str | None, endpoint: str | None 
         raise AccessError(
             error.message, f"accept its terms at {client.endpoint}/{repo_id}, then set HF_TOKEN"
         ) from None
+
+
+def cached_source(repo_id: str, revision: str | None) -> Path | None:
+    """The folder of a source that lies complete in the local cache, or None. Asks nobody."""
+    try:
+        return Path(
+            _hub().snapshot_download(
+                check_repo_id(repo_id), revision=check_revision(revision or "main"), local_files_only=True
+            )
+        )
+    except (OSError, ValueError):
+        return None
 
 
 @contextmanager

@@ -82,8 +82,11 @@ def stage(
     *,
     progress: Progress | None = None,
     create_pr: bool = False,
+    small_too: bool = False,
 ) -> Staged:
     """Bring every large file of `release` that the repo lacks to the Hub, one by one; main does not change.
+
+    With `small_too` the small ones as well: for a machine whose files another one will promote.
 
     `release` may hold just the files of this machine. A file that is on main or staged already is neither read nor
     sent. For a pull request the content waits in storage instead of on a branch. Raises ConflictError where the
@@ -97,7 +100,7 @@ def stage(
     base = refs.branches["main"]
     branch = stage_branch(release.version)
     hashes = HashCache(work / "hashes.json")
-    large = [file for file in release.files if file.large]
+    large = [file for file in release.files if file.large or small_too]
     on_main = _held(client, release.repo_id, base, large)
     waiting = _pull_request(client, release, large) if create_pr else None
     at = waiting.commit if waiting else refs.branches.get(branch)

@@ -1,0 +1,359 @@
+"""Is this machine able to do that release? Versions, memory, disk, access and licences, before hours are spent.
+
+What a cell needs is worked out from the headers of its source checkpoint (a few kilobytes, read from the local cache
+or over HTTP) and from its recipe; nothing is downloaded and no model is built. Without a network the checks that need
+one say that they could not be made.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from hubpub.config import PACKAGE, Card, Recipe, Scheme, locate
+from hubpub.errors import AccessError, HubpubError, SourceError, ToolchainError
+from hubpub.matrix import Cell
+
+if TYPE_CHECKING:
+    from hubpub.hub.client import Client
+    from hubpub.plan import Step
+
+Verdict = Literal["ok", "warning", "failed", "unknown"]
+Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Tensors of a checkpoint by name: dtype as safetensors names it, and shape."""
+
+GB = 1_000_000_000
+# Python, torch and the exported graph, and the widest table in float32 while it is worked on.
+EXPORT_BASE = 2 * GB
+# The eager original is run once per variant in float32, over a passage; its logits are kept meanwhile.
+REFERENCE_BASE = 2 * GB
+_WIDTH = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report: what was looked at, what was found, and what to do where it is not well."""
+
+    subject: str
+    verdict: Verdict
+    found: str
+    fix: str | None = None
+
+
+@dataclass(frozen=True)
+class Size:
+    """A source checkpoint: bytes of all its shards, and text weights (each counted once) by what a recipe tells apart.
+
+    `width` is the bytes of one stored weight.
+    """
+
+    checkpoint: int
+    embedding: int
+    per_layer_embedding: int
+    matrices: int
+    vectors: int
+    width: int
+
+    @property
+    def text(self) -> int:
+        return self.embedding + self.per_layer_embedding + self.matrices + self.vectors
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes one cell needs: of its file, of disk (source and file), of memory while exporting and while validating.
+
+    Memory is anonymous memory: the mapped source comes on top, but the system takes those pages back when it must.
+    """
+
+    file: int
+    disk: int
+    export_memory: int
+    validate_memory: int
+
+    @property
+    def memory(self) -> int:
+        return max(self.export_memory, self.validate_memory)
+
+
+def size_of(tensors: Tensors, family: str) -> Size:
+    """The size of a checkpoint of `family` from its headers alone. Raises SourceError where it holds no text model."""
+    from hubpub.model.families import family as find
+
+    known = find(family)
+    counts = {"embedding": 0, "per_layer_embedding": 0, "matrices": 0, "vectors": 0}
+    prefix, widths = known.text_prefix, []
+    tables = {f"{known.embedding}.weight": "embedding", f"{known.per_layer_embedding}.weight": "per_layer_embedding"}
+    for name, (dtype, shape) in tensors.items():
+        if name.startswith(prefix):
+            below = "model." + name.removeprefix(prefix)
+            kind = tables.get(below, "matrices" if len(shape) > 1 else "vectors")
+            counts[kind] += prod(shape)
+            widths.append(_WIDTH.get(dtype, 4))
+    if not counts["embedding"]:
+        raise SourceError(
+            f"the checkpoint holds no {prefix}*: it is no {family} checkpoint", "look at variant.family in card.toml"
+        )
+    stored = sum(prod(shape) * _WIDTH.get(dtype, 4) for dtype, shape in tensors.values())
+    return Size(stored, **counts, width=max(widths))
+
+
+def need_of(size: Size, recipe: Recipe) -> Need:
+    """What a cell of `recipe` needs.
+
+    The file holds every weight in its recipe's form; the head is stored beside the embedding where the two differ.
+    Weights whose form is the stored one stream from the mapped source to the file and are never held; the others are
+    held from quantization until they are written. Validation holds the original in float32.
+    """
+    plain = {"fp32": 4, "bf16": 2}[recipe.dtype]
+    parts = [
+        (size.embedding, recipe.embedding),
+        (size.per_layer_embedding, recipe.per_layer_embedding),
+        (size.matrices, recipe.linear),
+        (size.vectors, None),
+    ]
+    if recipe.head is not None or recipe.embedding is not None:
+        parts.append((size.embedding, recipe.head))
+    stored = [(int(count * _bytes_each(scheme, plain)), scheme) for count, scheme in parts]
+    file = sum(size for size, _ in stored)
+    held = sum(bytes_ for bytes_, scheme in stored if scheme is not None or plain != size.width)
+    return Need(file, size.checkpoint + file, EXPORT_BASE + held, REFERENCE_BASE + 4 * size.text)
+
+
+def _bytes_each(scheme: Scheme | None, plain: int) -> float:
+    """Bytes of one weight, with its share of a group's two-byte scale; scales per channel do not show."""
+    if scheme is None:
+        return plain
+    return {"int8": 1.0, "int4": 0.5}[scheme.weight] + (2 / scheme.group if scheme.group else 0)
+
+
+def sizes(steps: Sequence[Step], client: Client | None) -> dict[str, Size | HubpubError]:
+    """The size of every planned variant's source by variant, or why it is not known."""
+    found: dict[str, Size | HubpubError] = {}
+    for cell in {step.cell.variant.name: step.cell for step in steps if step.action != "skip"}.values():
+        try:
+            found[cell.variant.name] = size_of(_tensors(cell, client), cell.variant.family)
+        except HubpubError as error:
+            found[cell.variant.name] = error
+    return found
+
+
+def _tensors(cell: Cell, client: Client | None) -> Tensors:
+    from hubpub.hub.client import cached_source
+    from hubpub.model.checkpoint import Checkpoint
+
+    variant = cell.variant
+    folder = cached_source(variant.source, variant.revision)
+    if folder is not None:
+        try:
+            return {name: (one.dtype, one.shape) for name, one in Checkpoint.open(folder).tensors.items()}
+        except SourceError:
+            if client is None:
+                raise
+    if client is None:
+        raise SourceError(f"{variant.source} is not in the local cache", "run without --offline")
+    return client.stored_tensors(variant.source, variant.revision or "main")
+
+
+def examine(
+    steps: Sequence[Step], work: Path, *, client: Client | None, namespace: str | None, rehearse: bool
+) -> list[Check]:
+    """Every check for the planned `steps`. `client` None: nothing that needs a network is asked."""
+    planned = [step for step in steps if step.action != "skip"]
+    cards = list({step.cell.card.repo: step.cell.card for step in planned}.values())
+    checks = [*versions(), *_licences(cards)]
+    if rehearse:
+        return [*checks, *_room(work, 12 * GB, 4 * GB, "a rehearsal of every cell", "--work on a larger disk")]
+    known = sizes(planned, client)
+    checks += [_source(card, known[card.variant.name], client) for card in cards]
+    needs = {
+        step.cell.id: need_of(size, step.cell.recipe)
+        for step in planned
+        if step.action == "export" and not isinstance(size := known[step.cell.variant.name], HubpubError)
+    }
+    if needs:
+        disk = sum(need.file for need in needs.values()) + sum(
+            size.checkpoint
+            for name, size in known.items()
+            if not isinstance(size, HubpubError) and not _is_cached(cards, name)
+        )
+        name, worst = max(needs.items(), key=lambda item: item[1].memory)
+        stage = "validating" if worst.validate_memory > worst.export_memory else "exporting"
+        checks += _room(
+            work, disk, worst.memory, f"{len(needs)} cells, the heaviest {stage} {name}", "fewer cells per machine"
+        )
+    checks += _targets(cards, client, namespace)
+    return checks
+
+
+def _is_cached(cards: Sequence[Card], variant: str) -> bool:
+    from hubpub.hub.client import cached_source
+
+    card = next(card for card in cards if card.variant.name == variant)
+    return cached_source(card.variant.source, card.variant.revision) is not None
+
+
+def versions() -> list[Check]:
+    """Every required package against the range that was tested."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from packaging.requirements import Requirement
+
+    checks = [
+        Check("python", "ok", platform.python_version())
+        if platform.python_version_tuple() >= ("3", "11")
+        else Check("python", "failed", f"{platform.python_version()}, 3.11 or newer is needed", "install Python 3.11")
+    ]
+    for text in _requirements():
+        wanted = Requirement(text)
+        if wanted.marker and not wanted.marker.evaluate():
+            continue
+        try:
+            found = version(wanted.name)
+        except PackageNotFoundError:
+            checks.append(Check(wanted.name, "failed", "not installed", f"pip install '{wanted}'"))
+            continue
+        # A local build tag ("2.13.0+cpu") says how it was built, not what it is.
+        fits = wanted.specifier.contains(found.partition("+")[0], prereleases=True)
+        checks.append(
+            Check(wanted.name, "ok", found)
+            if fits
+            else Check(wanted.name, "failed", f"{found}, tested with {wanted.specifier}", f"pip install '{wanted}'")
+        )
+    return checks
+
+
+def _requirements() -> list[str]:
+    """hubpub's own requirements: of the checkout this file lies in, else of the installed package."""
+    import tomllib
+    from importlib.metadata import PackageNotFoundError, requires
+
+    project = PACKAGE.parent / "pyproject.toml"
+    if project.is_file() and (data := tomllib.loads(project.read_text("utf-8"))["project"])["name"] == "hubpub":
+        return list(data["dependencies"])
+    try:
+        return [text for text in requires("hubpub") or () if "extra ==" not in text]
+    except PackageNotFoundError:
+        raise ToolchainError("hubpub is not installed", "pip install hubpub") from None
+
+
+def _licences(cards: Sequence[Card]) -> list[Check]:
+    from hubpub.cards.licenses import files
+
+    checks = []
+    for card in cards:
+        try:
+            found = Check(f"licence of {card.repo}", "ok", f"{card.variant.license}: {', '.join(files(card.variant))}")
+        except HubpubError as error:
+            found = Check(f"licence of {card.repo}", "failed", error.message, error.hint)
+        checks.append(found)
+    return checks
+
+
+def _source(card: Card, size: Size | HubpubError, client: Client | None) -> Check:
+    variant = card.variant
+    subject = f"source {variant.source}"
+    if variant.revision is None:
+        path, line = locate(card, "variant.source")
+        return Check(subject, "failed", f"not pinned ({path}:{line})", f"run: hubpub pin {card.repo}")
+    at = f"at {variant.revision[:12]}"
+    if isinstance(size, Size):
+        return Check(subject, "ok", f"{at}, {gb(size.checkpoint)}, {size.text / 1e9:.2f} B text weights")
+    if isinstance(size, AccessError):
+        endpoint = client.endpoint if client else "https://huggingface.co"
+        return Check(
+            subject, "failed", size.message, f"accept its terms at {endpoint}/{variant.source}, then set HF_TOKEN"
+        )
+    if client is None or "connection" in size.message:
+        return Check(subject, "unknown", f"not checked: {size.message}", "run again with a network")
+    return Check(subject, "failed", size.message, size.hint)
+
+
+def _room(work: Path, disk: int, memory: int, what: str, instead: str) -> list[Check]:
+    import psutil
+
+    place = next(path for path in (work.absolute(), *work.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    total = psutil.virtual_memory().total + psutil.swap_memory().total
+    checks = [
+        Check("disk", "ok", f"{gb(free)} free at {place}, {gb(disk)} needed for {what}")
+        if free >= disk
+        else Check("disk", "failed", f"{gb(free)} free at {place}, {gb(disk)} needed for {what}", f"take {instead}")
+    ]
+    checks.append(
+        Check("memory", "ok", f"{gb(total)} with swap, {gb(memory)} needed for {what}")
+        if total >= memory
+        else Check(
+            "memory",
+            "failed",
+            f"{gb(total)} with swap, {gb(memory)} needed for {what}",
+            f"add {gb(memory - total)} of swap, or take a larger machine for that cell",
+        )
+    )
+    return checks
+
+
+def _targets(cards: Sequence[Card], client: Client | None, namespace: str | None) -> list[Check]:
+    if client is None:
+        return [
+            Check("targets", "unknown", "not checked: no network was asked for", "run without --offline"),
+            _publisher(None, ()),
+        ]
+    try:
+        namespace = namespace or client.namespace
+        repos = [f"{namespace}/{card.repo}" for card in cards]
+    except AccessError as error:
+        return [Check("targets", "failed", error.message, error.hint), _publisher(client, ())]
+    except HubpubError as error:
+        return [Check("targets", "unknown", f"not checked: {error.message}", error.hint), _publisher(client, ())]
+    checks = []
+    for repo in repos:
+        subject = f"target {repo}"
+        try:
+            refs = client.refs(repo)
+            client.check_write(repo, exists=refs is not None)
+            text = f"writable, {len(refs.tags)} tags" if refs else "not there yet, will be created"
+            checks.append(Check(subject, "ok", text))
+        except AccessError as error:
+            checks.append(Check(subject, "failed", error.message, error.hint))
+        except HubpubError as error:
+            checks.append(Check(subject, "unknown", f"not checked: {error.message}", error.hint))
+    return [*checks, _publisher(client, repos)]
+
+
+def _publisher(client: Client | None, repos: Sequence[str]) -> Check:
+    """A trusted publisher shows only where an identity token can be had: in a job with `id-token: write`."""
+    subject = "trusted publisher"
+    if not os.environ.get("ACTIONS_ID_TOKEN_REQUEST_URL"):
+        return Check(
+            subject,
+            "unknown",
+            "cannot be seen from here: only a job with 'id-token: write' can ask for its token",
+            "in the repo's settings on the Hub, name this repository and the workflow release.yml",
+        )
+    if client is None:
+        return Check(subject, "unknown", "not checked: no network was asked for", "run without --offline")
+    refused = []
+    for repo in repos:
+        try:
+            client.exchange(repo)
+        except HubpubError as error:
+            refused.append(f"{repo}: {error.message}")
+    if refused:
+        return Check(subject, "failed", "; ".join(refused), "name this repository and workflow in each repo's settings")
+    return Check(subject, "ok", f"{len(repos)} repos give this workflow a token")
+
+
+def gb(count: int) -> str:
+    """Bytes in units of 10^9, as disks and model pages count."""
+    return f"{count / GB:.1f} GB"
+
+
+def as_json(checks: Sequence[Check]) -> dict[str, Any]:
+    return {"ok": not any(check.verdict == "failed" for check in checks), "checks": [asdict(one) for one in checks]}
