@@ -199,6 +199,48 @@ def _render(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _run(arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from hubpub.measure.chat import run
+
+    reply = run(
+        arguments.file,
+        arguments.prompt,
+        tokenizer=arguments.tokenizer,
+        new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        chat=arguments.chat,
+        stream=not arguments.json,
+    )
+    if arguments.json:
+        return _print_json(asdict(reply))
+    _err().print(
+        f"\n{reply.prompt_tokens} tokens in, {reply.tokens} out   load {reply.load_seconds:.2f} s   "
+        f"first token {reply.first_token_seconds:.2f} s   prefill {reply.prefill_tokens_per_second:.1f} tokens/s   "
+        f"decode {reply.decode_tokens_per_second:.1f} tokens/s",
+        style="dim",
+    )
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from hubpub.matrix import cells, select
+    from hubpub.progress import display
+    from hubpub.release import export_from
+
+    chosen = [cell for cell in select(cells(_project(arguments)), arguments.selectors) if not cell.excluded]
+    with display(_err()) as progress:
+        made = export_from(chosen, arguments.source, arguments.out, arguments.jobs, arguments.context, progress)
+    if arguments.json:
+        return _print_json({"files": [{"cell": cell, **one.model_dump(mode="json")} for cell, one in made.items()]})
+    for cell, one in made.items():
+        seconds = sum(one.stages.model_dump(exclude={"peak_resident_bytes"}).values())
+        print(f"{cell}: {arguments.out / one.file.name}  {one.file.bytes:,} bytes  {seconds:.0f} s")
+        print(f"  sha256 {one.file.sha256}")
+    return 0
+
+
 def _pin(arguments: argparse.Namespace) -> int:
     from hubpub.config import pin
     from hubpub.hub.client import Client
@@ -481,6 +523,19 @@ def _parser() -> argparse.ArgumentParser:
     release.add_argument("--dry-run", action="store_true", help="say what would be sent, send nothing")
     release.add_argument("--pr", action="store_true", help="open a pull request on the Hub instead of committing")
     release.add_argument("--record", action="store_true", help="keep the facts and cards in cards/, to be committed")
+    run = add("run", _run, "ask a .pte file something, through ExecuTorch's LLM runner")
+    run.add_argument("file", type=Path, metavar="FILE.pte")
+    run.add_argument("--prompt", required=True, metavar="TEXT")
+    run.add_argument("--chat", action="store_true", help="put the prompt into the chat template, as a user's turn")
+    run.add_argument("--tokenizer", type=Path, metavar="PATH", help="tokenizer.json (default: beside the file)")
+    run.add_argument("--max-new-tokens", type=_positive, default=128, metavar="N", help="default: 128")
+    run.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default: 0, the likeliest token")
+    export = add("export", _export, "export cells from a checkpoint on this disk, and nothing else")
+    export.add_argument("selectors", nargs="+", metavar="SELECTOR", help="cell ids or globs, e.g. 'gemma-3n-*/8da4w'")
+    export.add_argument("--source", type=Path, required=True, metavar="DIR", help="folder with the checkpoint")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the files go")
+    export.add_argument("--context", type=_positive, metavar="N", help="tokens (default: as the card says)")
+    export.add_argument("--jobs", type=_positive, metavar="N", help="parallel processes (default: what fits here)")
     pin = add("pin", _pin, "write the latest commit of a source model into its card.toml")
     pin.add_argument("cards", nargs="*", metavar="CARD", help="repo names (default: those that are not pinned yet)")
     pin.add_argument("--hub", metavar="URL", help="where the sources are (default: huggingface.co)")

@@ -23,7 +23,7 @@ from hubpub.progress import Display
 
 if TYPE_CHECKING:
     from hubpub.cards.render import Rendered
-    from hubpub.cell import Job
+    from hubpub.cell import Exported, Job
     from hubpub.hub.client import Client
     from hubpub.hub.release import Receipt, RepoRelease
     from hubpub.localhub import LocalHub
@@ -240,6 +240,50 @@ def make_cell(job: Job, progress: Any) -> CellFacts:
     from hubpub.cell import run as run_cell
 
     return run_cell(job, progress)
+
+
+def export_from(
+    chosen: Sequence[Cell], source: Path, out: Path, jobs: int | None, context: int | None, display: Display
+) -> dict[str, Exported]:
+    """Export `chosen` from the checkpoint folder `source` into `out`, each in a process. Raises the first error."""
+    from hubpub.cell import Job
+    from hubpub.model.checkpoint import Checkpoint
+    from hubpub.workers import default_jobs, run_all
+
+    family = Checkpoint.open(source).family.name
+    if other := [cell for cell in chosen if cell.variant.family != family]:
+        raise UsageError(f"{source} is a {family} checkpoint, and {other[0].id} a {other[0].variant.family}")
+    tasks = []
+    for cell in chosen:
+        job = Job(
+            cell=cell.id,
+            variant=cell.variant,
+            recipe=cell.recipe,
+            context=context or cell.card.export.context,
+            fingerprint="",
+            checkpoint=source,
+            references=out,
+            folder=out,
+            file=cell.file,
+            scale_model=False,
+        )
+        tasks.append((cell.id, export_cell, (job,)))
+    heaviest = sum(path.stat().st_size for path in source.glob("*.safetensors"))
+    made = {}
+    for done in run_all(tasks, jobs or default_jobs(len(tasks), SCALE_BYTES + heaviest), display.update):
+        if done.error or done.value is None:
+            raise done.error or HubpubError(f"{done.name}: nothing was made")
+        made[done.name] = done.value
+        display.finish(done.name, f"{done.value.file.bytes:,} bytes")
+    return {cell.id: made[cell.id] for cell in chosen}
+
+
+def export_cell(job: Job, progress: Any) -> Exported:
+    """Only the export of one cell, in a worker process."""
+    from hubpub.cell import export
+    from hubpub.model.checkpoint import Checkpoint
+
+    return export(Checkpoint.open(job.checkpoint), job, progress)
 
 
 def build_scale(variant: str, family: Any, cache: Path, progress: Any) -> Path:

@@ -153,8 +153,8 @@ class DynamicLinear(nn.Module):
     def __init__(self, name: str, values: torch.Tensor, scales: torch.Tensor, bits: int, group: int | None) -> None:
         super().__init__()
         self.name, self.bits, self.group = name, bits, group
-        self.register_buffer("values", values)
-        self.register_buffer("scales", scales)
+        # Plain attributes: a buffer would be emitted as a constant of the program beside the delegate's.
+        self.values, self.scales = values, scales
         self.out_features = values.shape[0]
         self.in_features = values.shape[1] * (2 if bits == 4 else 1)
 
