@@ -160,6 +160,7 @@ def export(folder: Path, variant: str, recipe: str, out: Path, context: int) -> 
         variant=Variant(name=variant, source="a/b", revision=zero, family=opened.family.name, license="gemma"),  # type: ignore[arg-type]
         recipe=Project.find().recipes[recipe],
         context=context,
+        prefill=512,
         fingerprint="",
         checkpoint=folder,
         references=out,
@@ -191,9 +192,9 @@ def plain(opened: Any, path: Path, context: int) -> dict[str, Any]:
     model = loader.load(opened, dtype=torch.bfloat16)
     stage("load")
     with applied(opened.family.patches()), cached_attention(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        decoder = CachedDecoder(model, opened.family.shape(model.config), context, torch.bfloat16)
+        decoder = CachedDecoder(model, opened.family.shape(model.config), context, 512, torch.bfloat16)
         example = (torch.ones(1, 8, dtype=torch.long), torch.tensor([0]))
-        dynamic = ({1: torch.export.Dim("S", min=1, max=context - 1)}, {})
+        dynamic = ({1: torch.export.Dim("S", min=1, max=512)}, {})
         program = torch.export.export(decoder, example, dynamic_shapes=dynamic, strict=False)
         stage("export")
         edge = to_edge(program, compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True))

@@ -43,14 +43,15 @@ Progress = Callable[[str, float], None]
 class Job:
     """What a worker needs to make one cell: plain values, so that they travel between processes.
 
-    `context` is the card's; `checkpoint` holds the source files; `references` is a folder shared by the cells of a
-    variant. `scale_model` says that the checkpoint stands in for the variant.
+    `context` and `prefill` are the card's; `checkpoint` holds the source files; `references` is a folder shared by the
+    cells of a variant. `scale_model` says that the checkpoint stands in for the variant.
     """
 
     cell: str
     variant: Variant
     recipe: Recipe
     context: int
+    prefill: int
     fingerprint: str
     checkpoint: Path
     references: Path
@@ -174,7 +175,7 @@ def export(checkpoint: Any, job: Job, progress: Progress) -> Exported:
     longest = window or exported_context(job, shape.max_context)
     context = Context(
         exported=longest,
-        max_prefill=window or longest - 1,
+        max_prefill=window or min(job.prefill, longest - 1),
         sliding_window=shape.sliding_window,
         source=shape.max_context,
     )
@@ -186,7 +187,7 @@ def export(checkpoint: Any, job: Job, progress: Progress) -> Exported:
     quantized = time.monotonic()
     progress("lower", 0.0)
     metadata: dict[str, int | bool | list[int]] = {
-        "get_max_seq_len": context.exported,
+        "get_max_seq_len": context.max_prefill,
         "get_max_context_len": context.exported,
         "get_bos_id": int(config.bos_token_id),
         "get_eos_ids": stop_tokens(checkpoint.folder),
@@ -201,7 +202,7 @@ def export(checkpoint: Any, job: Job, progress: Progress) -> Exported:
         if window is None:
             stack.enter_context(cached_attention(model))
             stack.enter_context(family.last_token_only(model))
-            decoder: torch.nn.Module = CachedDecoder(model, shape, context.exported, dtype)
+            decoder: torch.nn.Module = CachedDecoder(model, shape, context.exported, context.max_prefill, dtype)
         else:
             decoder = WindowDecoder(model, shape, window)
         lowered = lower(decoder, job.recipe.name, metadata)

@@ -144,11 +144,16 @@ class Variant(Frozen):
 
 
 class Export(Frozen):
-    """Which recipes a card offers and the context length (tokens) its programs are exported with."""
+    """Which recipes a card offers, and the sizes in tokens of its programs.
+
+    `context` is the longest text, `prefill` the longest piece of a prompt that one call takes: a runner feeds longer
+    prompts piece by piece, and an app needs working memory for one piece.
+    """
 
     recipes: tuple[Name, ...] = Field(min_length=1)
     recommended: Name
     context: int = Field(default=2048, ge=16, le=131072)
+    prefill: int = Field(default=512, ge=2, le=131072)
 
     @model_validator(mode="after")
     def _consistent(self) -> Export:

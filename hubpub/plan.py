@@ -113,7 +113,7 @@ def fingerprint(cell: Cell, *, rehearse: bool) -> Fingerprint:
     return Fingerprint(
         source=_hash(source),
         recipe=_hash(recipe),
-        context=_hash(str(cell.card.export.context)),
+        context=_hash(f"{cell.card.export.context}/{cell.card.export.prefill}"),
         versions=_hash(json.dumps(versions(STACK))),
         code=_code(),
     )

@@ -260,6 +260,7 @@ def export_from(
             variant=cell.variant,
             recipe=cell.recipe,
             context=context or cell.card.export.context,
+            prefill=cell.card.export.prefill,
             fingerprint="",
             checkpoint=source,
             references=out,
@@ -349,6 +350,7 @@ def _job(step: Step, sources: dict[str, Path], options: Options) -> Job:
         variant=cell.variant,
         recipe=cell.recipe,
         context=cell.card.export.context,
+        prefill=cell.card.export.prefill,
         fingerprint=step.fingerprint.value,
         checkpoint=sources[cell.variant.name],
         references=options.work

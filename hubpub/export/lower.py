@@ -34,12 +34,12 @@ class Lowered:
 
 
 def trace(decoder: nn.Module) -> torch.export.ExportedProgram:
-    """Export `decoder` and simplify the graph. A cached decoder takes S tokens, 1 to its context - 1 of them."""
+    """Export `decoder` and simplify the graph. A cached decoder takes S tokens, 1 to `prefill` of them."""
     example: tuple[torch.Tensor, ...]
     dynamic: Any
     if isinstance(decoder, CachedDecoder):
         example = (torch.ones(1, 8, dtype=torch.long), torch.tensor([0]))
-        dynamic = ({1: torch.export.Dim("S", min=1, max=decoder.context - 1)}, {})
+        dynamic = ({1: torch.export.Dim("S", min=1, max=decoder.prefill)}, {})
     else:
         example, dynamic = (torch.ones_like(decoder.get_buffer("positions")),), None
     with torch.no_grad():

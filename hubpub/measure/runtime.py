@@ -29,10 +29,18 @@ class Session:
             raise ExportError(f"{path.name} does not load in the ExecuTorch runtime: {error}") from None
         if self._method is None:
             raise ExportError(f"{path.name} has no method 'forward'")
+        self.longest: int = self._method.metadata.input_tensor_meta(0).sizes()[-1]
 
     def step(self, tokens: Sequence[int], position: int) -> Any:
-        """Logits [vocabulary] float32 after `tokens`, the first of which stands at `position`."""
+        """Logits [vocabulary] float32 after `tokens`, the first of which stands at `position`.
+
+        What is longer than one call takes is fed piece by piece, as the LLM runner does.
+        """
         import torch
+
+        if len(tokens) > self.longest:
+            self.step(tokens[: self.longest], position)
+            return self.step(tokens[self.longest :], position + self.longest)
 
         try:
             inputs = [torch.tensor([list(tokens)], dtype=torch.long), torch.tensor([position], dtype=torch.long)]

@@ -1,8 +1,8 @@
 """The decoders that are exported: a Hugging Face text model, in most layouts around a cache of its own.
 
 `forward(tokens [1, S] int64, input_pos [1] int64) -> logits [1, vocabulary]` of the last token: the interface of the
-ExecuTorch LLM runner. S is 1 for decode and anything up to the context for prefill. The model's own modules do all of
-the arithmetic; only the cache and the attention product are ours:
+ExecuTorch LLM runner. S is 1 for decode and anything up to `prefill` for a piece of a prompt. The model's own modules do
+all of the arithmetic; only the cache and the attention product are ours:
 
 - a layer that owns keys and values writes them with `llama::update_cache` into buffers
   [1, context, kv_heads, head_dim]; a layer that shares them reads what its owner returned, and has no buffers;
@@ -109,11 +109,12 @@ def attend(
 class CachedDecoder(nn.Module):
     """`model` (a Hugging Face text model with a language-modelling head) with its cache inside, ready for export."""
 
-    def __init__(self, model: nn.Module, shape: Shape, context: int, cache_dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, shape: Shape, context: int, prefill: int, cache_dtype: torch.dtype) -> None:
         super().__init__()
         self.model = model
         self.shape = shape
         self.context = context
+        self.prefill = prefill
         self.owners = {owner.index: owner for owner in shape.owners}
         self.buffers_ = KVBuffers(shape.owners, context, cache_dtype)
         # A window as long as the context never hides anything: such layers are plain causal ones.

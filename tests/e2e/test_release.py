@@ -223,3 +223,60 @@ def test_plan_needs_no_torch_and_half_a_second(tmp_path: Path) -> None:
         spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     # Processor time: on a busy machine the wall clock says more about the neighbours.
     assert min(spent) < 0.5
+
+
+def test_a_prompt_longer_than_one_call_takes_is_answered_by_the_runner(rehearsal: Ran, work: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from hubpub import data
+    from hubpub.measure.bench import ask_runner
+    from hubpub.measure.runtime import Session
+
+    chosen = next(cell for cell in rehearsal.json["cells"] if cell["cell"] == "gemma-4-E2B-it/8da4w")
+    (pte,) = (work / "cells").glob(f"*/gemma-4-E2B-it/8da4w/{chosen['fingerprint']}/*.pte")
+    (source,) = (work / "scale").glob("gemma-4-E2B-it-*")
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    text = tokenizer.decode(tokenizer.encode(data.corpus())[1:700])
+    session = Session(pte)
+    prompt = tokenizer.encode(text)
+    assert session.longest < len(prompt)
+    ours = session.generate(prompt, 16, [1, 106, 50])
+    said = ask_runner(pte, source / "tokenizer.json", text, 16).text
+    assert said.strip() == tokenizer.decode(ours, skip_special_tokens=True).strip()
+
+
+def test_run_answers_and_prints_only_the_answer(rehearsal: Ran, work: Path) -> None:
+    chosen = next(cell for cell in rehearsal.json["cells"] if cell["cell"] == "gemma-4-E2B-it/8da4w")
+    (pte,) = (work / "cells").glob(f"*/gemma-4-E2B-it/8da4w/{chosen['fingerprint']}/*.pte")
+    (source,) = (work / "scale").glob("gemma-4-E2B-it-*")
+    ask = ("run", str(pte), "--tokenizer", str(source), "--prompt", "What is the capital of Japan?", "--chat")
+    shown, told = hubpub(*ask, work=work), hubpub(*ask, "--json", work=work)
+    assert shown.code == told.code == 0, shown.err + told.err
+    assert "turn|" not in shown.out
+    assert "Observer" not in shown.out
+    assert shown.out.strip() == told.json["text"].strip()
+    assert told.json["tokens"] > 3
+    assert "decode" in shown.err
+    alone = hubpub("run", str(pte), "--prompt", "Hello", work=work)
+    assert alone.code != 0
+    assert "tokenizer" in alone.err
+
+
+def test_export_makes_files_from_a_local_checkpoint_and_says_what_does_not_fit(
+    rehearsal: Ran, work: Path, tmp_path: Path
+) -> None:
+    assert rehearsal.code == 0
+    (source,) = (work / "scale").glob("gemma-4-E2B-it-*")
+    export = ("export", "gemma-4-E2B-it/8da4w", "--source", str(source), "--out", str(tmp_path / "out"))
+    long = hubpub(*export, "--context", "5000", work=work)
+    assert long.code != 0
+    assert "a context of 5000 is longer than the model's 4096" in long.err
+    other = hubpub("export", "gemma-3n-E2B-it/8da4w", *export[2:], work=work)
+    assert other.code != 0
+    assert "is a gemma4 checkpoint" in other.err
+    done = hubpub(*export, "--context", "256", "--json", work=work)
+    assert done.code == 0, done.err
+    (one,) = done.json["files"]
+    made = (tmp_path / "out" / one["file"]["name"]).read_bytes()
+    assert hashlib.sha256(made).hexdigest() == one["file"]["sha256"]
+    assert one["context"]["exported"] == 256

@@ -64,7 +64,7 @@ def wanted(model: Any, tokens: torch.Tensor) -> torch.Tensor:
 def decoder(model: Any, wanted: torch.Tensor) -> Iterator[CachedDecoder]:
     """The model with an empty cache."""
     with cached_attention(model), of(model).last_token_only(model), torch.no_grad():
-        yield CachedDecoder(model, of(model).shape(model.config), CONTEXT, torch.float32)
+        yield CachedDecoder(model, of(model).shape(model.config), CONTEXT, CONTEXT - 1, torch.float32)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 33, CONTEXT - 1])
