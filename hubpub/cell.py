@@ -19,16 +19,14 @@ import hubpub
 from hubpub.config import Recipe, Variant
 from hubpub.errors import ExportError
 from hubpub.facts import (
+    MEASURING,
     CellFacts,
     Context,
     FileFact,
-    Greedy,
     Layers,
-    Logits,
     Parameters,
     Parity,
     Patch,
-    RunnerCheck,
     Source,
     Speed,
     Stages,
@@ -79,14 +77,10 @@ class Exported(BaseModel):
     stages: Stages
 
 
-class Validated(BaseModel):
-    """What running the file against the original showed. Kept as parity.json beside the file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    logits: Logits
-    greedy: Greedy
-    runner: RunnerCheck
+def make(job: Job, progress: Progress) -> None:
+    """Export one cell and hold it against its original: all that can be done while other cells are made."""
+    checkpoint, exported = _exported(job, progress)
+    _parity(checkpoint, job, exported.context, progress)
 
 
 def run(job: Job, progress: Progress) -> CellFacts:
@@ -96,18 +90,13 @@ def run(job: Job, progress: Progress) -> CellFacts:
     """
     from hubpub.measure.inspect import inspect
     from hubpub.measure.parity import judge
-    from hubpub.model.checkpoint import TOKENIZER_FILES, Checkpoint, digest
+    from hubpub.model.checkpoint import TOKENIZER_FILES, digest
 
-    checkpoint = Checkpoint.open(job.checkpoint)
-    if checkpoint.family.name != job.variant.family:
-        raise ExportError(f"{job.cell}: {job.checkpoint} is a {checkpoint.family.name}, not a {job.variant.family}")
-    exported = _kept(Exported, job.folder / "export.json", lambda: export(checkpoint, job, progress), job.pte)
+    checkpoint, exported = _exported(job, progress)
     progress("inspect", 0.0)
     program = inspect(job.pte)
-    validated = _kept(
-        Validated, job.folder / "parity.json", lambda: validate(checkpoint, job, exported.context, progress), job.pte
-    )
-    speed = _kept(Speed, job.folder / "speed.json", lambda: _bench(job, exported.context, progress), job.pte)
+    parity = _parity(checkpoint, job, exported.context, progress)
+    speed = _measured(Speed, job.folder / "speed.json", lambda: _bench(job, exported.context, progress), job.pte)
     facts = CellFacts(
         cell=job.cell,
         variant=job.variant.name,
@@ -129,15 +118,37 @@ def run(job: Job, progress: Progress) -> CellFacts:
         context=exported.context,
         vocabulary=exported.vocabulary,
         program=program,
-        parity=Parity(logits=validated.logits, greedy=validated.greedy, runner=validated.runner),
+        parity=parity,
         speed=speed,
-        gates=judge(job.recipe.gates, validated.logits, validated.greedy, validated.runner),
+        gates=judge(job.recipe.gates, parity, program, exported.vocabulary),
         patches=exported.patches,
         toolchain=exported.toolchain,
         stages=exported.stages,
     )
     save(facts, job.folder / "facts.json")
     return facts
+
+
+def _exported(job: Job, progress: Progress) -> tuple[Any, Exported]:
+    from hubpub.model.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint.open(job.checkpoint)
+    if checkpoint.family.name != job.variant.family:
+        raise ExportError(f"{job.cell}: {job.checkpoint} is a {checkpoint.family.name}, not a {job.variant.family}")
+    return checkpoint, _kept(Exported, job.folder / "export.json", lambda: export(checkpoint, job, progress), job.pte)
+
+
+def _parity(checkpoint: Any, job: Job, context: Context, progress: Progress) -> Parity:
+    path = job.folder / "parity.json"
+    found: Parity = _measured(Parity, path, lambda: _validate(checkpoint, job, context, progress), job.pte)
+    return found
+
+
+def _measured(model: Any, path: Path, make: Callable[[], Any], pte: Path) -> Any:
+    """As `_kept`, but what was measured in an older way is measured again."""
+    if path.exists() and load(model, path).measuring != MEASURING:
+        path.unlink()
+    return _kept(model, path, make, pte)
 
 
 def _kept(model: Any, path: Path, make: Callable[[], Any], pte: Path) -> Any:
@@ -244,30 +255,17 @@ def exported_context(job: Job, model_context: int) -> int:
     return min(job.context, model_context)
 
 
-def validate(checkpoint: Any, job: Job, context: Context, progress: Progress) -> Validated:
-    """Run the file against the original, and once through ExecuTorch's LLM runner with the shipped tokenizer."""
-    from transformers import AutoTokenizer
+def _validate(checkpoint: Any, job: Job, context: Context, progress: Progress) -> Parity:
+    from hubpub.measure.parity import measure
 
-    from hubpub import data
-    from hubpub.measure import bench, parity
-    from hubpub.measure.runtime import Session
-
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
-    length = parity.passage_length(context.sliding_window, context.exported)
-    texts = [prompt.text for prompt in data.prompts()]
-    original = parity.reference(checkpoint, tokenizer, (data.corpus(), texts), length, job.references, progress)
-    session = Session(job.pte)
-    logits = parity.compare_logits(session, original, progress)
-    greedy = parity.compare_greedy(session, original, progress)
-    progress("llm runner", 0.0)
-    prompt = texts[0]
-    ours = session.generate(tokenizer.encode(prompt), parity.NEW_TOKENS, original.stop)
-    del session
-    answer = bench.ask_runner(job.pte, checkpoint.folder / "tokenizer.json", prompt, parity.NEW_TOKENS)
-    return Validated(
-        logits=logits,
-        greedy=greedy,
-        runner=bench.check_runner(answer, prompt, ours, list(original.stop), tokenizer),
+    return measure(
+        job.pte,
+        checkpoint,
+        job.recipe,
+        context.exported,
+        job.references,
+        progress,
+        scale_model=job.scale_model,
     )
 
 
@@ -275,4 +273,5 @@ def _bench(job: Job, context: Context, progress: Progress) -> Speed:
     from hubpub.measure.bench import speed
 
     progress("bench", 0.0)
-    return speed(job.pte, context.exported)
+    tokenizer = job.checkpoint / "tokenizer.json"
+    return speed(job.pte, context.exported, tokenizer if job.recipe.layout == "cache" else None)

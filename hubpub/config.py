@@ -76,7 +76,11 @@ class Scheme(Frozen):
 
 
 class Gates(Frozen):
-    """Limits a cell must meet to be published. KL in nats, errors in logits, the others as fractions of 1."""
+    """Limits a cell must meet to be published. KL in nats, errors in logits, the others as fractions of 1.
+
+    The `lowering` limits are on what the file does that its own quantized weights, run eagerly, do not: mean KL, and
+    the relative difference of perplexity.
+    """
 
     logit_error_max: float | None = Field(default=None, gt=0)
     kl_mean_max: float = Field(gt=0)
@@ -84,6 +88,8 @@ class Gates(Frozen):
     prefill_error_max: float = Field(default=0.5, gt=0)
     greedy_first_token_min: float = Field(default=0.0, ge=0, le=1)
     greedy_exact_min: float = Field(default=0.0, ge=0, le=1)
+    lowering_kl_mean_max: float = Field(default=0.005, gt=0)
+    lowering_perplexity_max: float = Field(default=0.01, gt=0)
 
 
 class Override(Frozen):

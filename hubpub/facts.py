@@ -1,7 +1,8 @@
 """The schema of facts.json: everything that was measured about a release, and nothing that was typed.
 
 Units are in the names or said beside them: bytes, seconds, tokens, nats. Shapes are lists of dimensions; a dynamic
-dimension is written as its range, e.g. "1..2047".
+dimension is written as its range, e.g. "1..2047". A field that is new has a default, so that facts of an older release
+can still be read; what changes the meaning of one raises `schema`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hubpub.errors import ConfigError, HubpubError
 
 T = TypeVar("T", bound=BaseModel)
+
+# Raised when what is measured, or how, changes: a cell measured the old way is measured again, and not exported again.
+MEASURING = 2
 
 
 class Fact(BaseModel):
@@ -181,25 +185,65 @@ class Greedy(Fact):
     mean_common_prefix: float
 
 
+class Lowering(Fact):
+    """Agreement of the program's logits with the same quantized weights run eagerly, on the same tokens.
+
+    What lowering, the cache and the kernels changed, without what quantization changed: nats, logits, and the
+    perplexity of the eager model.
+    """
+
+    kl_mean: float
+    kl_p999: float
+    top1_agreement: float
+    error_max: float
+    perplexity: float
+
+
+class TokenizerCheck(Fact):
+    """The shipped tokenizer against the model: the share of prompts it gives back unchanged, its largest id (which
+    must be below the vocabulary), and whether it begins a text with the model's own first token."""
+
+    round_trips: float
+    largest_id: int
+    begins_with_bos: bool
+
+
 class RunnerCheck(Fact):
-    """The LLM runner with the shipped tokenizer against our own decode loop on one prompt."""
+    """The LLM runner with the shipped tokenizer against our own decode loop on one prompt.
+
+    `prompt_tokens` is how many the runner made of the prompt, `prompt_tokens_original` how many the original's
+    tokenizer makes of it.
+    """
 
     prompt: str
     text: str
     tokens: int
     matches_decode_loop: bool
+    prompt_tokens: int | None = None
+    prompt_tokens_original: int | None = None
 
 
 class Parity(Fact):
+    """The program held against the original. `runner` is None for a layout that the LLM runner does not run.
+
+    `stop_tokens` are the ids that end a generation of the original; `measuring` says in which way this was measured.
+    """
+
     logits: Logits
     greedy: Greedy
     runner: RunnerCheck | None
+    lowering: Lowering | None = None
+    tokenizer: TokenizerCheck | None = None
+    stop_tokens: tuple[int, ...] | None = None
+    measuring: int = 1
 
 
 class Speed(Fact):
-    """One timed run in a fresh process on `host`: seconds and tokens per second.
+    """Speed in a fresh process on `host`: medians over `runs`, with the slowest and fastest run as the range.
 
-    `peak_resident_bytes` is what loading and running the program added to the process at its peak.
+    `load_seconds` is from nothing to the first answer of two tokens, `first_token_seconds` from a prompt of
+    `prefill_tokens` to its first new token. `peak_resident_bytes` is what loading and running the program added to the
+    process at its peak. `through` says what ran it. Where `representative` is false, `reason` says why.
     """
 
     host: str
@@ -210,6 +254,33 @@ class Speed(Fact):
     decode_tokens: int
     decode_tokens_per_second: float
     peak_resident_bytes: int
+    first_token_seconds: float | None = None
+    runs: int = 1
+    prefill_range: tuple[float, float] | None = None
+    decode_range: tuple[float, float] | None = None
+    through: Literal["LLM runner", "decode loop", "window"] = "decode loop"
+    system: str = ""
+    runtime: str = ""
+    representative: bool = True
+    reason: str = ""
+    measuring: int = 1
+
+
+class DeviceSpeed(Fact):
+    """Speed of this very file on another device, from the statistics the C++ LLM runner printed there.
+
+    `stats` is the file they came from: its SHA-256 says which. `runs` is how many it holds; figures are medians.
+    """
+
+    device: str
+    stats: FileFact
+    runs: int
+    load_seconds: float
+    first_token_seconds: float
+    prefill_tokens: int
+    prefill_tokens_per_second: float
+    decode_tokens: int
+    decode_tokens_per_second: float
 
 
 class Gate(Fact):
@@ -251,7 +322,11 @@ class Workflow(Fact):
 
 
 class CellFacts(Fact):
-    """Everything measured about one cell."""
+    """Everything measured about one cell.
+
+    `fingerprint` names everything the file depends on: source revision and files, recipe, context, the versions of
+    torch, executorch, torchao and transformers, and the code that loads, quantizes and lowers (see hubpub.plan).
+    """
 
     schema_: Literal[1] = Field(default=1, alias="schema")
     cell: str
@@ -274,6 +349,7 @@ class CellFacts(Fact):
     toolchain: dict[str, str]
     stages: Stages
     workflow: Workflow | None = None
+    devices: tuple[DeviceSpeed, ...] = ()
 
     @property
     def passed(self) -> bool:

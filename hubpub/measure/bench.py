@@ -1,10 +1,13 @@
 """Speed and memory of a program in a process of its own, and the LLM runner's answer to one prompt.
 
 A fresh process so that peak memory is the program's alone, and so that a crash of native code is an error message.
+Speed is what the LLM runner itself counts; a program without a tokenizer is timed through our own decode loop,
+and one over a fixed window by its one forward call.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -12,22 +15,30 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from hubpub.errors import ExportError
-from hubpub.facts import RunnerCheck, Speed
+from hubpub.errors import ExportError, UsageError
+from hubpub.facts import MEASURING, DeviceSpeed, FileFact, RunnerCheck, Speed
 
 PREFILL, DECODE = 128, 32
+RUNS = 5
+# No further run is begun after this many seconds: a slow program is timed less often.
+SECONDS = 60.0
+# The share of the processor that others may use while a program is timed.
+BUSY = 0.1
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the LLM runner said: the text it streamed and how many tokens it counted."""
+    """What the LLM runner said: the text it streamed, how many tokens that was and how many the prompt."""
 
     text: str
     tokens: int
+    prompt_tokens: int
 
 
 def host() -> str:
@@ -41,10 +52,28 @@ def host() -> str:
     return f"{name}, {os.cpu_count()} cores, {platform.system()}"
 
 
-def speed(pte: Path, context: int) -> Speed:
-    """Load `pte` in a fresh process, prefill and decode, and report times and peak memory."""
-    prefill = min(PREFILL, context - DECODE - 1)
-    return Speed(host=host(), **_child("speed", {"pte": str(pte), "prefill": prefill, "decode": DECODE}))
+def speed(pte: Path, context: int, tokenizer: Path | None = None, *, runs: int = RUNS) -> Speed:
+    """Load `pte` in a fresh process, prefill and decode `runs` times, and report medians, ranges and peak memory.
+
+    `context` is the exported one, in tokens. Raises ExportError where the runtime fails.
+    """
+    from hubpub.plan import versions
+
+    prefill = max(1, min(PREFILL, context - DECODE - 1))
+    arguments = {
+        "pte": str(pte),
+        "tokenizer": str(tokenizer) if tokenizer else None,
+        "prefill": prefill,
+        "decode": DECODE,
+        "runs": runs,
+    }
+    return Speed(
+        host=host(),
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        runtime=f"executorch {versions(['executorch'])['executorch']}",
+        measuring=MEASURING,
+        **_child("speed", arguments),
+    )
 
 
 def ask_runner(pte: Path, tokenizer: Path, prompt: str, new_tokens: int) -> Answer:
@@ -63,8 +92,88 @@ def check_runner(answer: Answer, prompt: str, ours: list[int], stop: list[int], 
     for token in stop:
         said = said.removesuffix(tokenizer.decode([token], skip_special_tokens=False))
     return RunnerCheck(
-        prompt=prompt, text=said, tokens=answer.tokens, matches_decode_loop=said.strip() == wanted.strip()
+        prompt=prompt,
+        text=said,
+        tokens=answer.tokens,
+        matches_decode_loop=said.strip() == wanted.strip(),
+        prompt_tokens=answer.prompt_tokens,
+        prompt_tokens_original=len(tokenizer.encode(prompt)),
     )
+
+
+def read_stats(path: Path, device: str) -> DeviceSpeed:
+    """The statistics of ExecuTorch's C++ LLM runner, as its own JSON: the file may be that, a list, or the whole log.
+
+    A log holds a line "PyTorchObserver {...}" for each run. Raises UsageError where there are none, or where their
+    times make no sense.
+    """
+    if not device.strip():
+        raise UsageError("the device has no name", 'say what it was measured on, e.g. --device "Pixel 9"')
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read: {error.strerror}", "give the file the runner's output is in"
+        ) from None
+    hint = "give the log of ExecuTorch's llama_main, or the JSON behind its 'PyTorchObserver'"
+    found = [_timed(one, path, hint) for one in _stats_in(data.decode("utf-8", "replace"))]
+    if not found:
+        raise UsageError(f"{path} holds no statistics of the LLM runner", hint)
+    file = FileFact(name=path.name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    columns = {key: median([one[key] for one in found]) for key in found[0]}
+    return DeviceSpeed(
+        device=device.strip(),
+        stats=file,
+        runs=len(found),
+        load_seconds=round(columns["load"], 3),
+        first_token_seconds=round(columns["first"], 3),
+        prefill_tokens=int(columns["prompt"]),
+        prefill_tokens_per_second=round(columns["prefill"], 2),
+        decode_tokens=int(columns["generated"]),
+        decode_tokens_per_second=round(columns["decode"], 2),
+    )
+
+
+def _stats_in(text: str) -> list[dict[str, Any]]:
+    try:
+        whole = json.loads(text)
+    except ValueError:
+        whole = []
+        for line in text.splitlines():
+            start = line.find("{", line.find("PyTorchObserver"))
+            if "PyTorchObserver" in line and start >= 0:
+                try:
+                    whole.append(json.loads(line[start:]))
+                except ValueError:
+                    continue
+    found = whole if isinstance(whole, list) else [whole]
+    return [one for one in found if isinstance(one, dict)]
+
+
+def _timed(stats: dict[str, Any], path: Path, hint: str) -> dict[str, float]:
+    """Seconds and tokens per second of one run, computed as the runner's own report does."""
+    try:
+        unit = float(stats.get("SCALING_FACTOR_UNITS_PER_SECOND", 1000))
+        prompt, generated = int(stats["prompt_tokens"]), int(stats["generated_tokens"])
+        begin, evaluated = float(stats["inference_start_ms"]), float(stats["prompt_eval_end_ms"])
+        spans = {
+            "load": (float(stats["model_load_end_ms"]) - float(stats["model_load_start_ms"])) / unit,
+            "first": (float(stats["first_token_ms"]) - begin) / unit,
+            "prompt": (evaluated - begin) / unit,
+            "decode": (float(stats["inference_end_ms"]) - evaluated) / unit,
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{path}: not the statistics of the LLM runner: {error!r}", hint) from None
+    if prompt < 1 or generated < 1 or spans["load"] < 0 or min(spans["prompt"], spans["decode"], spans["first"]) <= 0:
+        raise UsageError(f"{path}: {prompt} and {generated} tokens in {spans} seconds cannot be", hint)
+    return {
+        "load": spans["load"],
+        "first": spans["first"],
+        "prompt": prompt,
+        "generated": generated,
+        "prefill": prompt / spans["prompt"],
+        "decode": generated / spans["decode"],
+    }
 
 
 def _child(task: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -80,34 +189,151 @@ def _child(task: str, arguments: dict[str, Any]) -> dict[str, Any]:
         return result
 
 
-def _speed(pte: str, prefill: int, decode: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Timing:
+    """One run: tokens read and seconds until the first new one, tokens made and seconds for them."""
+
+    prefill_tokens: int
+    prefill_seconds: float
+    decode_tokens: int
+    decode_seconds: float
+
+
+def _speed(pte: str, tokenizer: str | None, prefill: int, decode: int, runs: int) -> dict[str, Any]:
     import psutil
     import torch
 
     from hubpub.measure.runtime import Session, register_kernels
 
     register_kernels()
+    if tokenizer:
+        import executorch.extension.llm.runner  # noqa: F401  (its memory is not the program's)
     before = psutil.Process().memory_info().rss
     started = time.perf_counter()
-    session = Session(Path(pte))
-    tokens = [7 + i % 97 for i in range(prefill)]
-    # The first run packs weights and touches pages; the user waits for that once, as part of loading.
-    session.step(tokens[:2], 0)
+    through, once = "LLM runner", _runner_timer(pte, tokenizer, prefill, decode) if tokenizer else None
+    if once is None:
+        session = Session(Path(pte))
+        through = "window" if session.window else "decode loop"
+        once = _window_timer(session) if session.window else _loop_timer(session, prefill, decode)
     ready = time.perf_counter()
-    session.step(tokens, 0)
-    filled = time.perf_counter()
-    for position in range(prefill, prefill + decode):
-        session.step([11], position)
-    done = time.perf_counter()
+    once()  # The first run of a size packs weights and touches pages.
+    timings: list[_Timing] = []
+    watch = _Watch()
+    while len(timings) < runs and (not timings or time.perf_counter() - ready < SECONDS):
+        timings.append(once())
+    reason = watch.reason()
+    reading = sorted(one.prefill_tokens / one.prefill_seconds for one in timings)
+    making = sorted(one.decode_tokens / one.decode_seconds for one in timings)
     return {
         "threads": torch.get_num_threads(),
         "load_seconds": round(ready - started, 3),
-        "prefill_tokens": prefill,
-        "prefill_tokens_per_second": round(prefill / (filled - ready), 2),
-        "decode_tokens": decode,
-        "decode_tokens_per_second": round(decode / (done - filled), 2),
+        "prefill_tokens": timings[0].prefill_tokens,
+        "prefill_tokens_per_second": round(median(reading), 2),
+        "prefill_range": (round(reading[0], 2), round(reading[-1], 2)),
+        "decode_tokens": timings[0].decode_tokens,
+        "decode_tokens_per_second": round(median(making), 2),
+        "decode_range": (round(making[0], 2), round(making[-1], 2)),
+        "first_token_seconds": round(median(one.prefill_seconds for one in timings), 4),
         "peak_resident_bytes": max(0, peak_resident_bytes() - before),
+        "runs": len(timings),
+        "through": through,
+        "representative": not reason,
+        "reason": reason,
     }
+
+
+def _runner_timer(pte: str, tokenizer: str, prefill: int, decode: int) -> Callable[[], _Timing] | None:
+    """One run through the LLM runner; None where the model ends its answer at once, so that nothing can be timed."""
+    from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
+    from tokenizers import Tokenizer
+
+    from hubpub import data
+
+    # A text cut after so many tokens: <bos> is put before it by the runner.
+    ids = Tokenizer.from_file(tokenizer).encode(data.passage(), add_special_tokens=False).ids[: max(1, prefill - 1)]
+    prompt = Tokenizer.from_file(tokenizer).decode(ids)
+    runner = TextLLMRunner(pte, tokenizer)
+
+    def run(text: str, new_tokens: int) -> Any:
+        stats: list[Any] = []
+        runner.reset()
+        config = GenerationConfig(echo=False, temperature=0.0, num_bos=1, max_new_tokens=new_tokens)
+        runner.generate(text, config, lambda piece: None, stats.append)
+        return stats[-1]
+
+    run("a", 2)
+
+    def once() -> _Timing:
+        # The runner's clock counts milliseconds: short spans are taken over several turns.
+        first = time.perf_counter()
+        turns: list[Any] = []
+        while not turns or time.perf_counter() - first < 0.2:
+            turns.append(run(prompt, decode))
+        return _Timing(
+            turns[0].num_prompt_tokens * len(turns),
+            max(1, sum(one.prompt_eval_end_ms - one.inference_start_ms for one in turns)) / 1000,
+            turns[0].num_generated_tokens * len(turns),
+            max(1, sum(one.inference_end_ms - one.prompt_eval_end_ms for one in turns)) / 1000,
+        )
+
+    return once if run(prompt, decode).num_generated_tokens > 1 else None
+
+
+def _loop_timer(session: Any, prefill: int, decode: int) -> Callable[[], _Timing]:
+    tokens = [7 + i % 97 for i in range(prefill)]
+    session.step(tokens[:2], 0)
+
+    def once() -> _Timing:
+        begin = time.perf_counter()
+        session.step(tokens, 0)
+        filled = time.perf_counter()
+        for position in range(prefill, prefill + decode):
+            session.step([11], position)
+        return _Timing(prefill, filled - begin, decode, time.perf_counter() - filled)
+
+    return once
+
+
+def _window_timer(session: Any) -> Callable[[], _Timing]:
+    """One forward call: it reads a window, and it is what one new token costs."""
+    tokens = [7 + i % 97 for i in range(session.window)]
+    session.score(tokens)
+
+    def once() -> _Timing:
+        begin = time.perf_counter()
+        session.score(tokens)
+        seconds = time.perf_counter() - begin
+        return _Timing(session.window, seconds, 1, seconds)
+
+    return once
+
+
+class _Watch:
+    """How much of the processor others use from its making until `reason` is asked."""
+
+    def __init__(self) -> None:
+        self.started = self._now()
+
+    def reason(self) -> str:
+        """Why what was timed meanwhile is not representative; "" where it is."""
+        import psutil
+
+        busy, ours, clock = (after - before for after, before in zip(self._now(), self.started, strict=True))
+        cores = psutil.cpu_count() or 1
+        others = max(0.0, busy - ours) / max(clock, 1e-9)
+        if others <= BUSY * cores:
+            return ""
+        return f"other processes used {others:.1f} of {cores} cores meanwhile"
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        import psutil
+
+        times, own = psutil.cpu_times(), psutil.Process().cpu_times()
+        idle = times.idle + getattr(times, "iowait", 0.0)
+        # Time of guests is counted as the user's already.
+        total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+        return total - idle - getattr(times, "steal", 0.0), own.user + own.system, time.perf_counter()
 
 
 def peak_resident_bytes() -> int:
@@ -137,7 +363,11 @@ def _runner(pte: str, tokenizer: str, prompt: str, new_tokens: int) -> dict[str,
     runner = TextLLMRunner(pte, tokenizer)
     config = GenerationConfig(echo=False, temperature=0.0, num_bos=1, max_new_tokens=new_tokens)
     runner.generate(prompt, config, pieces.append, stats.append)
-    return {"text": "".join(pieces), "tokens": int(stats[-1].num_generated_tokens)}
+    return {
+        "text": "".join(pieces),
+        "tokens": int(stats[-1].num_generated_tokens),
+        "prompt_tokens": int(stats[-1].num_prompt_tokens),
+    }
 
 
 def _main(task: str, arguments: str, out: str) -> None:

@@ -1,48 +1,138 @@
 """Does the program say what the original says? Figures against the eager model, and the gates that judge them.
 
-The original is run once per variant, unpatched, in float32, and kept on disk (`Reference`); every cell is then held
-against it: teacher-forced through token-by-token decode, past the sliding window, and by greedy continuation.
+Three comparisons tell what broke:
+
+- with the *original* in float32, unpatched: everything the export did to the model, quantization included;
+- with the program's *own quantized weights* run eagerly: what lowering, cache and kernels did. Quantization cancels
+  out, so the limit is tight: a sliding window off by one, a wrong rotary base or a damaged constant shows here;
+- of the program with *itself*: a prompt read at once and in two parts against token by token.
+
+The original is run once per variant and kept on disk (`Reference`); every cell is then held against it, teacher-forced
+over a text that is longer than the sliding window, and by greedy continuation of prompts.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hubpub.config import Gates
-from hubpub.facts import Gate, Greedy, Logits, RunnerCheck, write_atomic
+from hubpub.config import Gates, Recipe
+from hubpub.errors import SourceError
+from hubpub.facts import (
+    MEASURING,
+    Gate,
+    Greedy,
+    Logits,
+    Lowering,
+    Parity,
+    Program,
+    TokenizerCheck,
+    write_atomic,
+)
 from hubpub.measure.runtime import Session
 
 NEW_TOKENS = 24
+# Tokens of the text that is compared: of a real model, and of a scale model in a rehearsal.
+TOKENS, SCALE_TOKENS = 2048, 512
+# A program that is slow reads less of the text than this many seconds allow, but always past its sliding window.
+SECONDS = 900.0
+_ROWS = 256
 Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What the original model says: `tokens` of a passage, its logits [tokens, vocabulary] float32, and for each
-    prompt its token ids and greedy continuation."""
+    """What the original model says: `tokens` of a text, its logits [tokens, vocabulary] float32, and for each prompt
+    its token ids and greedy continuation of at most `new_tokens`.
+
+    With a `window`, every `window` consecutive tokens are a text of their own, and a continuation ends with it.
+    """
 
     tokens: tuple[int, ...]
     logits: Any
     prompts: tuple[tuple[int, ...], ...]
     continuations: tuple[tuple[int, ...], ...]
     stop: tuple[int, ...]
+    new_tokens: int
+    window: int | None
 
 
-def passage_length(window: int, context: int) -> int:
-    """Tokens of the passage to compare: half a window past the sliding window, and never beyond the context."""
-    return min(context - 1, max(256, window + max(window // 2, 64)))
+def text_length(context: int, window: int | None, *, scale_model: bool) -> int:
+    """Tokens of the text to compare: within the context, or any number of whole windows."""
+    wanted = SCALE_TOKENS if scale_model else TOKENS
+    return wanted // window * window if window else min(context - 1, wanted)
+
+
+def measure(
+    pte: Path,
+    checkpoint: Any,
+    recipe: Recipe,
+    context: int,
+    references: Path,
+    progress: Progress,
+    *,
+    scale_model: bool,
+    tokenizer_file: Path | None = None,
+) -> Parity:
+    """Run the file against its original, and once through ExecuTorch's LLM runner with the shipped tokenizer.
+
+    `context` is the exported one in tokens; `references` a folder that keeps what the original said;
+    `tokenizer_file` the tokenizer.json that is shipped (default: the checkpoint's).
+    """
+    from transformers import AutoTokenizer
+
+    from hubpub import data
+    from hubpub.measure import bench
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
+    shipped = tokenizer_file or checkpoint.folder / "tokenizer.json"
+    session = Session(pte)
+    length = text_length(context, session.window, scale_model=scale_model)
+    texts = [prompt.text for prompt in data.prompts()]
+    original = reference(
+        checkpoint, tokenizer, (data.passage(), texts), length, references, progress, window=session.window
+    )
+    ours, logits = compare_logits(session, original, checkpoint.config, progress)
+    progress("quantized weights", 0.0)
+    lowering = compare_lowering(ours, checkpoint, recipe, original)
+    greedy = compare_greedy(session, original, progress)
+    runner = None
+    if session.window is None:
+        progress("llm runner", 0.0)
+        prompt = texts[0]
+        said = session.generate(tokenizer.encode(prompt), NEW_TOKENS, original.stop)
+        del session
+        answer = bench.ask_runner(pte, shipped, prompt, NEW_TOKENS)
+        runner = bench.check_runner(answer, prompt, said, list(original.stop), tokenizer)
+    return Parity(
+        logits=logits,
+        greedy=greedy,
+        runner=runner,
+        lowering=lowering,
+        tokenizer=check_tokenizer(shipped, checkpoint.config, texts),
+        stop_tokens=original.stop,
+        measuring=MEASURING,
+    )
 
 
 def reference(
-    checkpoint: Any, tokenizer: Any, texts: tuple[str, Sequence[str]], length: int, folder: Path, progress: Progress
+    checkpoint: Any,
+    tokenizer: Any,
+    texts: tuple[str, Sequence[str]],
+    length: int,
+    folder: Path,
+    progress: Progress,
+    *,
+    window: int | None = None,
 ) -> Reference:
-    """The reference of a checkpoint for (passage, prompts), from `folder` when it was made before.
+    """The reference of a checkpoint for (text, prompts), from `folder` when it was made before.
 
     The float32 model is loaded, run and freed here. Prompts are encoded as they are; the tokenizer adds <bos>.
     """
@@ -50,38 +140,45 @@ def reference(
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    table, data = folder / "reference.json", folder / "reference.safetensors"
-    if not table.exists():
+    text, prompts = texts
+    tokens = tokenizer.encode(text)[:length]
+    encoded = [tokenizer.encode(prompt) for prompt in prompts]
+    new_tokens = NEW_TOKENS
+    if window:
+        tokens = tokens[: len(tokens) // window * window]
+        new_tokens = min(NEW_TOKENS, window // 2)
+        encoded = [prompt[: window - new_tokens] for prompt in encoded]
+    stop = stop_tokens(checkpoint.folder)
+    asked = json.dumps([tokens, encoded, new_tokens, stop, window, checkpoint.config], sort_keys=True)
+    name = f"reference-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
+    table, data = folder / f"{name}.json", folder / f"{name}.safetensors"
+    if not table.exists() or not data.exists():
         from hubpub.model.loader import load
 
-        passage, prompts = texts
         model = load(checkpoint, dtype=torch.float32)
-        stop = stop_tokens(checkpoint.folder)
-        tokens = tokenizer.encode(passage)[:length]
-        encoded = [tokenizer.encode(prompt) for prompt in prompts]
         made = []
         with torch.no_grad():
-            progress("original: passage", 0.0)
-            logits = model(torch.tensor([tokens])).logits[0].float()
+            progress("original: text", 0.0)
+            logits = eager_logits(model, tokens, window)
             for number, prompt in enumerate(encoded):
                 progress("original: prompts", number / len(encoded))
-                made.append(_eager_greedy(model, prompt, stop))
+                made.append(_eager_greedy(model, prompt, stop, new_tokens, window))
         folder.mkdir(parents=True, exist_ok=True)
         # Two cells of a variant may get here at once: each writes a file of its own, the last rename wins.
         temporary = data.with_name(f".{data.name}.{os.getpid()}.tmp")
         save_file({"logits": logits.contiguous()}, temporary)
         temporary.replace(data)
-        stored = {"tokens": tokens, "prompts": encoded, "continuations": made, "stop": stop}
-        write_atomic(table, json.dumps(stored).encode())
-    kept = json.loads(table.read_text())
+        write_atomic(table, json.dumps({"continuations": made}).encode())
     with safe_open(data, "pt") as file:
         logits = file.get_tensor("logits")
     return Reference(
-        tuple(kept["tokens"]),
-        logits,
-        tuple(map(tuple, kept["prompts"])),
-        tuple(map(tuple, kept["continuations"])),
-        tuple(kept["stop"]),
+        tokens=tuple(tokens),
+        logits=logits,
+        prompts=tuple(map(tuple, encoded)),
+        continuations=tuple(map(tuple, json.loads(table.read_text())["continuations"])),
+        stop=tuple(stop),
+        new_tokens=new_tokens,
+        window=window,
     )
 
 
@@ -95,52 +192,163 @@ def stop_tokens(folder: Path) -> list[int]:
     return []
 
 
-def _eager_greedy(model: Any, prompt: Sequence[int], stop: Sequence[int]) -> list[int]:
+def eager_logits(model: Any, tokens: Sequence[int], window: int | None) -> Any:
+    """Logits [tokens, vocabulary] float32 of an eager model: of one text, or of consecutive windows."""
+    import torch
+
+    if window is None:
+        return model(torch.tensor([list(tokens)])).logits[0].float()
+    rows = torch.tensor(list(tokens)).reshape(-1, window)
+    return torch.cat([model(row.unsqueeze(0)).logits[0].float() for row in rows])
+
+
+def _eager_greedy(
+    model: Any, prompt: Sequence[int], stop: Sequence[int], new_tokens: int, window: int | None
+) -> list[int]:
     import torch
 
     made: list[int] = []
     past, tokens = None, torch.tensor([list(prompt)])
-    while len(made) < NEW_TOKENS:
-        out = model(tokens, past_key_values=past, use_cache=True, logits_to_keep=1)
+    while len(made) < new_tokens:
+        out = model(tokens, past_key_values=past, use_cache=window is None, logits_to_keep=1)
         past = out.past_key_values
         made.append(int(out.logits[0, -1].argmax()))
         if made[-1] in stop:
             break
-        tokens = torch.tensor([made[-1:]])
+        tokens = torch.tensor([made[-1:]] if window is None else [[*prompt, *made]])
     return made
 
 
-def compare_logits(session: Session, original: Reference, progress: Progress) -> Logits:
-    """Feed the passage token by token and compare every distribution; then check prefill against that decode."""
+@dataclass(frozen=True)
+class _Agreement:
+    """How far one model's next-token probabilities are from another's, over a text."""
+
+    top1: float
+    kl_mean: float
+    kl_p999: float
+    error_max: float
+    perplexity: float
+    perplexity_of_first: float
+
+
+def _agreement(first: Any, second: Any, tokens: Sequence[int]) -> _Agreement:
+    """`second` held against `first`, logits [tokens, vocabulary]; a slice at a time, for vocabularies are large."""
+    import torch
+
+    following = torch.tensor([*tokens[1:], 0]).unsqueeze(1)
+    parts: list[tuple[Any, ...]] = []
+    for begin in range(0, len(tokens), _ROWS):
+        end = min(begin + _ROWS, len(tokens))
+        a, b = first[begin:end], second[begin:end]
+        p, q = a.log_softmax(-1), b.log_softmax(-1)
+        kl = (p.exp() * (p - q)).sum(-1).clamp(min=0)
+        next_ = following[begin:end]
+        same = a.argmax(-1) == b.argmax(-1)
+        parts.append((kl, same.float(), (a - b).abs().amax(-1), -p.gather(1, next_)[:, 0], -q.gather(1, next_)[:, 0]))
+    kl, same, error, surprise, ours = (torch.cat(column) for column in zip(*parts, strict=True))
+    return _Agreement(
+        top1=_rounded(same.mean()),
+        kl_mean=_rounded(kl.mean()),
+        kl_p999=_rounded(kl.quantile(0.999)),
+        error_max=_rounded(error.max()),
+        perplexity=_rounded(ours[:-1].mean().exp()),
+        perplexity_of_first=_rounded(surprise[:-1].mean().exp()),
+    )
+
+
+def compare_logits(
+    session: Session, original: Reference, config: dict[str, Any], progress: Progress
+) -> tuple[Any, Logits]:
+    """The program's logits [tokens, vocabulary] over the text, and how they compare with the original's.
+
+    A program with a cache reads the text token by token; then at once, and in two parts.
+    """
     import torch
 
     tokens = original.tokens
-    ours = torch.empty_like(original.logits)
+    ours, error = _windows(session, tokens) if session.window else _decoded(session, tokens, config, progress)
+    count = ours.shape[0]
+    found = _agreement(original.logits[:count], ours, tokens[:count])
+    return ours, Logits(
+        tokens=count,
+        finite=bool(torch.isfinite(ours).all()) and math.isfinite(error),
+        top1_agreement=found.top1,
+        kl_mean=found.kl_mean,
+        kl_p999=found.kl_p999,
+        error_max=found.error_max,
+        prefill_error_max=_rounded(error),
+        perplexity=found.perplexity,
+        perplexity_original=found.perplexity_of_first,
+    )
+
+
+def _decoded(session: Session, tokens: Sequence[int], config: dict[str, Any], progress: Progress) -> tuple[Any, float]:
+    import torch
+
+    rows = []
+    sliding = int((config.get("text_config") or config).get("sliding_window") or 0)
+    least, started = sliding + max(sliding // 2, 64), time.monotonic()
     for position, token in enumerate(tokens):
         if position % 32 == 0:
-            progress("passage", position / len(tokens))
-        ours[position] = session.step([token], position)
-    prefill_error = 0.0
-    # The whole passage at once, and in two chunks that meet in the middle of a sliding window.
-    cut = len(tokens) // 2 + 3
-    for chunks in ([(0, len(tokens))], [(0, cut), (cut, len(tokens))]):
+            progress("text", position / len(tokens))
+            # In whole steps, so that a machine that is a little slower reads as much.
+            if position >= least and position % 256 == 0 and time.monotonic() - started > SECONDS:
+                break
+        rows.append(session.step([token], position))
+    ours = torch.stack(rows)
+    error = 0.0
+    # The whole text at once, and in two parts that meet in the middle of a sliding window.
+    count = len(rows)
+    cut = count // 2 + 3
+    for chunks in ([(0, count)], [(0, cut), (cut, count)]):
         for first, end in chunks:
             whole = session.step(tokens[first:end], first)
-        prefill_error = max(prefill_error, float((whole - ours[-1]).abs().max()))
-    finite = bool(torch.isfinite(ours).all()) and math.isfinite(prefill_error)
-    p, q = original.logits.log_softmax(-1), ours.log_softmax(-1)
-    kl = (p.exp() * (p - q)).sum(-1).clamp(min=0)
-    following = torch.tensor(tokens[1:]).unsqueeze(1)
-    return Logits(
-        tokens=len(tokens),
-        finite=finite,
-        top1_agreement=_rounded((ours.argmax(-1) == original.logits.argmax(-1)).float().mean()),
-        kl_mean=_rounded(kl.mean()),
-        kl_p999=_rounded(kl.quantile(0.999)),
-        error_max=_rounded((ours - original.logits).abs().max()),
-        prefill_error_max=_rounded(prefill_error),
-        perplexity=_rounded((-q[:-1].gather(1, following).mean()).exp()),
-        perplexity_original=_rounded((-p[:-1].gather(1, following).mean()).exp()),
+        error = _largest(error, float((whole - ours[-1]).abs().max()))
+    return ours, error
+
+
+def _windows(session: Session, tokens: Sequence[int]) -> tuple[Any, float]:
+    """Logits of consecutive windows, and how much a token's logits depend on the tokens after it: they must not."""
+    import torch
+
+    assert session.window is not None
+    rows = [session.score(tokens[first : first + session.window]) for first in range(0, len(tokens), session.window)]
+    half = session.window // 2
+    error = float((session.score(tokens[:half]) - rows[0][:half]).abs().max())
+    return torch.cat(rows), error
+
+
+def _largest(one: float, other: float) -> float:
+    """The larger, where max() would lose what is not a number."""
+    return other if math.isnan(other) or other > one else one
+
+
+def compare_lowering(ours: Any, checkpoint: Any, recipe: Recipe, original: Reference) -> Lowering:
+    """The program's logits over the text against those of the same quantized weights run eagerly."""
+    import torch
+
+    from hubpub.export.quantize import quantize, register_operators
+    from hubpub.model import loader
+
+    count = ours.shape[0]
+    tokens = original.tokens[:count]
+    schemes = (recipe.linear, recipe.embedding, recipe.per_layer_embedding, recipe.head, *recipe.override)
+    if recipe.dtype == "fp32" and not any(schemes):
+        eager = original.logits[:count]
+    else:
+        register_operators()
+        model = loader.load_mapped(checkpoint, dtype=loader.DTYPES[recipe.dtype])
+        quantize(model, recipe, checkpoint.family)
+        with torch.no_grad():
+            eager = eager_logits(model, tokens, original.window)
+        del model
+    found = _agreement(eager, ours, tokens)
+    return Lowering(
+        kl_mean=found.kl_mean,
+        kl_p999=found.kl_p999,
+        top1_agreement=found.top1,
+        error_max=found.error_max,
+        perplexity=found.perplexity_of_first,
     )
 
 
@@ -149,7 +357,7 @@ def compare_greedy(session: Session, original: Reference, progress: Progress) ->
     first = exact = prefix = 0
     for number, (prompt, wanted) in enumerate(zip(original.prompts, original.continuations, strict=True)):
         progress("prompts", number / len(original.prompts))
-        made = session.generate(prompt, NEW_TOKENS, original.stop)
+        made = session.generate(prompt, original.new_tokens, original.stop)
         same = next(
             (i for i, (a, b) in enumerate(zip(made, wanted, strict=False)) if a != b), min(len(made), len(wanted))
         )
@@ -159,15 +367,37 @@ def compare_greedy(session: Session, original: Reference, progress: Progress) ->
     count = len(original.prompts)
     return Greedy(
         prompts=count,
-        new_tokens=NEW_TOKENS,
+        new_tokens=original.new_tokens,
         first_token=_rounded(first / count),
         exact=_rounded(exact / count),
         mean_common_prefix=_rounded(prefix / count),
     )
 
 
-def judge(limits: Gates, logits: Logits, greedy: Greedy, runner: RunnerCheck) -> tuple[Gate, ...]:
-    """Every gate with its limit and what was measured. A figure that is not finite passes no gate."""
+def check_tokenizer(path: Path, config: dict[str, Any], texts: Iterable[str]) -> TokenizerCheck:
+    """The tokenizer.json at `path` against a model's config. Raises SourceError where it cannot be read."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise SourceError(f"{path} is not a tokenizer: {error}", "ship the tokenizer.json of the source") from None
+    bos = (config.get("text_config") or {}).get("bos_token_id", config.get("bos_token_id", 2))
+    encoded = [(text, tokenizer.encode(text).ids) for text in texts]
+    unchanged = [tokenizer.decode(ids, skip_special_tokens=True) == text for text, ids in encoded]
+    return TokenizerCheck(
+        round_trips=_rounded(sum(unchanged) / len(unchanged)),
+        largest_id=max(tokenizer.get_vocab(with_added_tokens=True).values()),
+        begins_with_bos=all(ids[:1] == [bos] for _, ids in encoded),
+    )
+
+
+def judge(limits: Gates, parity: Parity, program: Program, vocabulary: int) -> tuple[Gate, ...]:
+    """Every gate with its limit and what was measured. A figure that is not finite passes no gate.
+
+    What facts of an older release do not hold, and what a layout does not have, is not judged.
+    """
+    logits, greedy, runner, lowering = parity.logits, parity.greedy, parity.runner, parity.lowering
     gates = [
         _gate("finite_logits", "min", 1.0, float(logits.finite)),
         _gate("kl_mean", "max", limits.kl_mean_max, logits.kl_mean),
@@ -175,8 +405,24 @@ def judge(limits: Gates, logits: Logits, greedy: Greedy, runner: RunnerCheck) ->
         _gate("prefill_error_max", "max", limits.prefill_error_max, logits.prefill_error_max),
         _gate("greedy_first_token", "min", limits.greedy_first_token_min, greedy.first_token),
         _gate("greedy_exact", "min", limits.greedy_exact_min, greedy.exact),
-        _gate("llm_runner_matches", "min", 1.0, float(runner.matches_decode_loop)),
     ]
+    if lowering is not None:
+        # Worse than not knowing: a model that reads with a foreign tokenizer, or whose weights are damaged.
+        gates.append(_gate("original_perplexity", "max", vocabulary / 2, logits.perplexity_original))
+        gates.append(_gate("lowering_kl_mean", "max", limits.lowering_kl_mean_max, lowering.kl_mean))
+        difference = _rounded(abs(logits.perplexity / lowering.perplexity - 1))
+        gates.append(_gate("lowering_perplexity", "max", limits.lowering_perplexity_max, difference))
+    if parity.stop_tokens is not None:
+        told = program.metadata.get("get_eos_ids", program.metadata.get("get_eos_id"))
+        ids = set(told) if isinstance(told, tuple) else {told}
+        gates.append(_gate("eos_ids", "min", 1.0, float(ids == set(parity.stop_tokens))))
+    if parity.tokenizer is not None:
+        fits = parity.tokenizer
+        counted = runner is None or runner.prompt_tokens == runner.prompt_tokens_original
+        good = fits.round_trips == 1 and fits.largest_id < vocabulary and fits.begins_with_bos and counted
+        gates.append(_gate("tokenizer_fits", "min", 1.0, float(good)))
+    if runner is not None:
+        gates.append(_gate("llm_runner_matches", "min", 1.0, float(runner.matches_decode_loop)))
     if limits.logit_error_max is not None:
         gates.append(_gate("logit_error_max", "max", limits.logit_error_max, logits.error_max))
     return tuple(gates)

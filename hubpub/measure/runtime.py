@@ -13,7 +13,11 @@ from hubpub.errors import ExportError
 
 
 class Session:
-    """A loaded program with its KV cache: `step` feeds tokens at a position and returns the last token's logits."""
+    """A loaded program. With a KV cache, `step` feeds tokens at a position and returns the last token's logits.
+
+    A program over a fixed window has no cache: `window` is its length in tokens, and `score` runs it. `window` is None
+    for a program with a cache.
+    """
 
     def __init__(self, path: Path) -> None:
         """Load `path`. Raises ExportError where the runtime refuses it."""
@@ -29,37 +33,53 @@ class Session:
             raise ExportError(f"{path.name} does not load in the ExecuTorch runtime: {error}") from None
         if self._method is None:
             raise ExportError(f"{path.name} has no method 'forward'")
-        self.longest: int = self._method.metadata.input_tensor_meta(0).sizes()[-1]
+        about = self._method.metadata
+        self.longest: int = about.input_tensor_meta(0).sizes()[-1]
+        self.window: int | None = self.longest if about.num_inputs() == 1 else None
 
     def step(self, tokens: Sequence[int], position: int) -> Any:
         """Logits [vocabulary] float32 after `tokens`, the first of which stands at `position`.
 
         What is longer than one call takes is fed piece by piece, as the LLM runner does.
         """
-        import torch
-
         if len(tokens) > self.longest:
             self.step(tokens[: self.longest], position)
             return self.step(tokens[self.longest :], position + self.longest)
+        return self._execute(f"running {len(tokens)} tokens at position {position}", list(tokens), position).reshape(-1)
 
+    def score(self, tokens: Sequence[int]) -> Any:
+        """Logits [len(tokens), vocabulary] float32 of a window program; what is left of the window is padded."""
+        assert self.window is not None
+        padded = [*tokens, *[0] * (self.window - len(tokens))]
+        logits = self._execute(f"running a window of {self.window} tokens", padded)
+        return logits.reshape(self.window, -1)[: len(tokens)]
+
+    def _execute(self, what: str, tokens: list[int], position: int | None = None) -> Any:
+        import torch
+
+        inputs = [torch.tensor([tokens], dtype=torch.long)]
+        if position is not None:
+            inputs.append(torch.tensor([position], dtype=torch.long))
         try:
-            inputs = [torch.tensor([list(tokens)], dtype=torch.long), torch.tensor([position], dtype=torch.long)]
             with native_log():
-                return self._method.execute(inputs)[0].float().reshape(-1)
+                # A copy: the runtime may write the next result into the same memory.
+                return self._method.execute(inputs)[0].to(torch.float32, copy=True)
         except RuntimeError as error:
-            raise ExportError(
-                f"running {len(tokens)} tokens at position {position} failed in the runtime: {error}"
-            ) from None
+            raise ExportError(f"{what} failed in the runtime: {error}") from None
 
     def generate(self, prompt: Sequence[int], new_tokens: int, stop: Sequence[int]) -> list[int]:
         """Greedy continuation of `prompt`, at most `new_tokens` long; a token of `stop` ends it and is included."""
-        logits = self.step(prompt, 0)
         made: list[int] = []
         while True:
+            if self.window is not None:
+                logits = self.score([*prompt, *made])[-1]
+            elif made:
+                logits = self.step(made[-1:], len(prompt) + len(made) - 1)
+            else:
+                logits = self.step(prompt, 0)
             made.append(int(logits.argmax()))
             if made[-1] in stop or len(made) == new_tokens:
                 return made
-            logits = self.step(made[-1:], len(prompt) + len(made) - 1)
 
 
 def register_kernels() -> None:
