@@ -7,11 +7,12 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hubpub
-from hubpub.errors import AccessError, HubError, HubpubError, RenderError, ToolchainError, UsageError
+from hubpub.errors import AccessError, GateError, HubError, HubpubError, RenderError, ToolchainError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -362,6 +363,68 @@ def _inspect(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _validate(arguments: argparse.Namespace) -> int:
+    from hubpub import remeasure
+    from hubpub.progress import display
+
+    targets = _targets(arguments)
+    found = []
+    with display(_err()) as progress:
+        for target in targets:
+            told = partial(progress.update, target.name)
+            found.append(
+                remeasure.validate(target, arguments.work, told, scale_model=arguments.rehearse, where=arguments.where)
+            )
+            progress.finish(target.name, "done")
+    if arguments.json:
+        arguments.reported = True
+        _print_json({"targets": [one.as_json() for one in found]})
+    else:
+        for one in found:
+            _out().print(remeasure.render_validation(one))
+    failed = [one for one in found if one.missed]
+    if failed:
+        raise GateError(f"{failed[0].name} did not pass: {', '.join(failed[0].missed)}", "see the table of gates")
+    return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from hubpub import remeasure
+
+    if arguments.imported:
+        if not arguments.device:
+            raise UsageError("--import needs the name of the device", 'add --device, e.g. --device "Pixel 9"')
+        path = remeasure.import_stats(
+            _project(arguments), arguments.target, arguments.imported, arguments.device, arguments.work,
+            rehearse=arguments.rehearse,
+        )  # fmt: skip
+        if arguments.json:
+            return _print_json({"written": str(path)})
+        print(f"kept in {path}; 'hubpub render' shows it on the card")
+        return 0
+    found = {
+        target.name: remeasure.bench(target, arguments.tokenizer, arguments.runs) for target in _targets(arguments)
+    }
+    if arguments.json:
+        return _print_json({name: one.model_dump(mode="json") for name, one in found.items()})
+    for name, one in found.items():
+        _out().print(remeasure.render_speed(name, one))
+    return 0
+
+
+def _targets(arguments: argparse.Namespace) -> Any:
+    from hubpub.remeasure import find
+
+    return find(
+        _project(arguments),
+        arguments.target,
+        arguments.work,
+        rehearse=arguments.rehearse,
+        source=arguments.source,
+        recipe=arguments.recipe,
+    )
+
+
 def _facts_diff(arguments: argparse.Namespace) -> int:
     from hubpub.facts import CardFacts, load
     from hubpub.measure.compare import compare, render_diff
@@ -560,6 +623,24 @@ def _parser() -> argparse.ArgumentParser:
     changes.add_argument("--markdown", action="store_true", help="print a comment for a pull request")
     inspect = add("inspect", _inspect, "what a .pte file says about itself")
     inspect.add_argument("file", type=Path, metavar="FILE.pte")
+    made = argparse.ArgumentParser(add_help=False)
+    made.add_argument("target", metavar="SELECTOR|FILE.pte", help="cells that were made, or one file")
+    made.add_argument("--rehearse", action="store_true", help="the cells of a rehearsal, on scale models")
+    made.add_argument("--source", type=Path, metavar="DIR", help="the original's checkpoint (default: the card's)")
+    made.add_argument("--recipe", metavar="NAME", help="what a file was made by, where its name does not say it")
+    validate = commands.add_parser(
+        "validate", parents=[shared, made], help="hold programs against their originals and judge their gates"
+    )
+    validate.set_defaults(command=_validate)
+    validate.add_argument("--where", action="store_true", help="find the first layer that drifts, and its weights")
+    bench = commands.add_parser("bench", parents=[shared, made], help="speed and memory, through the LLM runner")
+    bench.set_defaults(command=_bench)
+    bench.add_argument("--runs", type=_positive, default=5, metavar="N", help="timed runs (default: 5)")
+    bench.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json (default: beside the file)")
+    bench.add_argument(
+        "--import", dest="imported", type=Path, metavar="STATS", help="keep what the C++ runner measured elsewhere"
+    )
+    bench.add_argument("--device", metavar="NAME", help='where that was, e.g. "Pixel 9"')
     facts = commands.add_parser("facts", help="compare facts").add_subparsers(required=True, metavar="COMMAND")
     difference = add("diff", _facts_diff, "what got smaller, faster, better or worse", facts)
     difference.add_argument("old", type=Path, metavar="OLD")

@@ -443,6 +443,7 @@ def _repo_release(
 ) -> RepoRelease:
     from hubpub.cards.render import render
     from hubpub.hub.release import LocalFile, RepoRelease
+    from hubpub.remeasure import with_devices
 
     found = [step.facts() for step in steps.values()]
     measured = tuple(_rejudged(step.cell, facts) for step, facts in zip(steps.values(), found, strict=True) if facts)
@@ -454,6 +455,7 @@ def _repo_release(
         variant=card.variant.name,
         cells=measured,
     )
+    facts = with_devices(facts, card)
     rendered = render(
         card,
         facts,

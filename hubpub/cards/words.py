@@ -17,10 +17,15 @@ _GATES = {
     "prefill_error_max": "largest logit difference, prefill to decode",
     "greedy_first_token": "greedy: same first token",
     "greedy_exact": "greedy: same text",
+    "original_perplexity": "perplexity of the original",
+    "lowering_kl_mean": "KL, mean, against the same weights run eagerly",
+    "lowering_perplexity": "perplexity against the same weights run eagerly, relative",
+    "eos_ids": "ends where the original ends",
+    "tokenizer_fits": "the tokenizer fits",
     "llm_runner_matches": "LLM runner says the same",
 }
-_SHARES = {"top1_agreement", "greedy_first_token", "greedy_exact"}
-_FLAGS = {"finite_logits", "llm_runner_matches"}
+_SHARES = {"top1_agreement", "greedy_first_token", "greedy_exact", "lowering_perplexity"}
+_FLAGS = {"finite_logits", "llm_runner_matches", "eos_ids", "tokenizer_fits"}
 
 
 def size(count: float) -> str:

@@ -269,11 +269,12 @@ def _runner_timer(pte: str, tokenizer: str, prefill: int, decode: int) -> Callab
         turns: list[Any] = []
         while not turns or time.perf_counter() - first < 0.2:
             turns.append(run(prompt, decode))
+        reading = sum(one.prompt_eval_end_ms - one.inference_start_ms for one in turns)
+        making = sum(one.inference_end_ms - one.prompt_eval_end_ms for one in turns)
+        count = 1000 * len(turns)
+        last = turns[-1]
         return _Timing(
-            turns[0].num_prompt_tokens * len(turns),
-            max(1, sum(one.prompt_eval_end_ms - one.inference_start_ms for one in turns)) / 1000,
-            turns[0].num_generated_tokens * len(turns),
-            max(1, sum(one.inference_end_ms - one.prompt_eval_end_ms for one in turns)) / 1000,
+            last.num_prompt_tokens, max(1, reading) / count, last.num_generated_tokens, max(1, making) / count
         )
 
     return once if run(prompt, decode).num_generated_tokens > 1 else None

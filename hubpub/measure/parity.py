@@ -158,7 +158,7 @@ def reference(
         model = load(checkpoint, dtype=torch.float32)
         made = []
         with torch.no_grad():
-            progress("original: text", 0.0)
+            progress("original: passage", 0.0)
             logits = eager_logits(model, tokens, window)
             for number, prompt in enumerate(encoded):
                 progress("original: prompts", number / len(encoded))
@@ -290,7 +290,7 @@ def _decoded(session: Session, tokens: Sequence[int], config: dict[str, Any], pr
     least, started = sliding + max(sliding // 2, 64), time.monotonic()
     for position, token in enumerate(tokens):
         if position % 32 == 0:
-            progress("text", position / len(tokens))
+            progress("passage", position / len(tokens))
             # In whole steps, so that a machine that is a little slower reads as much.
             if position >= least and position % 256 == 0 and time.monotonic() - started > SECONDS:
                 break

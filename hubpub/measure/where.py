@@ -1,0 +1,264 @@
+"""Where a program leaves its original: which of its weights are wrong, and the first layer that drifts.
+
+A `.pte` does not show its residual stream. So the weights are read back from the file into the eager model, which runs
+in the decoder that was exported, and its residual streams are compared layer by layer: with the original for what
+quantization did, and with the same recipe applied to the source for what happened after that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hubpub.config import Recipe
+from hubpub.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+# What the order of additions may change of a residual stream, as a share of its norm; where values are rounded to
+# bfloat16 or int8 on the way, a difference in the last bit becomes a whole step.
+EXACT, ROUNDED = 1e-3, 5e-2
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight of the file that is not what the recipe makes of the source, and how it differs."""
+
+    name: str
+    how: str
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Relative errors of the residual stream after a layer: the recipe against the original, the file against the
+    recipe."""
+
+    name: str
+    quantization: float
+    file: float
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What was found. `first` is the first layer whose `file` error exceeds `limit`; None where none does.
+
+    `found` of `weights` tensors of the model were found in the file; the others are stored in another form.
+    """
+
+    weights: int
+    found: int
+    differing: tuple[Weight, ...]
+    layers: tuple[Layer, ...]
+    limit: float
+    first: str | None
+
+    @property
+    def verdict(self) -> str:
+        """One sentence for a person."""
+        if self.first and self.differing:
+            return f"{self.first} drifts first; of its weights, the file differs in {self._of_first()}"
+        if self.first:
+            return (
+                f"{self.first} drifts first, with the right weights: look at the decoder's attention, cache and masks"
+            )
+        if self.differing:
+            return f"the file holds other weights than the source ({self.differing[0].name}), which no layer shows"
+        return "no layer drifts: weights and decoder are right, so look at lowering, the runtime and the metadata"
+
+    def _of_first(self) -> str:
+        own = [one for one in self.differing if one.name.startswith(f"model.{self.first}.")] or self.differing
+        return ", ".join(f"{one.name} ({one.how})" for one in own[:3])
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "verdict": self.verdict}
+
+
+def where(pte: Path, checkpoint: Any, recipe: Recipe, tokens: Sequence[int]) -> Drift:
+    """Compare the weights of `pte` and the residual streams they give over `tokens` with those of `checkpoint`."""
+    import torch
+
+    from hubpub.model import loader
+
+    with torch.no_grad():
+        original = _residuals(loader.load(checkpoint, dtype=torch.float32), tokens)
+        model = _quantized(checkpoint, recipe)
+        healthy = _residuals(model, tokens)
+        total, found, differing = _read_back(pte, model)
+        suspect = _exported_residuals(model, checkpoint, recipe, tokens)
+    layers = tuple(
+        Layer(name, _error(original[name], healthy[name]), _error(healthy[name], suspect[name])) for name in original
+    )
+    schemes = [one for one in (recipe.linear, recipe.head) if one and one.activation]
+    limit = ROUNDED if recipe.dtype == "bf16" or schemes else EXACT
+    first = next((layer.name for layer in layers if not layer.file <= limit), None)
+    return Drift(total, found, tuple(differing), layers, limit, first)
+
+
+def _quantized(checkpoint: Any, recipe: Recipe) -> Any:
+    from hubpub.export.quantize import quantize, register_operators
+    from hubpub.model import loader
+
+    register_operators()
+    model = loader.load_mapped(checkpoint, dtype=loader.DTYPES[recipe.dtype])
+    quantize(model, recipe, checkpoint.family)
+    return model
+
+
+def _residuals(model: Any, tokens: Sequence[int]) -> dict[str, Any]:
+    """The residual stream after the embedding and after every layer, in float32, of one forward pass."""
+    import torch
+
+    return _captured(model, lambda: model(torch.tensor([list(tokens)]), use_cache=False))
+
+
+def _exported_residuals(model: Any, checkpoint: Any, recipe: Recipe, tokens: Sequence[int]) -> dict[str, Any]:
+    """The same in the decoder that is exported; every row of every layer is computed."""
+    import torch
+
+    from hubpub.model.decoder import CachedDecoder, WindowDecoder, cached_attention
+    from hubpub.model.loader import DTYPES
+    from hubpub.model.patches import applied
+
+    shape = checkpoint.family.shape(model.config)
+    ids = torch.tensor([list(tokens)])
+    with applied(checkpoint.family.patches()):
+        if recipe.layout == "window":
+            decoder: Any = WindowDecoder(model, shape, len(tokens))
+            return _captured(model, lambda: decoder(ids))
+        with cached_attention(model):
+            decoder = CachedDecoder(model, shape, len(tokens) + 1, DTYPES[recipe.dtype])
+            return _captured(model, lambda: decoder(ids, torch.tensor([0])))
+
+
+def _captured(model: Any, run: Any) -> dict[str, Any]:
+    seen: dict[str, Any] = {}
+
+    def keep(name: str) -> Any:
+        def hook(_: Any, __: Any, output: Any) -> None:
+            value = output[0] if isinstance(output, tuple) else output
+            seen[name] = value.detach().float().reshape(-1, value.shape[-1])
+
+        return hook
+
+    text = model.model
+    handles = [text.embed_tokens.register_forward_hook(keep("embed_tokens"))]
+    handles += [layer.register_forward_hook(keep(f"layers.{number}")) for number, layer in enumerate(text.layers)]
+    handles.append(text.norm.register_forward_hook(keep("norm")))
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def _error(wanted: Any, found: Any) -> float:
+    # Only the last rows where one of the two computed no others, as the last norm does.
+    rows = min(wanted.shape[0], found.shape[0])
+    return float((wanted[-rows:] - found[-rows:]).norm() / wanted[-rows:].norm())
+
+
+def _read_back(pte: Path, model: Any) -> tuple[int, int, list[Weight]]:
+    """Put the file's weights into `model`; returns how many there are, how many were found, and those that differ.
+
+    A weight that XNNPACK computes with is stored under its name. The others have none: one whose bytes are nowhere in
+    the file is taken to be the constant of its size that belongs to no other.
+    """
+    from hubpub.measure.pte import opened
+
+    found, differing = 0, []
+    with opened(pte) as (file, plans):
+        free: dict[tuple[int, str], list[tuple[int, int]]] = {}
+        extents = {(file.constant(one), one.bytes) for plan in plans for one in plan.tensors.values() if one.constant}
+        for start, size in sorted(extents):
+            free.setdefault((size, _digest(file.data[start : start + size])), []).append((start, size))
+        lost: list[tuple[str, Any]] = []
+        weights = _weights(model)
+        for name, tensor in weights:
+            data = _bytes(tensor)
+            index = file.named.get(name)
+            if index is not None:
+                stored = bytes(file.data[slice(*file.segments[index])])[: len(data)]
+                found += 1
+                if stored != data:
+                    differing.append(Weight(name, _replace(tensor, stored)))
+            elif places := free.pop((len(data), _digest(data)), None):
+                found += len(places) > 0
+            else:
+                lost.append((name, tensor))
+        for name, tensor in lost:
+            key = next((key for key in free if key[0] == tensor.nbytes), None)
+            if key is not None:
+                start, size = free.pop(key)[0]
+                found += 1
+                differing.append(Weight(name, _replace(tensor, bytes(file.data[start : start + size]))))
+    return len(weights), found, differing
+
+
+def _weights(model: Any) -> list[tuple[str, Any]]:
+    """Every stored weight of two dimensions, and the scales of integers; tied ones once."""
+    seen: dict[int, tuple[str, Any]] = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.ndim >= 2 or name.endswith(".scales"):
+            seen.setdefault(tensor.data_ptr(), (name, tensor))
+    return list(seen.values())
+
+
+def _bytes(tensor: Any) -> bytes:
+    import torch
+
+    return bytes(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _replace(tensor: Any, stored: bytes) -> str:
+    """Put `stored` into `tensor` and say in words how the two differed."""
+    import torch
+
+    if len(stored) != tensor.nbytes:
+        raise UsageError("the file's weights have other sizes than the source's", "is it the source of this file?")
+    old = tensor.detach().clone()
+    new = torch.frombuffer(bytearray(stored), dtype=tensor.dtype).reshape(tensor.shape)
+    # Mapped weights are read-only: the model gets the memory that was read.
+    tensor.set_(new)
+    if new.is_floating_point() and not torch.isfinite(new).all():
+        return f"{int((~torch.isfinite(new)).sum())} values are not finite"
+    if not new.any():
+        return "all zeros"
+    if old.ndim == 2 and torch.equal(new.flatten(), old.T.flatten()):
+        return "transposed"
+    changed = new != old
+    if new.is_floating_point():
+        ratio = (new.float() / old.float())[changed]
+        if (ratio - ratio[0]).abs().max() < 1e-3:
+            return f"{int(changed.sum())} of {new.numel()} values times {float(ratio[0]):.3g}"
+    return f"{int(changed.sum())} of {new.numel()} values differ"
+
+
+def render_where(found: Drift) -> RenderableType:
+    """The drift for a terminal: a row per layer, weights that differ, and the verdict."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
+    table.add_column("residual stream after")
+    table.add_column("recipe vs original", justify="right")
+    table.add_column("file vs recipe", justify="right")
+    table.add_column("")
+    for layer in found.layers:
+        over = not layer.file <= found.limit
+        mark = "drifts first" if layer.name == found.first else ""
+        table.add_row(layer.name, f"{layer.quantization:.2e}", f"{layer.file:.2e}", mark, style="red" if over else "")
+    note = f"relative error of the norm; {found.found} of {found.weights} weights were found in the file"
+    lines: list[RenderableType] = [table, Text(f"{note}; allowed: {found.limit:g}", style="dim")]
+    lines += [Text(f"! {one.name}: {one.how}", style="yellow") for one in found.differing]
+    return Group(*lines, Text(found.verdict, style="bold"))
