@@ -367,6 +367,8 @@ def _validate(arguments: argparse.Namespace) -> int:
     from hubpub import remeasure
     from hubpub.progress import display
 
+    # Threads that spin while they wait take the processor from each other; read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     targets = _targets(arguments)
     found = []
     with display(_err()) as progress:
