@@ -130,7 +130,7 @@ def _exported_residuals(model: Any, checkpoint: Any, recipe: Recipe, tokens: Seq
             decoder: Any = WindowDecoder(model, shape, len(tokens))
             return _captured(model, lambda: decoder(ids))
         with cached_attention(model):
-            decoder = CachedDecoder(model, shape, len(tokens) + 1, DTYPES[recipe.dtype])
+            decoder = CachedDecoder(model, shape, len(tokens) + 1, len(tokens), DTYPES[recipe.dtype])
             return _captured(model, lambda: decoder(ids, torch.tensor([0])))
 
 
