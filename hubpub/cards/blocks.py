@@ -72,6 +72,17 @@ def metadata(text: str) -> dict[str, Any]:
     return _read_front(text) or {}
 
 
+def chips(values: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the Hub shows of a card's metadata under the repo's name, as (label, value)."""
+    labels = {"pipeline_tag": "", "library_name": "", "license": "License:"}
+    found = [(label, str(values[key])) for key, label in labels.items() if key in values]
+    for key in ("language", "tags"):
+        many = values.get(key)
+        shown = {value for _, value in found}
+        found += [("", str(one)) for one in (many if isinstance(many, list) else ()) if str(one) not in shown]
+    return found
+
+
 def front(values: dict[str, Any]) -> str:
     """`values` as front matter."""
     return "---\n" + yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000) + "---\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubpub.cards.diff import README, CardChange, Published, diff, state
-from hubpub.cards.render import golden_facts, render
+from hubpub.cards.render import CHARTS, golden_facts, render
 from hubpub.config import Card, Project
 from hubpub.errors import ConfigError
 from hubpub.facts import CardFacts, FileFact
@@ -17,6 +17,9 @@ from hubpub.hub.hashing import parse_sha256sums
 
 if TYPE_CHECKING:
     from hubpub.hub.client import Client
+
+# What may lie beside the large files, whether SHA256SUMS names it or not.
+_SMALL = ("config.json", "LICENSE", "NOTICE", "Notice", *CHARTS)
 
 
 def chosen(project: Project, names: Sequence[str]) -> tuple[Card, ...]:
@@ -72,7 +75,7 @@ def published(client: Client, repo_id: str, names: Sequence[str] = (), revision:
         hashes = parse_sha256sums(sums.decode()) if sums else {}
     except ValueError:
         hashes = {}
-    listed = client.files(repo_id, commit, {*names, *hashes, *files_of(facts), README})
+    listed = client.files(repo_id, commit, {*names, *hashes, *files_of(facts), *_SMALL, README})
     if not listed:
         return None
     files = tuple(

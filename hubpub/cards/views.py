@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from hubpub.cards.blocks import FRONT, metadata
+from hubpub.cards.blocks import FRONT, chips, metadata
 from hubpub.cards.diff import Published, state
 from hubpub.cards.markdown import code_html, to_html
 from hubpub.cards.published import change as change_of
@@ -199,18 +199,9 @@ def _common(sources: Sources, made: Made) -> dict[str, Any]:
         "state": made.state,
         "problem": made.problem,
         "made": made.rendered.files if made.rendered else None,
-        "chips": _chips(metadata(made.rendered.files["README.md"].decode())) if made.rendered else (),
+        "chips": chips(metadata(made.rendered.files["README.md"].decode())) if made.rendered else (),
         "can_compare": sources.published is not None,
     }
-
-
-def _chips(values: dict[str, Any]) -> list[tuple[str, str]]:
-    """What the Hub shows under a repo's name."""
-    labels = {"pipeline_tag": "", "library_name": "", "license": "License:"}
-    found = [(label, str(values[key])) for key, label in labels.items() if key in values]
-    found += [("", str(language)) for language in values.get("language", ())]
-    shown = {value for _, value in found}
-    return found + [("", str(tag)) for tag in values.get("tags", ()) if tag not in shown]
 
 
 def _files(made: Made) -> list[FileFact]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from email.message import Message
 from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from hubpub.cards.markdown import css
+from markupsafe import Markup
+
+from hubpub.cards.blocks import chips
+from hubpub.cards.markdown import code_html, css
+from hubpub.cards.words import size
 from hubpub.localhub import metadata
 from hubpub.localhub.cardview import render_card
 from hubpub.localhub.patterns import LARGE_FROM
-from hubpub.localhub.site import Site, isotime
+from hubpub.localhub.site import Site
 from hubpub.localhub.store import BRANCH, TAG, Commit, Entry, Repo
 from hubpub.localhub.wire import HttpError, Request, Response
 
@@ -108,10 +113,20 @@ def _repo_page(site: Site, repo: Repo, revision: str) -> Response:
         **_about(repo, revision),
         commit=commit,
         card=render_card(text, f"/{repo.id}/resolve/{quote(revision, safe='')}/"),
-        card_data=_card(site, commit),
+        **_tree(_card(site, commit)),
         findings=metadata.check(card) if card else None,
         total=sum({entry.sha256: entry.size for entry in commit.files.values()}.values()),
     )
+
+
+def _tree(card: dict[str, Any]) -> dict[str, Any]:
+    """The metadata that the Hub shows around a card."""
+    models = card.get("base_model")
+    return {
+        "chips": chips(card),
+        "models": [str(one) for one in (models if isinstance(models, list) else [models] if models else [])],
+        "relation": str(card.get("base_model_relation") or "derived"),
+    }
 
 
 def _body_start(card: str) -> int:
@@ -126,7 +141,8 @@ def _blob_page(site: Site, repo: Repo, revision: str, path: str) -> Response:
         raise HttpError(404, f"{path} does not exist on '{revision}'", "EntryNotFound")
     text = None
     if not entry.lfs and entry.size < 1 << 20:
-        text = _text(site, entry)
+        language = {"json": "json", "md": "markdown", "jinja": "jinja"}.get(path.rpartition(".")[2], "")
+        text = Markup(code_html(_text(site, entry), language))  # noqa: S704 (escaped by the highlighter)
     return _page("blob.html", **_about(repo, revision), path=path, entry=entry, text=text)
 
 
@@ -165,15 +181,10 @@ def _templates() -> Environment:
     environment = Environment(
         loader=PackageLoader("hubpub.localhub", "html"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters.update(size=human_size, time=isotime, part=lambda text: quote(str(text), safe=""), path=quote)
+    environment.filters.update(size=size, time=_when, part=lambda text: quote(str(text), safe=""), path=quote)
     return environment
 
 
-def human_size(size: int) -> str:
-    """A number of bytes in decimal units, as the Hub shows it."""
-    value, unit = float(size), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
-            break
-        value /= 1000
-    return f"{int(value)} B" if unit == "B" else f"{value:.3g} {unit}"
+def _when(moment: float) -> str:
+    """A moment as people read it, e.g. "21 Nov 2026, 05:34 UTC"."""
+    return datetime.fromtimestamp(moment, UTC).strftime("%-d %b %Y, %H:%M UTC")

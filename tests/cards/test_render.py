@@ -65,7 +65,7 @@ def test_every_file_is_in_the_table_and_in_config_json(card: Card, project: Proj
     for cell in facts.cells:
         assert f"[{cell.recipe}](./{cell.file.name})" in text
         assert cell.file.sha256 in text
-    assert text.count("**(take this)**") == 1
+    assert text.count("<br>**take this**") == 1
 
 
 def test_every_file_the_card_shows_is_made(card: Card, project: Project, facts: CardFacts) -> None:

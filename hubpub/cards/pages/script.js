@@ -20,6 +20,7 @@ paint();
 system.addEventListener("change", paint);
 
 // Live reload: the server says when a file was saved; only the part that differs is exchanged, so the page stays where it is.
+let place = 0;
 async function refresh(version) {
   const answer = await fetch(location.href, { cache: "no-store" });
   const page = new DOMParser().parseFromString(await answer.text(), "text/html");
@@ -28,7 +29,10 @@ async function refresh(version) {
   document.title = page.title;
   main.querySelectorAll("details").forEach((one, index) => { one.open = open[index] ?? one.open; });
   main.classList.add("fresh");
+  // A page that is short for a moment (an error, a file half written) does not lose the reader's place.
+  if (root.scrollHeight - innerHeight >= place) place = scrollY;
   document.querySelector("main").replaceWith(main);
+  scrollTo(0, place);
   document.body.dataset.version = version;
   paint();
 }
