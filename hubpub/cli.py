@@ -138,10 +138,7 @@ def _release(arguments: argparse.Namespace) -> int:
     from hubpub.progress import display
     from hubpub.release import run
 
-    if not arguments.selectors and not arguments.all:
-        raise UsageError("nothing selected", "name cells (a glob such as 'gemma-3n-E2B-it/*'), or pass --all")
-    if arguments.selectors and arguments.all:
-        raise UsageError("--all and selectors exclude each other", "use one of them")
+    _selected(arguments)
     project = _project(arguments)
     options = _options(arguments)
     with display(_err()) as progress:
@@ -173,7 +170,42 @@ def _options(arguments: argparse.Namespace) -> Options:
         dry_run=arguments.dry_run,
         create_pr=arguments.pr,
         record=arguments.record,
+        stage=arguments.stage,
     )
+
+
+def _promote(arguments: argparse.Namespace) -> int:
+    from hubpub.progress import display
+    from hubpub.release import Options, promote
+
+    _selected(arguments)
+    options = Options(
+        selectors=tuple(arguments.selectors),
+        work=arguments.work,
+        version=arguments.version,
+        rehearse=arguments.rehearse,
+        hub=arguments.hub,
+        namespace=arguments.namespace,
+        dry_run=arguments.dry_run,
+        create_pr=arguments.pr,
+        record=arguments.record,
+    )
+    project = _project(arguments)
+    with display(_err()) as progress:
+        receipts = promote(project, options, arguments.facts, progress)
+    if arguments.json:
+        return _print_json({"version": arguments.version, "receipts": [receipt.as_json() for receipt in receipts]})
+    from hubpub.summary import render_receipts
+
+    _out().print(render_receipts(receipts))
+    return 0
+
+
+def _selected(arguments: argparse.Namespace) -> None:
+    if not arguments.selectors and not arguments.all:
+        raise UsageError("nothing selected", "name cells (a glob such as 'gemma-3n-E2B-it/*'), or pass --all")
+    if arguments.selectors and arguments.all:
+        raise UsageError("--all and selectors exclude each other", "use one of them")
 
 
 def _render(arguments: argparse.Namespace) -> int:
@@ -588,6 +620,23 @@ def _parser() -> argparse.ArgumentParser:
     release.add_argument("--dry-run", action="store_true", help="say what would be sent, send nothing")
     release.add_argument("--pr", action="store_true", help="open a pull request on the Hub instead of committing")
     release.add_argument("--record", action="store_true", help="keep the facts and cards in cards/, to be committed")
+    release.add_argument(
+        "--stage",
+        action="store_true",
+        help="stop when the files are staged on the Hub: 'hubpub promote' publishes them",
+    )
+    promote = commands.add_parser(
+        "promote", parents=[shared, hubs], help="publish what was staged, or merge the pull request that waits",
+    )  # fmt: skip
+    promote.set_defaults(command=_promote)
+    promote.add_argument("selectors", nargs="*", metavar="SELECTOR", help="cells or repos; each repo is promoted whole")
+    promote.add_argument("--all", action="store_true", help="the repo of every card")
+    promote.add_argument("--version", metavar="vX.Y.Z", required=True, help="the version that was staged")
+    promote.add_argument("--facts", type=Path, metavar="DIR", help="folder with the facts.json of every cell")
+    promote.add_argument("--rehearse", action="store_true", help="what was staged is of scale models")
+    promote.add_argument("--dry-run", action="store_true", help="say what would be sent, send nothing")
+    promote.add_argument("--pr", action="store_true", help="open a pull request on the Hub instead of committing")
+    promote.add_argument("--record", action="store_true", help="keep the facts and cards in cards/, to be committed")
     run = add("run", _run, "ask a .pte file something, through ExecuTorch's LLM runner")
     run.add_argument("file", type=Path, metavar="FILE.pte")
     run.add_argument("--prompt", required=True, metavar="TEXT")

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hubpub.cards.render import Rendered
     from hubpub.cell import Exported, Job
     from hubpub.hub.client import Client
-    from hubpub.hub.release import Receipt, RepoRelease
+    from hubpub.hub.release import LocalFile, Receipt, RepoRelease, Staged
     from hubpub.localhub import LocalHub
 
 HUGGING_FACE = "https://huggingface.co"
@@ -49,6 +49,8 @@ class Options:
     dry_run: bool = False
     create_pr: bool = False
     record: bool = False
+    stage: bool = False
+    """Stop once the files of the selected cells are on staging branches: `promote` publishes them, from anywhere."""
 
     @property
     def endpoint(self) -> str:
@@ -67,6 +69,7 @@ class Report:
     pages: tuple[str, ...]
     local_hub: Path | None
     seconds: float = field(default=0.0)
+    staged: tuple[Staged, ...] = ()
 
     def raise_for_failures(self) -> None:
         """Raise the worst of what went wrong: an error of a cell before a gate that was not passed."""
@@ -91,6 +94,7 @@ class Report:
                 }
                 for step in self.steps
             ],
+            "staged": [asdict(one) for one in self.staged],
             "receipts": [receipt.as_json() for receipt in self.receipts],
             "pages": list(self.pages),
         }
@@ -106,6 +110,10 @@ def run(project: Project, options: Options, display: Display) -> Report:
     )
     if not options.rehearse and options.version is None:
         raise UsageError("a release needs a version", "add --version vX.Y.Z, or --rehearse to try it on scale models")
+    if options.stage and options.version is None:
+        raise UsageError("files are staged for a version", "add --version vX.Y.Z: 'hubpub promote' asks for the same")
+    if options.stage and (options.create_pr or options.dry_run):
+        raise UsageError("--stage goes with neither --pr nor --dry-run", "give --pr to 'hubpub promote'")
     if not options.rehearse:
         _pinned(steps)
     if options.version is not None and not VERSION.fullmatch(options.version):
@@ -116,10 +124,17 @@ def run(project: Project, options: Options, display: Display) -> Report:
         repos = {step.cell.card.repo: f"{namespace}/{step.cell.card.repo}" for step in steps}
         _preflight(client, list(repos.values()), options)
         facts, failures = make(project, steps, options, display)
+        if options.stage:
+            assert options.version
+            staged = _stage(client, steps, facts, failures, repos, options, display)
+            pages = tuple(f"{client.endpoint}/{one.repo_id}" for one in staged)
+            seconds = monotonic() - started
+            return Report(options.version, steps, facts, failures, (), pages, local_hub, seconds, staged)
         cards = _complete(project, steps, facts, failures, options)
         version = options.version or _rehearsal_version(project, cards)
         releases = [
-            _repo_release(client, project, card, found, repos[card.repo], version, options) for card, found in cards
+            _repo_release(client, project, card, *_here(card, found, options), repos[card.repo], version, options)
+            for card, found in cards
         ]
         receipts: list[Receipt] = []
         if releases:
@@ -140,6 +155,131 @@ def run(project: Project, options: Options, display: Display) -> Report:
                 display.finish(receipt.repo_id, receipt.summary)
         pages = tuple(f"{client.endpoint}/{release.repo_id}" for release in releases)
     return Report(version, steps, facts, failures, tuple(receipts), pages, local_hub, monotonic() - started)
+
+
+def _stage(
+    client: Client,
+    steps: Sequence[Step],
+    facts: dict[str, CellFacts],
+    failures: dict[str, HubpubError],
+    repos: dict[str, str],
+    options: Options,
+    display: Display,
+) -> tuple[Staged, ...]:
+    """Put the selected cells that passed their gates, and their tokenizers, on the staging branch of each repo."""
+    from hubpub.hub.publish import stage
+    from hubpub.hub.release import RepoRelease
+
+    assert options.version is not None
+    files: dict[str, dict[str, LocalFile]] = {}
+    for step in steps:
+        found = facts.get(step.cell.id)
+        if found is None or step.cell.id in failures:
+            continue
+        own = files.setdefault(step.cell.card.repo, {})
+        for file in _files([found], _sources_here(step.cell.card, [step], options)):
+            own[file.path_in_repo] = file
+
+    def told(repo: str, path: str, sent: int, total: int) -> None:
+        display.update(repo, f"stage {path}", sent / total if total else 1.0)
+
+    done = []
+    for repo, own in files.items():
+        release = RepoRelease(repos[repo], options.version, tuple(own.values()), f"Release {options.version}")
+        one = stage(client, release, options.work, progress=told, small_too=True)
+        display.finish(one.repo_id, one.summary)
+        done.append(one)
+    return tuple(done)
+
+
+def promote(project: Project, options: Options, facts_dir: Path | None, display: Display) -> tuple[Receipt, ...]:
+    """Publish what was staged for a version: by a pull request that waits for it, or by machines that staged cells.
+
+    The files themselves need not be here: the facts.json of every cell, below `facts_dir` or else in the work folder,
+    say what must have been staged. All repos are checked before the first is promoted.
+    """
+    from hubpub.hub.publish import preflight, promote_all, promote_pull, staged_versions
+
+    version = options.version
+    if version is None or not VERSION.fullmatch(version):
+        raise UsageError(f"'{version}' is not a version", "write it as it was staged: --version vX.Y.Z")
+    chosen = {cell.card.repo: cell.card for cell in select(cells(project), options.selectors) if not cell.excluded}
+    receipts: list[Receipt] = []
+    with ExitStack() as stack:
+        client, _ = connect(options, stack)
+        namespace = options.namespace or client.namespace
+        preflight(client, [f"{namespace}/{repo}" for repo in chosen], create_pr=options.create_pr)
+        releases, pulls = [], []
+        for repo, card in chosen.items():
+            repo_id = f"{namespace}/{repo}"
+            waits = not options.create_pr and version not in staged_versions(client, repo_id)
+            if waits and promote_pull(client, repo_id, version, options.work, dry_run=True):
+                pulls.append(repo_id)
+                continue
+            measured = _measured(project, card, facts_dir, options)
+            releases.append(_repo_release(client, project, card, measured, {}, repo_id, version, options))
+
+        def told(repo: str, path: str, sent: int, total: int) -> None:
+            display.update(repo, f"send {path}", sent / total if total else 1.0)
+
+        # Only looked at: a repo whose files are not all there stops every other one.
+        promote_all(client, releases, options.work, dry_run=True, create_pr=options.create_pr)
+        for repo_id in pulls:
+            if found := promote_pull(client, repo_id, version, options.work, dry_run=options.dry_run):
+                receipts.append(found)
+        receipts += promote_all(
+            client, releases, options.work, progress=told, dry_run=options.dry_run, create_pr=options.create_pr
+        )
+        for receipt in receipts:
+            display.finish(receipt.repo_id, receipt.summary)
+    return tuple(receipts)
+
+
+def _measured(project: Project, card: Card, folder: Path | None, options: Options) -> tuple[CellFacts, ...]:
+    """The facts of every cell of `card`, from any facts.json below `folder`, or from the work folder.
+
+    Raises ConfigError for one that is missing, that was measured of something else, or that fails its gates.
+    """
+    own = [cell for cell in cells(project) if cell.card.repo == card.repo and not cell.excluded]
+    known: dict[str, CellFacts] = {}
+    if folder is None:
+        for step in plan(own, options.work, rehearse=options.rehearse):
+            if (path := step.folder / "facts.json").exists():
+                known[step.cell.id] = load(CellFacts, path)
+    else:
+        if not folder.is_dir():
+            raise UsageError(f"no folder {folder}", "--facts names the folder that holds the facts.json of every cell")
+        for path in sorted(folder.rglob("facts.json")):
+            found = load(CellFacts, path)
+            if known.setdefault(found.cell, found) != found:
+                raise ConfigError(
+                    f"{path}: {found.cell} was measured twice, with different results", "keep one of them"
+                )
+    result = []
+    for cell in own:
+        facts = known.get(cell.id)
+        if facts is None:
+            where = folder or options.work
+            raise ConfigError(
+                f"{card.repo} cannot be promoted: there is no facts.json of {cell.id} in {where}",
+                "pass the folder that holds it as --facts, or exclude the recipe in its card.toml",
+            )
+        source = facts.source
+        if source.scale_model != options.rehearse:
+            what = "on a scale model" if source.scale_model else "on the real model"
+            raise ConfigError(f"{cell.id} was measured {what}", "promote it with the options it was staged with")
+        if (source.repo, source.revision) != (cell.variant.source, cell.variant.revision):
+            raise ConfigError(
+                f"{cell.id} was measured of {source.repo}@{source.revision}, not of the source its card names",
+                "stage it again from this card.toml",
+            )
+        if facts.file.name != cell.file:
+            raise ConfigError(f"{cell.id}: its facts are of {facts.file.name}, not of {cell.file}")
+        judged = rejudged(cell, facts)
+        if not judged.passed:
+            raise GateError(f"{card.repo} cannot be promoted: {cell.id} does not pass its gates")
+        result.append(judged)
+    return tuple(result)
 
 
 def _pinned(steps: Sequence[Step]) -> None:
@@ -206,7 +346,7 @@ def make(
         if step.action == "skip":
             display.finish(step.cell.id, step.reason)
         elif step.action == "reuse" and (known := step.facts()) and _measured_as_now(known):
-            facts[step.cell.id] = _rejudged(step.cell, known)
+            facts[step.cell.id] = rejudged(step.cell, known)
         else:
             todo.append(step)
     if todo:
@@ -389,7 +529,7 @@ def _forget(step: Step) -> None:
         (step.folder / name).unlink(missing_ok=True)
 
 
-def _rejudged(cell: Cell, facts: CellFacts) -> CellFacts:
+def rejudged(cell: Cell, facts: CellFacts) -> CellFacts:
     """`facts` judged by the recipe's gates as they are now: changing a limit needs no new export."""
     from hubpub.measure.parity import judge
 
@@ -425,28 +565,70 @@ def _complete(
                     f"{repo} cannot be published: {step.cell.id} was not selected and has not been made",
                     f"select all of it ('{step.cell.variant.name}/*'), or exclude the recipe in its card.toml",
                 )
-            facts[step.cell.id] = _rejudged(step.cell, known)
+            facts[step.cell.id] = rejudged(step.cell, known)
             if not facts[step.cell.id].passed:
                 raise GateError(f"{repo} cannot be published: {step.cell.id} does not pass its gates")
         found.append((card, {step.cell.id: step for step in all_steps}))
     return found
 
 
+def _here(card: Card, steps: dict[str, Step], options: Options) -> tuple[tuple[CellFacts, ...], dict[str, Path]]:
+    """The facts of cells that were made on this machine, and where each of their files lies."""
+    found = [(step, step.facts()) for step in steps.values()]
+    measured = tuple(rejudged(step.cell, facts) for step, facts in found if facts)
+    return measured, _sources_here(card, steps.values(), options)
+
+
+def _sources_here(card: Card, steps: Iterable[Step], options: Options) -> dict[str, Path]:
+    from hubpub.model.checkpoint import TOKENIZER_FILES
+
+    source = tokenizer_folder(card, options)
+    return {**{name: source / name for name in TOKENIZER_FILES}, **{step.cell.file: step.pte for step in steps}}
+
+
+def _files(measured: Sequence[CellFacts], sources: Mapping[str, Path]) -> list[LocalFile]:
+    """Programs and tokenizer of `measured`; a file that is not in `sources` was staged by another machine."""
+    from hubpub.hub.release import LocalFile
+
+    wanted = [*(facts.file for facts in measured), *measured[0].tokenizer]
+    return [LocalFile(one.name, sources.get(one.name), one.bytes, one.sha256) for one in wanted]
+
+
 def _repo_release(
     client: Client,
     project: Project,
     card: Card,
-    steps: dict[str, Step],
+    measured: tuple[CellFacts, ...],
+    sources: Mapping[str, Path],
     repo_id: str,
     version: str,
     options: Options,
 ) -> RepoRelease:
+    files = _files(measured, sources)
+    release, facts = assemble(client, project, card, measured, files, repo_id, version)
+    if options.record:
+        record(project, card, facts)
+    return release
+
+
+def assemble(
+    client: Client,
+    project: Project,
+    card: Card,
+    measured: tuple[CellFacts, ...],
+    files: Sequence[LocalFile],
+    repo_id: str,
+    version: str,
+    made: str = "",
+) -> tuple[RepoRelease, CardFacts]:
+    """The release of one repo, with card, licences and facts.json rendered beside `files`; and those facts.
+
+    `files` are the programs and the tokenizer, wherever they are; `made` is added to the commit's message.
+    """
     from hubpub.cards.render import render
     from hubpub.hub.release import LocalFile, RepoRelease
     from hubpub.remeasure import with_devices
 
-    found = [step.facts() for step in steps.values()]
-    measured = tuple(_rejudged(step.cell, facts) for step, facts in zip(steps.values(), found, strict=True) if facts)
     previous = _previous(client, repo_id, version)
     facts = CardFacts(
         repo=repo_id,
@@ -463,23 +645,15 @@ def _repo_release(
         templates=project.templates_dir,
         previous=previous,
     )
-    files = [
-        LocalFile(step.cell.file, step.pte, cell.file.bytes, cell.file.sha256)
-        for step, cell in zip(steps.values(), measured, strict=True)
-    ]
-    source = _tokenizer_folder(card, options)
-    files += [LocalFile(one.name, source / one.name, one.bytes, one.sha256) for one in measured[0].tokenizer]
-    files += [LocalFile.text(name, data) for name, data in rendered.files.items() if name != "README.md"]
-    files.append(LocalFile.text("facts.json", dump(facts)))
-    if options.record:
-        record(project, card, facts)
-    return RepoRelease(
+    texts = [LocalFile.text(name, data) for name, data in rendered.files.items() if name != "README.md"]
+    release = RepoRelease(
         repo_id=repo_id,
         version=version,
-        files=tuple(files),
-        message=f"Release {version}",
+        files=(*files, *texts, LocalFile.text("facts.json", dump(facts))),
+        message=f"Release {version}\n\n{made}".strip(),
         card_merge=_merge(repo_id, rendered),
     )
+    return release, facts
 
 
 def record(project: Project, card: Card, facts: CardFacts) -> None:
@@ -513,7 +687,8 @@ def _merge(repo_id: str, rendered: Rendered) -> Any:
     return merged
 
 
-def _tokenizer_folder(card: Card, options: Options) -> Path:
+def tokenizer_folder(card: Card, options: Options) -> Path:
+    """Where the tokenizer's files of a card's source lie: a scale model, or the downloaded checkpoint."""
     if options.rehearse:
         from hubpub.model.scale import build
 
@@ -552,7 +727,7 @@ def _rehearsal_version(project: Project, cards: Sequence[tuple[Card, dict[str, S
         digest.update((card.folder / "card.toml").read_bytes())
         for step in steps.values():
             facts = load(CellFacts, step.folder / "facts.json")
-            digest.update(dump(_rejudged(step.cell, facts)).encode())
+            digest.update(dump(rejudged(step.cell, facts)).encode())
     for path in sorted(project.templates_dir.rglob("*")):
         if path.is_file():
             digest.update(path.read_bytes())

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from hubpub.doctor import Check
+    from hubpub.hub.release import Receipt
     from hubpub.hub.upkeep import RepoStatus, Verification
     from hubpub.plan import Step
     from hubpub.release import Report
@@ -33,14 +34,38 @@ def render_report(report: Report) -> RenderableType:
         lines.append(Text("Rehearsal: every figure is of a scale model, none of a real one.", style="yellow"))
     for failure in report.failures.values():
         lines.append(Text(failure.message, style="red"))
-    for receipt in report.receipts:
-        lines.append(Text(f"{receipt.repo_id}: {receipt.summary}"))
+    for one in report.staged:
+        lines.append(Text(f"{one.repo_id}: {one.summary}"))
+    lines.append(render_receipts(report.receipts))
     for page in report.pages:
         lines.append(Text(f"look at it: {page}"))
     if report.local_hub:
         lines.append(Text(f"the local Hub is stored in {report.local_hub}; 'hubpub hub serve' shows its pages"))
     lines.append(Text(f"{report.version} in {report.seconds:.1f} s"))
     return Group(*lines)
+
+
+def render_receipts(receipts: Sequence[Receipt]) -> RenderableType:
+    """What every repo got or would get; a dry run names each file it would write."""
+    lines: list[RenderableType] = []
+    for receipt in receipts:
+        lines.append(Text(f"{receipt.repo_id}: {receipt.summary}"))
+        if receipt.outcome.kind == "planned":
+            lines += _planned(receipt)
+    return Group(*lines)
+
+
+def _planned(receipt: Receipt) -> list[RenderableType]:
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 2))
+    for column in ("", "", ""):
+        table.add_column(column)
+    table.columns[1].justify = "right"
+    for file in receipt.files:
+        if file.changed:
+            how = f"send {file.bytes:,} bytes" if file.sent_bytes else "copy on the Hub, staged already"
+            table.add_row(file.path, human_bytes(file.bytes), how)
+    kept = sum(not file.changed for file in receipt.files)
+    return [table, Text(f"  {kept} files stay as they are")] if kept else [table]
 
 
 def _row(report: Report, step: Step) -> list[str]:

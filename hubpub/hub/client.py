@@ -433,6 +433,21 @@ class Client:
             exist_ok=True,
         )
 
+    def merge(self, repo_id: str, number: int, *, landed: Callable[[], bool]) -> None:
+        """Merge pull request `number`; `landed` looks whether it was merged although the answer says otherwise."""
+        doing = f"merging pull request #{number} of {repo_id}"
+        for attempt in range(self.retry.attempts):
+            try:
+                _translated(doing, lambda: self._api.merge_pull_request(check_repo_id(repo_id), number))
+            except HubError as error:
+                failure = error
+            else:
+                return
+            if landed():
+                return
+            self._pause(failure, attempt)
+        raise failure
+
     def send(self, repo_id: str, branch: str, add: Add, *, told: Told | None, pull: bool = False) -> Sent:
         """Upload the content of `add` into the repo's storage; it shows nowhere until it is committed.
 

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
@@ -19,8 +19,8 @@ from pathlib import Path
 from hubpub.errors import AccessError, ConfigError, ConflictError, HubError, HubpubError
 from hubpub.facts import write_atomic
 from hubpub.hub.client import Add, Change, Client, Commit, Copy, Delete, Landed, Moved, NotFound, Refs, RemoteFile
-from hubpub.hub.hashing import HashCache, git_blob_id
-from hubpub.hub.names import check_repo_id, stage_branch
+from hubpub.hub.hashing import HashCache, git_blob_id, parse_sha256sums
+from hubpub.hub.names import STAGE_PREFIX, check_repo_id, check_version, stage_branch
 from hubpub.hub.release import (
     CARD,
     SUMS,
@@ -42,6 +42,8 @@ from hubpub.hub.release import (
 
 STAGE_TITLE = "Stage "
 _RELEASE, _MANIFEST = "Hubpub-Release: ", "Hubpub-Manifest: "
+# As many machines as a repo has recipes stage at the same moment; each conflict costs one small commit.
+_STAGE_ATTEMPTS = 8
 
 
 @dataclass(frozen=True)
@@ -86,21 +88,19 @@ def stage(
 ) -> Staged:
     """Bring every large file of `release` that the repo lacks to the Hub, one by one; main does not change.
 
-    With `small_too` the small ones as well: for a machine whose files another one will promote.
-
-    `release` may hold just the files of this machine. A file that is on main or staged already is neither read nor
-    sent. For a pull request the content waits in storage instead of on a branch. Raises ConflictError where the
-    version is taken by other content, HubpubError where a file is not what its recorded hash says.
+    `release` may hold just the files of this machine; with `small_too` all of them are staged, for a machine that will
+    promote without having any (see `promote_all`). A file that is on main or staged already is neither read nor sent.
+    For a pull request the content waits in storage instead of on a branch. Raises ConflictError where the version is
+    taken by other content, HubpubError where a file is not what its recorded hash says.
     """
     began, retried = time.monotonic(), client.retries
     refs = _repo(client, release)
+    large = [file for file in release.files if small_too or file.large]
     if release.version in refs.tags:
-        large = [file for file in release.files if file.large]
         _refuse_unless_same(client, release, refs.tags[release.version], large)
     base = refs.branches["main"]
     branch = stage_branch(release.version)
     hashes = HashCache(work / "hashes.json")
-    large = [file for file in release.files if file.large or small_too]
     on_main = _held(client, release.repo_id, base, large)
     waiting = _pull_request(client, release, large) if create_pr else None
     at = waiting.commit if waiting else refs.branches.get(branch)
@@ -244,9 +244,97 @@ def publish_all(
     ]
 
 
-def unstage(client: Client, repo_id: str, version: str) -> None:
-    """Drop what was staged for `version`; main and tags stay as they are."""
+def promote_all(
+    client: Client,
+    releases: Sequence[RepoRelease],
+    work: Path,
+    *,
+    progress: Progress | None = None,
+    dry_run: bool = False,
+    create_pr: bool = False,
+) -> list[Receipt]:
+    """Promote what other machines have staged: files of `releases` without a source are found by their SHA-256.
+
+    Every repo is checked first; nothing is promoted where a file of any of them is neither staged nor on main.
+    """
+    preflight(client, [release.repo_id for release in releases], create_pr=create_pr)
+    dry = [_rehearse(client, release) for release in releases]
+    if dry_run:
+        return dry
+    return [promote(client, release, work, progress=progress, create_pr=create_pr) for release in releases]
+
+
+def promote_pull(client: Client, repo_id: str, version: str, work: Path, *, dry_run: bool = False) -> Receipt | None:
+    """Merge the pull request that holds `version`, then tag and check main; None where there is no such request.
+
+    One that was merged by hand is only tagged. Raises ConflictError where somebody changed a file of it on main
+    meanwhile; nothing is merged then.
+    """
+    began, retried = time.monotonic(), client.retries
+    check_version(version)
+    refs = client.refs(check_repo_id(repo_id), pulls=True)
+    found = _pull_of(client, repo_id, refs, version) if refs else None
+    if refs is None or found is None or found.pull is None:
+        return None
+    head, tip = refs.branches["main"], found.commit
+    release = _recorded(client, repo_id, tip, version)
+    history = client.commits(repo_id, head)
+    ours = {commit.id for commit in history}
+    base = next((c.id for c in client.commits(repo_id, tip) if c.id in ours and c.id != tip), head)
+    merged = len(_held(client, repo_id, head, release.files)) == len(release.files)
+    outcome: Outcome
+    if version in refs.tags:
+        _refuse_unless_same(client, release, refs.tags[version], release.files)
+        outcome = NoChanges(refs.tags[version], version)
+    elif dry_run:
+        outcome = Planned(False, not merged, True)
+    else:
+        if not merged:
+            _refuse_foreign(client, release, base, head)
+            _merge(client, release, found.pull)
+        # Somebody may commit between the merge and this moment: the release is the first commit that holds it all.
+        since = reversed(_until(client.commits(repo_id, "main"), base))
+        held = (c.id for c in since if len(_held(client, repo_id, c.id, release.files)) == len(release.files))
+        commit = next(held, None)
+        if commit is None:
+            raise HubError(
+                f"{repo_id}: main does not hold {version} although pull request #{found.pull} was merged",
+                "look at what was committed since, then publish the next version",
+            )
+        commit = _tag(client, release, commit, release.files)
+        _check(client, release, commit, release.files, card=False)
+        outcome = TagOnly(commit, version) if merged else Published(commit, version)
+    changed = isinstance(outcome, Published | Planned) and not merged
+    receipt = Receipt(
+        repo_id=repo_id,
+        version=version,
+        endpoint=client.endpoint,
+        user=client.whoami().user,
+        outcome=outcome,
+        files=tuple(FileReceipt(f.path_in_repo, f.bytes, f.sha256, changed, 0) for f in release.files),
+        bytes_sent=0,
+        retries=client.retries - retried,
+        seconds=round(time.monotonic() - began, 3),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    if not dry_run:
+        receipt.save(work)
+    return receipt
+
+
+def staged_versions(client: Client, repo_id: str) -> tuple[str, ...]:
+    """Versions of `repo_id` that have a staging branch."""
+    refs = client.refs(repo_id)
+    branches = sorted(refs.branches) if refs else []
+    return tuple(name.removeprefix(STAGE_PREFIX) for name in branches if name.startswith(STAGE_PREFIX))
+
+
+def unstage(client: Client, repo_id: str, version: str) -> bool:
+    """Drop what was staged for `version`; main and tags stay as they are. Returns whether anything was staged."""
+    if version not in staged_versions(client, repo_id):
+        return False
     client.delete_branch(repo_id, stage_branch(version))
+    return True
 
 
 def is_same(client: Client, repo_id: str, revision: str, file: LocalFile, remote: RemoteFile | None) -> bool:
@@ -315,7 +403,7 @@ def _stage_one(client: Client, release: RepoRelease, add: Add, base: str, told: 
         same = held is not None and (held.sha256 or _sha256_of_blob(held, add)) == add.sha256
         return Landed(at) if at and same else None
 
-    for last in (False, True):
+    for attempt in range(_STAGE_ATTEMPTS):
         client.create_branch(repo_id, branch, base)
         sent = None
         try:
@@ -331,8 +419,9 @@ def _stage_one(client: Client, release: RepoRelease, add: Add, base: str, told: 
                 large = [file for file in release.files if file.large]
                 _refuse_unless_same(client, release, refs.tags[release.version], large)
                 return sent.sent if sent else 0
-            if last:
+            if attempt + 1 == _STAGE_ATTEMPTS:
                 raise
+            time.sleep(client.retry.wait(attempt, None))
     if landed() is None:
         raise HubError(
             f"{repo_id}: {add.path} is not on {branch} although the Hub took it",
@@ -352,11 +441,17 @@ def _plan(client: Client, release: RepoRelease, refs: Refs) -> _Plan:
     files = release.complete(_card(client, repo_id, head))
     on_main = _held(client, repo_id, head, files)
     changed = {file.path_in_repo for file in files} - on_main.keys()
-    large = [file for file in files if file.large and file.path_in_repo in changed]
     at = refs.branches.get(stage_branch(release.version))
-    copied = {
-        path: at for path, held in (_held(client, repo_id, at, large) if at else {}).items() if held.sha256 and at
-    }
+    # The Hub copies only what lies in large-file storage: other staged files come through here.
+    waiting = [f for f in files if f.path_in_repo in changed and (f.large or f.source is None)]
+    staged = _held(client, repo_id, at, waiting) if at else {}
+    copied = {path: at for path, held in staged.items() if held.sha256 and at}
+    files = tuple(
+        replace(file, source=client.read(repo_id, at, file.path_in_repo))
+        if at and file.source is None and file.path_in_repo in staged.keys() - copied.keys()
+        else file
+        for file in files
+    )
     missing = [f.path_in_repo for f in files if f.source is None and f.path_in_repo in changed - copied.keys()]
     if missing:
         raise HubError(
@@ -398,6 +493,43 @@ def _pull_request(client: Client, release: RepoRelease, files: Sequence[LocalFil
         if mine and len(_held(client, release.repo_id, commit, files)) == len(files):
             return Landed(commit, number)
     return None
+
+
+def _pull_of(client: Client, repo_id: str, refs: Refs, version: str) -> Landed | None:
+    """The newest pull request that was made for `version`, if there is one."""
+    mark = _RELEASE + version
+    for number, commit in sorted(refs.pulls.items(), reverse=True)[:20]:
+        if any(mark in c.message.split("\n") for c in client.commits(repo_id, commit)[:5]):
+            return Landed(commit, number)
+    return None
+
+
+def _recorded(client: Client, repo_id: str, commit: str, version: str) -> RepoRelease:
+    """The release that lies at `commit`, as its SHA256SUMS tells. Raises HubError where there is none."""
+    content = client.read(repo_id, commit, SUMS)
+    try:
+        sums = parse_sha256sums((content or b"").decode())
+    except ValueError as error:
+        raise HubError(f"{repo_id}@{commit[:12]}: {SUMS}: {error}") from None
+    remote = client.files(repo_id, commit, sums)
+    missing = sorted(sums.keys() - remote.keys())
+    if not sums or missing:
+        raise HubError(f"{repo_id}@{commit[:12]} is no release: {_few(missing) or SUMS} is missing")
+    files = [LocalFile(path, None, remote[path].bytes, digest) for path, digest in sums.items()]
+    files.append(LocalFile.text(SUMS, content or b""))
+    return RepoRelease(repo_id, version, tuple(files), f"Release {version}")
+
+
+def _merge(client: Client, release: RepoRelease, number: int) -> None:
+    """Merge pull request `number`; an answer that was lost is looked for on main."""
+
+    def landed() -> bool:
+        return len(_held(client, release.repo_id, "main", release.files)) == len(release.files)
+
+    try:
+        client.merge(release.repo_id, number, landed=landed)
+    except ConflictError as error:
+        raise ConflictError(error.message, "resolve or close it on the Hub, then run again") from None
 
 
 def _manifest(files: Iterable[LocalFile]) -> str:
@@ -524,15 +656,11 @@ def _rehearse(client: Client, release: RepoRelease) -> Receipt:
         files = _refuse_unless_same(client, release, refs.tags[tag])
         changed, sent, outcome = set(), set(), NoChanges(refs.tags[tag], tag)
     else:
-        head = refs.branches["main"]
-        files = release.complete(_card(client, repo_id, head))
-        changed = {file.path_in_repo for file in files} - _held(client, repo_id, head, files).keys()
+        plan = _plan(client, release, refs)
+        files, changed, sent = plan.files, plan.changed, plan.changed - plan.copied.keys()
         if changed:
             _refuse_unfinished(client, release, files)
-        at = refs.branches.get(stage_branch(tag))
-        large = [file for file in files if file.large and file.path_in_repo in changed]
-        sent = changed - (_held(client, repo_id, at, large).keys() if at else set())
-        outcome = Planned(False, bool(changed), True)
+        outcome = Planned(False, bool(changed or plan.retired), True)
     return Receipt(
         repo_id=repo_id,
         version=tag,

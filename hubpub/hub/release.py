@@ -110,6 +110,11 @@ class Staged:
     retries: int
     seconds: float
 
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        return f"{len(self.files)} files staged for {self.version}, {self.bytes_sent / 1e6:.1f} MB sent"
+
 
 @dataclass(frozen=True)
 class NoChanges:

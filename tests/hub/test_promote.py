@@ -1,0 +1,248 @@
+"""Cells staged by several machines, promoted by another one: the command line in processes and folders of their own."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cards.sample import cell as sample_cell
+from conftest import Ran, hubpub
+
+from hubpub.config import Project
+from hubpub.errors import ConflictError, HubError
+from hubpub.facts import MEASURING, FileFact, save
+from hubpub.hub.client import Add, Client
+from hubpub.hub.hashing import HashCache
+from hubpub.hub.publish import promote_pull, publish_all, staged_versions
+from hubpub.hub.release import LocalFile, NoChanges, Published, TagOnly
+from hubpub.hub.upkeep import verify
+from hubpub.localhub import Fault, LocalHub
+from hubpub.matrix import cells
+from hubpub.plan import plan
+
+from .conftest import FAST, Maker, both, random_files, sent_to
+from .test_publish import by_hand, history, refs_of
+
+CARD = """
+schema = 1
+repo = "small-pte"
+[variant]
+name = "small"
+source = "{source}"
+revision = "{revision}"
+family = "gemma3n"
+license = "gemma"
+[export]
+recipes = ["8da4w", "8da8w"]
+recommended = "8da4w"
+[card]
+title = "Small"
+"""
+TOKENIZER = {"tokenizer.json": b'{"tokens": 1}' * 4_000, "tokenizer_config.json": b"{}\n"}
+
+
+@dataclass(frozen=True)
+class Site:
+    """A project of two cells whose source lies on a local Hub, and the machines that work on it."""
+
+    hub: LocalHub
+    root: Path
+    project: Project
+    transport: str
+
+    def machine(self, name: str, recipe: str) -> Path:
+        """A work folder in which one cell has been exported and measured."""
+        work = self.root / name
+        card = self.project.cards[0]
+        (step,) = plan([c for c in cells(self.project) if c.recipe.name == recipe], work, rehearse=False)
+        random_files(step.folder, {step.cell.file: 600_000}, seed=hash(recipe) % 100)
+        facts = sample_cell(card, recipe, step.cell.recipe.summary)
+        content = step.pte.read_bytes()
+        tokens = tuple(
+            FileFact(name=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+            for name, data in TOKENIZER.items()
+        )
+        file = FileFact(name=step.cell.file, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        facts = facts.model_copy(
+            update={
+                "file": file,
+                "tokenizer": tokens,
+                "parity": facts.parity.model_copy(update={"measuring": MEASURING}),
+                "speed": facts.speed.model_copy(update={"measuring": MEASURING}),
+            }
+        )
+        save(facts, step.folder / "facts.json")
+        return work
+
+    def run(self, *arguments: str, work: Path, code: int = 0) -> Any:
+        environment = {"HF_ENDPOINT": self.hub.url, "HF_TOKEN": self.hub.token, "HF_HOME": str(work / "hf")}
+        environment |= {"HF_XET_CACHE": str(work / "xet")}
+        if self.transport == "lfs":
+            environment["HF_HUB_DISABLE_XET"] = "1"
+        common = ("--hub", self.hub.url, "--project", str(self.root), "--json")
+        ran: Ran = hubpub(*arguments, *common, work=work, cwd=self.root, timeout=120, **environment)
+        assert ran.code == code, ran.err + ran.out
+        assert "Traceback" not in ran.err and self.hub.token not in ran.out + ran.err
+        return ran.json
+
+
+@pytest.fixture
+def site(hub: LocalHub, client: Client, tmp_path: Path, transport: str) -> Site:
+    source = f"{hub.user}/source"
+    client.create_repo(source, private=False)
+    for name, data in {**TOKENIZER, "config.json": b"{}"}.items():
+        add = Add(name, data, len(data), hashlib.sha256(data).hexdigest())
+        client.commit(source, "main", [client.send(source, "main", add, told=None)], title=name, parent=None,
+                      landed=lambda: None)  # fmt: skip
+    folder = tmp_path / "cards" / "small-pte"
+    folder.mkdir(parents=True)
+    revision = refs_of(client, source)[0]["main"]
+    (folder / "card.toml").write_text(CARD.format(source=source, revision=revision))
+    return Site(hub, tmp_path, Project.find(tmp_path), transport)
+
+
+@both
+def test_two_machines_stage_and_a_third_promotes(site: Site, client: Client, tmp_path: Path) -> None:
+    hub, repo = site.hub, f"{site.hub.user}/small-pte"
+    works = {recipe: site.machine(f"machine-{recipe}", recipe) for recipe in ("8da4w", "8da8w")}
+    facts, last = tmp_path / "facts", tmp_path / "last"
+    version = ("--version", "v1.0.0")
+
+    staged = site.run("release", "small/8da4w", *version, "--stage", work=works["8da4w"])
+    assert {f["path"]: f["where"] for f in staged["staged"][0]["files"]} == dict.fromkeys(
+        ["small-8da4w.pte", *TOKENIZER], "staged"
+    )
+    assert refs_of(client, repo)[1] == {} and history(client, repo) == []
+    (path,) = works["8da4w"].rglob("facts.json")
+    shutil.copytree(path.parent, facts / "a", ignore=shutil.ignore_patterns("*.pte"))
+    missing = site.run("promote", "--all", *version, "--facts", str(facts), work=last, code=3)
+    assert "no facts.json of small/8da8w" in missing["error"]
+    other = tmp_path / "other"
+    shutil.copytree(works["8da8w"], other)
+    (path,) = other.rglob("facts.json")
+    shutil.copytree(path.parent, facts / "b", ignore=shutil.ignore_patterns("*.pte"))
+    missing = site.run("promote", "--all", *version, "--facts", str(facts), work=last, code=9)
+    assert "small-8da8w.pte is neither staged for v1.0.0 nor on main" in missing["error"]
+    assert history(client, repo) == []
+
+    # The tokenizer is there already: the second machine sends its program alone, and once.
+    with sent_to(hub) as sent:
+        staged = site.run("release", "small/8da8w", *version, "--stage", work=works["8da8w"])
+    assert 600_000 <= sent.content < 640_000
+    with sent_to(hub) as sent:
+        again = site.run("release", "small/8da8w", *version, "--stage", work=works["8da8w"])
+    assert sent.content == 0 and again["staged"][0]["bytes_sent"] == 0
+
+    with sent_to(hub) as sent:
+        dry = site.run("promote", "--all", *version, "--facts", str(facts), "--dry-run", work=last)
+    sizes = {file["path"]: (file["changed"], file["sent_bytes"]) for file in dry["receipts"][0]["files"]}
+    assert sizes["small-8da4w.pte"] == (True, 0) and sizes["README.md"][1] > 0
+    # The Hub keeps it with the text files, which it cannot copy from branch to branch: it goes once more.
+    assert sizes["tokenizer.json"] == (True, len(TOKENIZER["tokenizer.json"]))
+    assert history(client, repo) == [] and not any("/commit/" in entry.path for entry in sent.entries)
+
+    with sent_to(hub) as sent:
+        done = site.run("promote", "--all", *version, "--facts", str(facts), work=last)
+    assert sent.content == 0 and sent.bytes < 200_000
+    assert done["receipts"][0]["outcome"]["kind"] == "published"
+    assert dry["receipts"][0]["bytes_sent"] == done["receipts"][0]["bytes_sent"]
+    assert history(client, repo) == ["Release v1.0.0"] and refs_of(client, repo)[0].keys() == {"main"}
+    assert verify(client, repo, "v1.0.0", download=True).problems == ()
+    assert client.read(repo, "v1.0.0", "tokenizer_config.json") == TOKENIZER["tokenizer_config.json"]
+    with sent_to(hub) as sent:
+        done = site.run("promote", "--all", *version, "--facts", str(facts), work=last)
+    assert done["receipts"][0]["outcome"]["kind"] == "no-changes" and sent.bytes < 10_000
+
+
+def test_facts_of_something_else_are_refused(site: Site, tmp_path: Path) -> None:
+    site.machine("machine", "8da4w")
+    site.machine("machine", "8da8w")
+    version = ("--version", "v1.0.0")
+    answer = site.run("promote", "--all", *version, "--rehearse", "--facts", str(tmp_path / "machine"),
+                      work=tmp_path / "last", code=3)  # fmt: skip
+    assert "measured on the real model" in answer["error"]
+    card = tmp_path / "cards/small-pte/card.toml"
+    card.write_text(card.read_text().replace('revision = "', 'revision = "' + "0" * 40 + '" # "'))
+    answer = site.run("promote", "--all", *version, "--facts", str(tmp_path / "machine"),
+                      work=tmp_path / "last", code=3)  # fmt: skip
+    assert "not of the source its card names" in answer["error"]
+
+
+@both
+def test_a_pull_request_is_merged_tagged_and_checked(hub: LocalHub, client: Client, make: Maker, work: Path) -> None:
+    publish_all(client, [make()], work)
+    publish_all(client, [make("v2", seed=2)], work, create_pr=True)
+    by_hand(client, make.repo, "notes.md", b"not ours")
+    with sent_to(hub) as sent:
+        planned = promote_pull(client, make.repo, "v2", work, dry_run=True)
+        assert planned and planned.outcome.kind == "planned"
+        assert history(client, make.repo) == ["Release v1.0.0", "By hand"]
+        receipt = promote_pull(client, make.repo, "v2", work)
+    assert receipt and isinstance(receipt.outcome, Published) and sent.content == 0
+    branches, tags = refs_of(client, make.repo)
+    assert tags["v2"] == branches["main"] == receipt.outcome.commit
+    for path in make.folder.iterdir():
+        assert client.read(make.repo, "v2", path.name) == path.read_bytes()
+    assert client.read(make.repo, "v2", "notes.md") == b"not ours"
+    again = promote_pull(client, make.repo, "v2", work)
+    assert again and isinstance(again.outcome, NoChanges)
+    assert promote_pull(client, make.repo, "v3", work) is None
+
+
+def test_a_pull_request_merged_by_hand_is_only_tagged(client: Client, make: Maker, work: Path) -> None:
+    publish_all(client, [make()], work)
+    publish_all(client, [make("v2", seed=2)], work, create_pr=True)
+    client.merge(make.repo, 1, landed=lambda: False)
+    merge = refs_of(client, make.repo)[0]["main"]
+    by_hand(client, make.repo, "notes.md", b"later")
+    receipt = promote_pull(client, make.repo, "v2", work)
+    assert receipt and receipt.outcome == TagOnly(merge, "v2")
+
+
+def test_the_answer_to_a_merge_is_lost(hub: LocalHub, client: Client, make: Maker, work: Path) -> None:
+    publish_all(client, [make()], work)
+    publish_all(client, [make("v2", seed=2)], work, create_pr=True)
+    hub.arm(Fault(path="/merge", cut="before-response"))
+    receipt = promote_pull(client, make.repo, "v2", work)
+    assert receipt and refs_of(client, make.repo)[1]["v2"] == refs_of(client, make.repo)[0]["main"]
+    assert len(history(client, make.repo)) == 2
+
+
+def test_a_pull_request_does_not_overwrite_others(client: Client, make: Maker, work: Path) -> None:
+    publish_all(client, [make()], work)
+    publish_all(client, [make("v2", seed=2)], work, create_pr=True)
+    by_hand(client, make.repo, "facts.json", b"{}", "Theirs")
+    with pytest.raises(ConflictError, match="'Theirs' by"):
+        promote_pull(client, make.repo, "v2", work)
+    assert history(client, make.repo)[-1] == "Theirs" and "v2" not in refs_of(client, make.repo)[1]
+
+
+def test_many_machines_stage_at_the_same_moment(hub: LocalHub, make: Maker, tmp_path: Path) -> None:
+    """Each staging commit may meet another one; all of them end up on one branch."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from hubpub.hub.publish import stage
+    from hubpub.hub.release import RepoRelease
+
+    folder = tmp_path / "cells"
+    random_files(folder, {f"{number}.pte": 50_000 + number for number in range(8)})
+
+    def one(path: Path) -> int:
+        work = tmp_path / f"work-{path.stem}"
+        file = LocalFile.of(path.name, path, HashCache(work / "hashes.json"))
+        shared = LocalFile.text("tokenizer_config.json", "{}\n")
+        release = RepoRelease(make.repo, "v1", (file, shared), "m")
+        return stage(Client(hub.url, hub.token, retry=FAST), release, work, small_too=True).bytes_sent
+
+    with ThreadPoolExecutor(8) as pool:
+        sent = list(pool.map(one, sorted(folder.iterdir())))
+    client = Client(hub.url, hub.token, retry=FAST)
+    found = client.files(make.repo, "hubpub-stage/v1", [f"{n}.pte" for n in range(8)] + ["tokenizer_config.json"])
+    assert len(found) == 9 and min(sent) > 0
+    assert staged_versions(client, make.repo) == ("v1",)
+    with pytest.raises(HubError, match="neither staged"):
+        publish_all(client, [RepoRelease(make.repo, "v1", (LocalFile("x.pte", None, 1, "0" * 64),), "m")], tmp_path)
