@@ -217,7 +217,8 @@ def _fence(_self: Any, tokens: Sequence[Token], index: int, _options: Any, _env:
 def code_html(text: str, language: str) -> str:
     """`text` as a block of code, its words marked up where `language` is known."""
     shown = _highlighted(text, language) if language and len(text) < 100_000 else None
-    return f'<pre tabindex="0"><code>{shown if shown is not None else escape(text)}</code></pre>\n'
+    named = f' class="language-{language}"' if _ID.fullmatch(language) else ""
+    return f'<pre tabindex="0"><code{named}>{shown if shown is not None else escape(text)}</code></pre>\n'
 
 
 def _highlighted(text: str, language: str) -> str | None:

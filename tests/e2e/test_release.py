@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from browser import browser
 from conftest import ROOT, Ran, hubpub
 from huggingface_hub import HfApi, hf_hub_download
 
@@ -95,24 +96,42 @@ def test_facts_are_of_the_published_files(rehearsal: Ran, work: Path) -> None:
                 assert cell.program.metadata["use_kv_cache"]
 
 
-def test_the_python_on_the_card_runs_as_it_stands(rehearsal: Ran, work: Path, tmp_path: Path) -> None:
-    with LocalHub(work / "hub") as hub:
-        repo = rehearsal.json["receipts"][0]["repo_id"]
-        path = hf_hub_download(repo, "README.md", endpoint=hub.url, cache_dir=tmp_path)
-        blocks = re.findall(r"```python\n(.*?)```", Path(path).read_text(), re.DOTALL)
-        assert len(blocks) == 2
-        # What the scale models learned to say to a question about a capital, and about the way of water.
-        for code, answer in zip(blocks, ("The capital of", "great circle"), strict=True):
-            done = subprocess.run(
-                [sys.executable, "-c", code],
-                env={**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "PYTHONPATH": ""},
-                cwd=tmp_path,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert done.returncode == 0, done.stderr[-2000:]
-            assert answer in done.stdout
+def test_the_python_on_the_card_runs_as_it_stands(rehearsal: Ran, project: Project, work: Path, tmp_path: Path) -> None:
+    """Every Python block of a tuned and of a base model's card, copied from the page that the Hub shows."""
+    recipes = {card.repo: [project.recipe(card, name) for name in card.export.recipes] for card in project.cards}
+    tuned, base = next(n for n in recipes if "-it-" in n), next((n for n in recipes if "-it-" not in n), None)
+    with LocalHub(work / "hub") as hub, browser() as chrome:
+        for name in filter(None, (tuned, base)):
+            page = chrome.new_page()
+            page.goto(f"{hub.url}/local/{name}")
+            blocks = page.locator("code.language-python").all_inner_texts()
+            page.close()
+            assert len(blocks) == len({recipe.layout for recipe in recipes[name]}) + 1
+            # What the scale models learned to say to a question about a capital, and about the way of water.
+            answers = ("The capital of" if name == tuned else "great circle", "great circle", "")
+            for code, answer in zip(blocks, answers, strict=False):
+                done = subprocess.run(
+                    [sys.executable, "-c", code],
+                    env={**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "PYTHONPATH": ""},
+                    cwd=tmp_path,
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                )
+                assert done.returncode == 0, done.stderr[-2000:]
+                assert answer in done.stdout
+                if "log_softmax" in code:
+                    # A text the model was trained on: its tokens are likely, each after those before it.
+                    scores = [float(one) for one in re.findall(r": (-?\d+\.\d+)$", done.stdout, re.MULTILINE)]
+                    assert len(scores) > 4
+                    assert -1 < sum(scores) / len(scores) <= 0
+
+
+def test_publishing_again_would_change_nothing(rehearsal: Ran, project: Project, work: Path) -> None:
+    ran = hubpub("diff", "--hub", "local", "--json", work=work)
+    assert ran.code == 0, ran.err
+    assert [card["empty"] for card in ran.json["cards"]] == [True] * len(project.cards)
+    assert {card["facts"] for card in ran.json["cards"]} == {f"measured in {work}"}
 
 
 def cell_folder(work: Path, cell: dict[str, str]) -> Path:
