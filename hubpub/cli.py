@@ -308,6 +308,7 @@ def _pin(arguments: argparse.Namespace) -> int:
 
 def _diff(arguments: argparse.Namespace) -> int:
     from contextlib import ExitStack
+    from dataclasses import replace
 
     from hubpub.cards.diff import CardChange, render_change
     from hubpub.cards.published import candidate, change, chosen, files_of, published
@@ -329,7 +330,8 @@ def _diff(arguments: argparse.Namespace) -> int:
             facts, origin = candidate(project, card, arguments.work, rehearse=options.endpoint == "local")
             repo = f"{namespace}/{card.repo}"
             held = published(client, repo, files_of(facts))
-            found.append((change(project, card, facts, held, repo, arguments.version), origin))
+            one = change(project, card, facts, held, repo, arguments.version)
+            found.append((replace(one, refused=client.card_fault(one.text)), origin))
     if arguments.json:
         return _print_json({"cards": [{**one.as_json(), "facts": origin} for one, origin in found]})
     if arguments.markdown:

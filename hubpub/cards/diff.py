@@ -64,7 +64,8 @@ class CardChange:
     """What a repo would get. `readme` is the unified diff of the card's text without its metadata, `text` the new card.
 
     `conflicts` are generated parts that people edited on the Hub: with any, nothing is published. `figures` is None
-    where there is nothing to compare with. `first`: nothing is published yet.
+    where there is nothing to compare with. `first`: nothing is published yet. `refused` is why the Hub would not take
+    the card, in its own words, where it was asked.
     """
 
     repo: str
@@ -78,11 +79,12 @@ class CardChange:
     conflicts: tuple[Conflict, ...]
     first: bool
     text: str = field(repr=False)
+    refused: str | None = None
 
     @property
     def empty(self) -> bool:
         """Whether publishing would change nothing."""
-        return not (self.metadata or self.readme or self.files or self.conflicts)
+        return not (self.metadata or self.readme or self.files or self.conflicts or self.refused)
 
     def as_json(self) -> dict[str, Any]:
         """The whole difference as values that json can write; the new card itself is left out."""
@@ -145,6 +147,8 @@ def render_change(change: CardChange) -> RenderableType:
     parts: list[RenderableType] = [Text(_headline(change), style="bold")]
     if change.empty:
         return Group(*parts)
+    if change.refused:
+        parts.append(Text(f"! the Hub would refuse this card: {change.refused}", style="bold red"))
     parts += [Text(f"! edited on the Hub: {one.block}\n{one.diff}", style="bold red") for one in change.conflicts]
     if change.metadata:
         parts.append(Text("\nMetadata", style="bold"))
@@ -239,6 +243,8 @@ def _value(value: Any) -> str:
 
 def _markdown(change: CardChange) -> str:
     lines = [f"### {cell(_headline(change))}", ""]
+    if change.refused:
+        lines += ["> [!WARNING]", f"> The Hub would refuse this card: {cell(change.refused)}", ""]
     for conflict in change.conflicts:
         lines += ["> [!WARNING]", f"> The part `{conflict.block}` was edited on the Hub; publishing would stop.", ""]
         lines += _folded(f"The edit of {conflict.block}", conflict.diff)

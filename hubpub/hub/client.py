@@ -344,6 +344,24 @@ class Client:
         except NotFound:
             return None
 
+    def card_fault(self, text: str) -> str | None:
+        """Why this Hub would refuse `text` as a card, in its own words; None where it would take it."""
+        _hub()
+        from huggingface_hub import get_session
+        from huggingface_hub.utils._http import hf_raise_for_status
+
+        def asked() -> str | None:
+            body = {"repoType": "model", "content": text}
+            response = get_session().post(
+                f"{self.endpoint}/api/validate-yaml", json=body, headers={"Accept": "text/plain"}
+            )
+            if response.status_code == 400:
+                return redact(response.text.strip())[:2000]
+            hf_raise_for_status(response)
+            return None
+
+        return self._call("asking the Hub to check a card", asked)
+
     def _stream(self, repo_id: str, revision: str, path: str) -> Iterator[bytes]:
         _hub()
         from huggingface_hub import get_session

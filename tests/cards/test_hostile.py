@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import yaml
 from cards.sample import facts as sample
 from hubpub.cards.blocks import BLOCK, FRONT, metadata
 from hubpub.cards.html import fault, safe_url
+from hubpub.cards.markdown import to_html
 from hubpub.cards.render import render
 from hubpub.config import Card, Project, load_card
 from hubpub.errors import ConfigError, RenderError
+from hubpub.localhub.metadata import Findings, check
 
 KEYS = ("introduction", "intended_use", "limits", "section")
 
@@ -175,3 +178,39 @@ def test_addresses(url: str, safe: bool) -> None:
 def test_nested_html_must_close_in_order() -> None:
     assert fault("<b><i>x</i></b><br>") is None
     assert fault("<b><i>x</b></i>")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('title = "Gemma', 'title = "x\\n---\\nlicense: mit\\n---\\nGemma'),
+        ("tags = [", 'tags = ["a\\nlicense: mit", "]", "!!python/object/apply:os.system [id]", '),
+        ("tags = [", 'tags = ["&a [*a, *a]", "{{ 7 * 7 }}", "<script>alert(1)</script>", '),
+        ('introduction = """', 'introduction = """\n{{ 7 * 7 }}{% raw %}${7*7}<%= 7*7 %>#{7*7}\n'),
+        ('introduction = """', 'introduction = """\n\u202e\u2066 \U0001f468\u200d\U0001f469 Z\u0351\u036b'),
+        ('introduction = """', 'introduction = """\n' + "word " * 210_000),
+        ('limits = """', 'limits = """\n<img src=x onerror=alert(1)>\n'),
+        ('language = ["en"]', ""),
+        ("schema = 1", 'schema = 1\nevil = "x"'),
+    ],
+)
+def test_a_hostile_file_gives_a_valid_card_or_an_error_that_names_it(
+    project: Project, tmp_path: Path, old: str, new: str
+) -> None:
+    folder = tmp_path / "cards" / "mine"
+    folder.mkdir(parents=True)
+    text = (project.cards[0].folder / "card.toml").read_text("utf-8")
+    (folder / "card.toml").write_text(text.replace(old, new, 1), "utf-8")
+    try:
+        card = load_card(folder)
+        made = render(card, sample(project, card), namespace="someone", templates=project.templates_dir)
+    except (ConfigError, RenderError) as error:
+        assert error.path == str(folder / "card.toml")
+        assert "card.toml" in error.message
+        return
+    readme = made.files["README.md"].decode()
+    assert check(readme) == Findings()
+    assert metadata(readme)["license"] == "gemma"
+    page = to_html(FRONT.sub("", readme))
+    assert not re.search(r"<(script|iframe|style)|\son\w+=|javascript:", page)
+    assert "49" not in page.split("Which file should I take?")[0].replace("7 * 7", "").replace("7*7", "")

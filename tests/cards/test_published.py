@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 from conftest import Ran
 from conftest import hubpub as command
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, RepoCard
 
 from cards.conftest import held, put
 from cards.sample import facts as sample
+from hubpub.cards.render import render
 from hubpub.config import Project
 from hubpub.facts import dump
+from hubpub.hub.client import Client
 from hubpub.localhub import LocalHub
+from hubpub.localhub.metadata import Findings, check
 
 
 @pytest.fixture
@@ -95,3 +98,15 @@ def test_every_way_it_can_fail_has_a_code_and_a_way_out(
     ran = command("diff", *options, work=tmp_path, HF_TOKEN="", HF_HOME=str(tmp_path))
     assert ran.code == 10
     assert "--namespace" in ran.err
+
+
+def test_the_hub_checks_what_it_would_get(mine: Project, hub: LocalHub) -> None:
+    client = Client(hub.url, hub.token)
+    for card in mine.cards:
+        for facts in (None, sample(mine, card), sample(mine, card, scale_model=True)):
+            made = render(card, facts, namespace="x", templates=mine.templates_dir).files
+            text = made["README.md"].decode()
+            assert client.card_fault(text) is None
+            assert check(text) == Findings()
+            assert RepoCard(text).data.library_name == "executorch"  # type: ignore[attr-defined]
+    assert "license" in str(client.card_fault("---\nlicense: nonsense\n---\n# x\n"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -238,9 +239,20 @@ def test_all_cards_render_in_a_second(project: Project) -> None:
     assert time.process_time() - started < 1
 
 
+@pytest.mark.parametrize("command", ["render", "diff", "preview"])
+def test_help_takes_no_time(command: str) -> None:
+    spent = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "hubpub.cli", command, "--help"], check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(spent) < 0.5
+
+
 def test_rendering_imports_nothing_heavy() -> None:
     code = (
-        "import sys, hubpub.cards.render\n"
+        "import sys, hubpub.cards.render, hubpub.cards.published\n"
         "print(sorted({'torch', 'transformers', 'huggingface_hub', 'rich', 'markdown_it'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
