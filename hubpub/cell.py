@@ -256,17 +256,12 @@ def exported_context(job: Job, model_context: int) -> int:
 
 
 def _validate(checkpoint: Any, job: Job, context: Context, progress: Progress) -> Parity:
-    from hubpub.measure.parity import measure
+    from hubpub.measure.parity import SCALE_TOKENS, measure, text_length
 
-    return measure(
-        job.pte,
-        checkpoint,
-        job.recipe,
-        context.exported,
-        job.references,
-        progress,
-        scale_model=job.scale_model,
-    )
+    # A window is shorter than the text: several are compared, one after the other.
+    window = job.recipe.window
+    length = SCALE_TOKENS if window else text_length(context.exported, scale_model=job.scale_model)
+    return measure(job.pte, checkpoint, job.recipe, length, job.references, progress)
 
 
 def _bench(job: Job, context: Context, progress: Progress) -> Speed:

@@ -177,6 +177,18 @@ class Exclusion(Frozen):
     reason: str = Field(min_length=1)
 
 
+class Acceptance(Frozen):
+    """A regression that is known and wanted: what got worse in `recipe`, since which release, and why that is right.
+
+    `what` is a metric as `hubpub facts diff` names it. It holds against that one release: the next is compared anew.
+    """
+
+    recipe: Name
+    what: str = Field(min_length=1)
+    since: str = Field(min_length=1)
+    reason: str = Field(min_length=1)
+
+
 class Section(Frozen):
     """An extra section of the card, written by people."""
 
@@ -205,6 +217,7 @@ class Card(Frozen):
     variant: Variant
     export: Export
     exclude: tuple[Exclusion, ...] = ()
+    accept: tuple[Acceptance, ...] = ()
     recipe: dict[Name, Recipe] = Field(default_factory=dict)
     card: Prose
 

@@ -356,6 +356,16 @@ class CellFacts(Fact):
         return all(gate.passed for gate in self.gates)
 
 
+class Accepted(Fact):
+    """Something that got worse since the release before by more than its tolerance, and why it was released anyway."""
+
+    cell: str
+    what: str
+    old: float
+    new: float
+    reason: str
+
+
 class CardFacts(Fact):
     """facts.json of a Hub repo: one release of one card. `previous` is the version it followed on the Hub."""
 
@@ -365,6 +375,7 @@ class CardFacts(Fact):
     previous: str | None = None
     variant: str
     cells: tuple[CellFacts, ...]
+    accepted: tuple[Accepted, ...] = ()
 
     @property
     def scale_model(self) -> bool:

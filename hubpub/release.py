@@ -132,10 +132,16 @@ def run(project: Project, options: Options, display: Display) -> Report:
             return Report(options.version, steps, facts, failures, (), pages, local_hub, seconds, staged)
         cards = _complete(project, steps, facts, failures, options)
         version = options.version or _rehearsal_version(project, cards)
-        releases = [
-            _repo_release(client, project, card, *_here(card, found, options), repos[card.repo], version, options)
-            for card, found in cards
-        ]
+        releases = []
+        for card, found in cards:
+            try:
+                here = _here(card, found, options)
+                release = _repo_release(client, project, card, *here, repos[card.repo], version, options)
+            except GateError as error:
+                failures[f"{card.variant.name}/*"] = error
+                display.finish(card.repo, f"not published: {error.message}")
+            else:
+                releases.append(release)
         receipts: list[Receipt] = []
         if releases:
             from hubpub.hub.publish import publish_all
@@ -627,6 +633,7 @@ def assemble(
     """
     from hubpub.cards.render import render
     from hubpub.hub.release import LocalFile, RepoRelease
+    from hubpub.measure.compare import release_gate
     from hubpub.remeasure import with_devices
 
     previous = _previous(client, repo_id, version)
@@ -638,6 +645,8 @@ def assemble(
         cells=measured,
     )
     facts = with_devices(facts, card)
+    if previous is not None:
+        facts = facts.model_copy(update={"accepted": release_gate(previous, facts, card)})
     rendered = render(
         card,
         facts,

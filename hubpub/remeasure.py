@@ -126,7 +126,7 @@ def validate(target: Target, work: Path, told: Told, *, scale_model: bool, where
 
     from hubpub import data
     from hubpub.measure.inspect import inspect
-    from hubpub.measure.parity import judge, measure
+    from hubpub.measure.parity import SCALE_TOKENS, judge, measure, text_length
     from hubpub.model.checkpoint import Checkpoint
 
     if target.source is None:
@@ -139,9 +139,9 @@ def validate(target: Target, work: Path, told: Told, *, scale_model: bool, where
         raise UsageError(f"{target.name} does not say how long its context is", "export it with hubpub")
     files = "".join(file.sha256 for file in checkpoint.files())
     references = work / "references" / hashlib.sha256(files.encode()).hexdigest()[:12]
-    parity = measure(
-        target.pte, checkpoint, target.recipe, length, references, told, scale_model=scale_model
-    )  # fmt: skip
+    window = target.recipe.window
+    tokens = SCALE_TOKENS if window else text_length(length, scale_model=scale_model)
+    parity = measure(target.pte, checkpoint, target.recipe, tokens, references, told)
     drift = None
     if where:
         from hubpub.measure.where import where as look

@@ -1,7 +1,8 @@
 """Two measurements of the same cells side by side: what got smaller, faster, better or worse, and what is a regression.
 
 What counts as worse is stated in METRICS: a value that moved the wrong way by more than its tolerance. Speed and
-resident memory are compared where both were measured on one host with as many threads, and not otherwise.
+resident memory are compared where both were measured on one host with as many threads, while it was not busy with
+something else, and not otherwise.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from hubpub.errors import UsageError
-from hubpub.facts import CardFacts, CellFacts, Tensor
+from hubpub.config import Card, locate
+from hubpub.errors import ConfigError, GateError, UsageError
+from hubpub.facts import Accepted, CardFacts, CellFacts, Tensor
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -145,7 +147,12 @@ class Regression:
 
 def compare_cells(old: CellFacts, new: CellFacts) -> CellDiff:
     """What changed from `old` to `new`, two measurements of one cell."""
-    same_host = (old.speed.host, old.speed.threads) == (new.speed.host, new.speed.threads)
+    same_host = (old.speed.host, old.speed.threads, old.speed.through) == (
+        new.speed.host,
+        new.speed.threads,
+        new.speed.through,
+    )
+    same_host = same_host and old.speed.representative and new.speed.representative
     before, after = set(old.program.operators.kernels), set(new.program.operators.kernels)
     held = {gate.name for gate in old.gates if gate.passed}
     return CellDiff(
@@ -193,6 +200,52 @@ def regressions(old: CardFacts, new: CardFacts) -> tuple[Regression, ...]:
             if change.regression
         ]
     return tuple(found)
+
+
+def release_gate(old: CardFacts, new: CardFacts, card: Card) -> tuple[Accepted, ...]:
+    """Let `new` follow the published `old`: what got worse must be acknowledged in the card's [[accept]].
+
+    Returns what was acknowledged. Of scale models, speed says nothing, and one that was made anew is another model.
+    Raises GateError naming what got worse, and ConfigError for an acknowledgement of something that is not measured.
+    """
+    names = [metric.name for metric in METRICS]
+    path, line = locate(card, "accept")
+    for one in card.accept:
+        if one.what not in names or one.recipe not in card.export.recipes:
+            raise ConfigError(
+                f"{path}: accept: '{one.what}' of '{one.recipe}' is not measured",
+                f"metrics: {', '.join(names)}; recipes: {', '.join(card.export.recipes)}",
+                path=str(path),
+                line=line,
+            )
+    if old.scale_model != new.scale_model:
+        return ()
+    before = {cell.cell: cell for cell in old.cells}
+    known = {(one.recipe, one.what): one.reason for one in card.accept if one.since == old.version}
+    accepted, refused = [], []
+    for cell in new.cells:
+        was = before.get(cell.cell)
+        if was is None or (cell.source.scale_model and was.source.files != cell.source.files):
+            continue
+        per_host = {metric.name for metric in METRICS if metric.per_host}
+        for change in compare_cells(was, cell).changes:
+            if not change.regression or (cell.source.scale_model and change.name in per_host):
+                continue
+            reason = known.get((cell.recipe, change.name))
+            if reason is None:
+                refused.append(Regression(cell.cell, change.name, change.old, change.new, change.tolerance))
+            else:
+                accepted.append(
+                    Accepted(cell=cell.cell, what=change.name, old=change.old, new=change.new, reason=reason)
+                )
+    if refused:
+        first = refused[0]
+        raise GateError(
+            f"worse than {old.version}: " + "; ".join(map(str, refused)),
+            f'if that is wanted, say why in {path}: [[accept]] recipe = "{first.cell.rpartition("/")[2]}", '
+            f'what = "{first.name}", since = "{old.version}", reason = "..."',
+        )
+    return tuple(accepted)
 
 
 def _change(metric: Metric, old: CellFacts, new: CellFacts, same_host: bool) -> Change:

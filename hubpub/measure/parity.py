@@ -64,62 +64,75 @@ class Reference:
     window: int | None
 
 
-def text_length(context: int, window: int | None, *, scale_model: bool) -> int:
-    """Tokens of the text to compare: within the context, or any number of whole windows."""
-    wanted = SCALE_TOKENS if scale_model else TOKENS
-    return wanted // window * window if window else min(context - 1, wanted)
+def text_length(context: int, *, scale_model: bool) -> int:
+    """Tokens of the text to compare; a scale model reads less of it, but past its sliding window too."""
+    return min(context - 1, SCALE_TOKENS if scale_model else TOKENS)
 
 
 def measure(
     pte: Path,
     checkpoint: Any,
     recipe: Recipe,
-    context: int,
+    length: int,
     references: Path,
     progress: Progress,
-    *,
-    scale_model: bool,
     tokenizer_file: Path | None = None,
 ) -> Parity:
     """Run the file against its original, and once through ExecuTorch's LLM runner with the shipped tokenizer.
 
-    `context` is the exported one in tokens; `references` a folder that keeps what the original said;
-    `tokenizer_file` the tokenizer.json that is shipped (default: the checkpoint's).
+    `length` is how many tokens of text are compared (see `text_length`); `references` a folder that keeps what the
+    original said; `tokenizer_file` the tokenizer.json that is shipped (default: the checkpoint's).
     """
-    from transformers import AutoTokenizer
-
     from hubpub import data
     from hubpub.measure import bench
 
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
+    tokenizer = _tokenizer(checkpoint)
     shipped = tokenizer_file or checkpoint.folder / "tokenizer.json"
-    session = Session(pte)
-    length = text_length(context, session.window, scale_model=scale_model)
     texts = [prompt.text for prompt in data.prompts()]
-    original = reference(
-        checkpoint, tokenizer, (data.passage(), texts), length, references, progress, window=session.window
-    )
-    ours, logits = compare_logits(session, original, checkpoint.config, progress)
-    progress("quantized weights", 0.0)
-    lowering = compare_lowering(ours, checkpoint, recipe, original)
-    greedy = compare_greedy(session, original, progress)
+    session = Session(pte)
+    parity = hold(session, checkpoint, recipe, (data.passage(), texts), length, references, progress)
     runner = None
     if session.window is None:
         progress("llm runner", 0.0)
-        prompt = texts[0]
-        said = session.generate(tokenizer.encode(prompt), NEW_TOKENS, original.stop)
+        prompt, stop = texts[0], list(parity.stop_tokens or ())
+        said = session.generate(tokenizer.encode(prompt), NEW_TOKENS, stop)
         del session
         answer = bench.ask_runner(pte, shipped, prompt, NEW_TOKENS)
-        runner = bench.check_runner(answer, prompt, said, list(original.stop), tokenizer)
+        runner = bench.check_runner(answer, prompt, said, stop, tokenizer)
+    fits = check_tokenizer(shipped, checkpoint.config, texts)
+    return parity.model_copy(update={"runner": runner, "tokenizer": fits})
+
+
+def hold(
+    session: Session,
+    checkpoint: Any,
+    recipe: Recipe,
+    texts: tuple[str, Sequence[str]],
+    length: int,
+    references: Path,
+    progress: Progress,
+) -> Parity:
+    """A loaded program held against its original over (text, prompts): everything but tokenizer and LLM runner."""
+    original = reference(
+        checkpoint, _tokenizer(checkpoint), texts, length, references, progress, window=session.window
+    )  # fmt: skip
+    ours, logits = compare_logits(session, original, checkpoint.config, progress)
+    progress("quantized weights", 0.0)
+    lowering = compare_lowering(ours, checkpoint, recipe, original)
     return Parity(
         logits=logits,
-        greedy=greedy,
-        runner=runner,
+        greedy=compare_greedy(session, original, progress),
+        runner=None,
         lowering=lowering,
-        tokenizer=check_tokenizer(shipped, checkpoint.config, texts),
         stop_tokens=original.stop,
         measuring=MEASURING,
     )
+
+
+def _tokenizer(checkpoint: Any) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
 
 
 def reference(

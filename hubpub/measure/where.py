@@ -177,6 +177,7 @@ def _read_back(pte: Path, model: Any) -> tuple[int, int, list[Weight]]:
         for start, size in sorted(extents):
             free.setdefault((size, _digest(file.data[start : start + size])), []).append((start, size))
         lost: list[tuple[str, Any]] = []
+        taken: set[tuple[int, str]] = set()
         weights = _weights(model)
         for name, tensor in weights:
             data = _bytes(tensor)
@@ -186,14 +187,16 @@ def _read_back(pte: Path, model: Any) -> tuple[int, int, list[Weight]]:
                 found += 1
                 if stored != data:
                     differing.append(Weight(name, _replace(tensor, stored)))
-            elif places := free.pop((len(data), _digest(data)), None):
-                found += len(places) > 0
+            elif (key := (len(data), _digest(data))) in free:
+                found += 1
+                taken.add(key)
             else:
                 lost.append((name, tensor))
         for name, tensor in lost:
-            key = next((key for key in free if key[0] == tensor.nbytes), None)
-            if key is not None:
-                start, size = free.pop(key)[0]
+            other = next((key for key in free if key[0] == tensor.nbytes and key not in taken), None)
+            if other is not None:
+                taken.add(other)
+                start, size = free[other][0]
                 found += 1
                 differing.append(Weight(name, _replace(tensor, bytes(file.data[start : start + size]))))
     return len(weights), found, differing

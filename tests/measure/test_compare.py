@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from hubpub import facts
-from hubpub.errors import UsageError
-from hubpub.measure.compare import METRICS, compare, compare_cells, regressions, render_diff
+from hubpub.config import Card, load_card
+from hubpub.errors import GateError, UsageError
+from hubpub.measure.compare import METRICS, compare, compare_cells, regressions, release_gate, render_diff
 
 
 def cell(**changed: Any) -> facts.CellFacts:
@@ -196,3 +198,38 @@ def test_forms() -> None:
         assert expected in text
     (regression,) = regressions(card(cell()), card(new))
     assert str(regression) == "toy/8da4w: file size 4e+09 -> 5e+09 (allowed: +1%)"
+
+
+@pytest.mark.parametrize(
+    "changed", [{"speed__representative": False, "speed__reason": "busy"}, {"speed__through": "LLM runner"}]
+)
+def test_speed_of_a_busy_machine_or_of_another_way_is_not_compared(changed: dict[str, Any]) -> None:
+    slow = cell(speed__decode_tokens_per_second=1, **changed)
+    assert not regressions(card(cell()), card(slow))
+
+
+def declared(folder: Path, accept: str = "") -> Card:
+    """A card of one recipe, as a file declares it."""
+    folder.mkdir()
+    (folder / "card.toml").write_text(
+        'schema = 1\nrepo = "toy-pte"\n[variant]\nname = "toy"\nsource = "a/b"\nfamily = "gemma4"\n'
+        'license = "apache-2.0"\n[export]\nrecipes = ["8da4w"]\nrecommended = "8da4w"\n[card]\ntitle = "Toy"\n' + accept
+    )
+    return load_card(folder)
+
+
+def test_a_regression_is_refused_unless_acknowledged_for_this_release(tmp_path: Path) -> None:
+    old, new = card(cell()), card(cell(parity__logits__kl_mean=0.05), version="1.1.0")
+    with pytest.raises(GateError, match=r"worse than 1\.0\.0: toy/8da4w: KL mean 0\.02 -> 0\.05") as refused:
+        release_gate(old, new, declared(tmp_path / "none"))
+    assert '[[accept]] recipe = "8da4w", what = "KL mean", since = "1.0.0"' in str(refused.value.hint)
+    accept = '[[accept]]\nrecipe = "8da4w"\nwhat = "KL mean"\nsince = "{}"\nreason = "smaller groups"\n'
+    (noted,) = release_gate(old, new, declared(tmp_path / "told", accept.format("1.0.0")))
+    assert (noted.what, noted.old, noted.new, noted.reason) == ("KL mean", 0.02, 0.05, "smaller groups")
+    with pytest.raises(GateError):
+        release_gate(old, new, declared(tmp_path / "stale", accept.format("0.9.0")))
+
+
+def test_speed_of_scale_models_holds_no_release_back(tmp_path: Path) -> None:
+    slow = cell(speed__decode_tokens_per_second=1, source__scale_model=True)
+    assert release_gate(card(cell(source__scale_model=True)), card(slow), declared(tmp_path / "none")) == ()
