@@ -19,7 +19,7 @@ from hubpub.errors import ConfigError, HubpubError
 T = TypeVar("T", bound=BaseModel)
 
 # Raised when what is measured, or how, changes: a cell measured the old way is measured again, and not exported again.
-MEASURING = 2
+MEASURING = 3
 
 
 class Fact(BaseModel):
@@ -161,7 +161,8 @@ class Logits(Fact):
     """Agreement of the program's logits with the eager original in float32, teacher-forced token by token.
 
     `kl_mean` and `kl_p999` are nats; `error_max` is the largest absolute difference of a logit; `prefill_error_max`
-    compares the program's own prefill with its own token-by-token decode; perplexities are of the passage.
+    compares the program's own prefill with its own token-by-token decode; perplexities are of the passage. The `floor`
+    figures are of the original in bfloat16 against itself in float32: what rounding alone changes.
     """
 
     tokens: int
@@ -173,6 +174,8 @@ class Logits(Fact):
     prefill_error_max: float
     perplexity: float
     perplexity_original: float
+    floor_top1_agreement: float | None = None
+    floor_kl_mean: float | None = None
 
 
 class Greedy(Fact):

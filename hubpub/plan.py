@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hubpub.config import PACKAGE
-from hubpub.facts import CellFacts, load
+from hubpub.facts import MEASURING, CellFacts, load
 from hubpub.matrix import Cell
 
 STACK = ("torch", "executorch", "torchao", "transformers")
@@ -92,13 +92,21 @@ def _step(cell: Cell, work: Path, rehearse: bool, force: bool) -> Step:
     if force:
         return step("export", "forced")
     if (folder / "facts.json").exists() and (folder / cell.file).exists():
-        return step("reuse", "up to date")
+        return step("reuse", "up to date" if _measured_as_now(folder / "facts.json") else "to be measured again")
     if folder.exists():
         return step("export", "not finished")
     older = _latest(home)
     if older is None:
         return step("export", "new")
     return step("export", "changed: " + ", ".join(mark.changes(older)))
+
+
+def _measured_as_now(path: Path) -> bool:
+    try:
+        facts = json.loads(path.read_text("utf-8"))
+        return bool(facts["parity"]["measuring"] == facts["speed"]["measuring"] == MEASURING)
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def fingerprint(cell: Cell, *, rehearse: bool) -> Fingerprint:

@@ -233,7 +233,8 @@ def render_validation(found: Validation) -> RenderableType:
     logits, greedy = found.parity.logits, found.parity.greedy
     text = (
         f"over {logits.tokens} tokens: perplexity {logits.perplexity:.4g}, of the original "
-        f"{logits.perplexity_original:.4g}; KL mean {logits.kl_mean:.3g}, 99.9 % {logits.kl_p999:.3g}\n"
+        f"{logits.perplexity_original:.4g}; KL mean {logits.kl_mean:.3g}, 99.9 % {logits.kl_p999:.3g}"
+        f" (of the original in bfloat16: {logits.floor_kl_mean or 0:.3g})\n"
         f"{greedy.prompts} prompts: {greedy.first_token:.0%} begin alike, {greedy.exact:.0%} are alike for "
         f"{greedy.new_tokens} tokens, common beginning {greedy.mean_common_prefix:.1f} tokens on average"
     )

@@ -32,6 +32,9 @@ def render_report(report: Report) -> RenderableType:
     lines: list[RenderableType] = [table, Text()]
     if any(facts.source.scale_model for facts in report.facts.values()):
         lines.append(Text("Rehearsal: every figure is of a scale model, none of a real one.", style="yellow"))
+    busy = [facts.cell for facts in report.facts.values() if not facts.speed.representative]
+    if busy:
+        lines.append(Text(f"The machine was busy while it timed {len(busy)} cells: their speed says little.", "yellow"))
     for failure in report.failures.values():
         lines.append(Text(failure.message, style="red"))
     for one in report.staged:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from hubpub.config import Project
+from hubpub.facts import MEASURING
 from hubpub.matrix import Cell, cells
 from hubpub.plan import Step, plan, remember
 
@@ -25,7 +27,8 @@ def one(cell: Cell, work: Path, *, rehearse: bool = True, force: bool = False) -
 def finish(step: Step) -> None:
     remember(step)
     step.pte.write_bytes(b"program")
-    (step.folder / "facts.json").write_text("{}")
+    measured = {"measuring": MEASURING}
+    (step.folder / "facts.json").write_text(json.dumps({"parity": measured, "speed": measured}))
 
 
 def test_a_cell_is_new_then_unfinished_then_up_to_date(cell: Cell, tmp_path: Path) -> None:
@@ -36,6 +39,8 @@ def test_a_cell_is_new_then_unfinished_then_up_to_date(cell: Cell, tmp_path: Pat
     finish(step)
     assert (one(cell, tmp_path).action, one(cell, tmp_path).reason) == ("reuse", "up to date")
     assert one(cell, tmp_path, force=True).reason == "forced"
+    (step.folder / "facts.json").write_text("{}")
+    assert (one(cell, tmp_path).action, one(cell, tmp_path).reason) == ("reuse", "to be measured again")
 
 
 def test_a_changed_recipe_is_named_and_its_gates_are_not_part_of_it(cell: Cell, tmp_path: Path) -> None:

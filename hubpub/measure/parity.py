@@ -52,7 +52,8 @@ class Reference:
     """What the original model says: `tokens` of a text, its logits [tokens, vocabulary] float32, and for each prompt
     its token ids and greedy continuation of at most `new_tokens`.
 
-    With a `window`, every `window` consecutive tokens are a text of their own, and a continuation ends with it.
+    With a `window`, every `window` consecutive tokens are a text of their own, and a continuation ends with it. The
+    `floor` is how far the original in bfloat16 is from itself: top-1 agreement, and mean KL in nats.
     """
 
     tokens: tuple[int, ...]
@@ -62,6 +63,8 @@ class Reference:
     stop: tuple[int, ...]
     new_tokens: int
     window: int | None
+    floor_top1: float
+    floor_kl: float
 
 
 def text_length(context: int, *, scale_model: bool) -> int:
@@ -162,7 +165,7 @@ def reference(
         new_tokens = min(NEW_TOKENS, window // 2)
         encoded = [prompt[: window - new_tokens] for prompt in encoded]
     stop = stop_tokens(checkpoint.folder)
-    asked = json.dumps([tokens, encoded, new_tokens, stop, window, checkpoint.config], sort_keys=True)
+    asked = json.dumps([MEASURING, tokens, encoded, new_tokens, stop, window, checkpoint.config], sort_keys=True)
     name = f"reference-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
     table, data = folder / f"{name}.json", folder / f"{name}.safetensors"
     if not table.exists() or not data.exists():
@@ -176,22 +179,30 @@ def reference(
             for number, prompt in enumerate(encoded):
                 progress("original: prompts", number / len(encoded))
                 made.append(_eager_greedy(model, prompt, stop, new_tokens, window))
+            del model
+            progress("original: bfloat16", 0.0)
+            rounded = eager_logits(load(checkpoint, dtype=torch.bfloat16), tokens, window)
+        floor = _agreement(logits, rounded, tokens)
+        del rounded
         folder.mkdir(parents=True, exist_ok=True)
         # Two cells of a variant may get here at once: each writes a file of its own, the last rename wins.
         temporary = data.with_name(f".{data.name}.{os.getpid()}.tmp")
         save_file({"logits": logits.contiguous()}, temporary)
         temporary.replace(data)
-        write_atomic(table, json.dumps({"continuations": made}).encode())
+        write_atomic(table, json.dumps({"continuations": made, "floor": [floor.top1, floor.kl_mean]}).encode())
     with safe_open(data, "pt") as file:
         logits = file.get_tensor("logits")
+    kept = json.loads(table.read_text())
     return Reference(
         tokens=tuple(tokens),
         logits=logits,
         prompts=tuple(map(tuple, encoded)),
-        continuations=tuple(map(tuple, json.loads(table.read_text())["continuations"])),
+        continuations=tuple(map(tuple, kept["continuations"])),
         stop=tuple(stop),
         new_tokens=new_tokens,
         window=window,
+        floor_top1=kept["floor"][0],
+        floor_kl=kept["floor"][1],
     )
 
 
@@ -292,6 +303,8 @@ def compare_logits(
         prefill_error_max=_rounded(error),
         perplexity=found.perplexity,
         perplexity_original=found.perplexity_of_first,
+        floor_top1_agreement=original.floor_top1,
+        floor_kl_mean=original.floor_kl,
     )
 
 
