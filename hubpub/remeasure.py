@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubpub.config import Card, Project, Recipe
-from hubpub.errors import ConfigError, UsageError
+from hubpub.errors import ConfigError, SourceError, UsageError
 from hubpub.facts import CardFacts, CellFacts, DeviceSpeed, Fact, Gate, Parity, Speed, load, save
 from hubpub.matrix import Cell, cells, select
 from hubpub.plan import Step, plan
@@ -26,11 +26,11 @@ WHERE_TOKENS = 96
 
 @dataclass(frozen=True)
 class Target:
-    """A program to measure, the recipe it was made by, and its source where that is known."""
+    """A program to measure, with the recipe it was made by and its source where they are known."""
 
     name: str
     pte: Path
-    recipe: Recipe
+    recipe: Recipe | None
     source: Path | None
 
 
@@ -78,6 +78,8 @@ def find(
     """The program at the path `given`, or those of the cells it selects. Raises ConfigError or UsageError."""
     path = Path(given)
     if path.suffix == ".pte" or path.is_file():
+        if not path.is_file():
+            raise SourceError(f"no file at {path}", "give the path of a .pte, or the name of a cell")
         return (Target(path.name, path, _recipe_of(project, path, recipe), source),)
     found = []
     for step in _made(project, given, work, rehearse=rehearse):
@@ -85,15 +87,15 @@ def find(
     return tuple(found)
 
 
-def _recipe_of(project: Project, path: Path, name: str | None) -> Recipe:
+def _recipe_of(project: Project, path: Path, name: str | None) -> Recipe | None:
     declared = cells(project)
     for cell in declared:
-        if cell.file == path.name or (name and cell.recipe.name == name):
+        if cell.recipe.name == name if name else cell.file == path.name:
             return cell.recipe
-    known = ", ".join(dict.fromkeys(cell.recipe.name for cell in declared))
     if name:
+        known = ", ".join(dict.fromkeys(cell.recipe.name for cell in declared))
         raise ConfigError(f"unknown recipe '{name}'", f"known recipes: {known}")
-    raise UsageError(f"{path.name} does not say which recipe it was made by", f"add --recipe NAME, one of {known}")
+    return None
 
 
 def _made(project: Project, selector: str, work: Path, *, rehearse: bool) -> list[Step]:
@@ -129,6 +131,9 @@ def validate(target: Target, work: Path, told: Told, *, scale_model: bool, where
     from hubpub.measure.parity import SCALE_TOKENS, judge, measure, text_length
     from hubpub.model.checkpoint import Checkpoint
 
+    recipe = target.recipe
+    if recipe is None:
+        raise UsageError(f"{target.name} does not say which recipe it was made by", "add --recipe NAME, e.g. 8da4w")
     if target.source is None:
         raise UsageError(f"{target.name}: what should it agree with?", "add --source DIR, the original's checkpoint")
     checkpoint = Checkpoint.open(target.source)
@@ -139,17 +144,17 @@ def validate(target: Target, work: Path, told: Told, *, scale_model: bool, where
         raise UsageError(f"{target.name} does not say how long its context is", "export it with hubpub")
     files = "".join(file.sha256 for file in checkpoint.files())
     references = work / "references" / hashlib.sha256(files.encode()).hexdigest()[:12]
-    window = target.recipe.window
+    window = recipe.window
     tokens = SCALE_TOKENS if window else text_length(length, scale_model=scale_model)
-    parity = measure(target.pte, checkpoint, target.recipe, tokens, references, told)
+    parity = measure(target.pte, checkpoint, recipe, tokens, references, told)
     drift = None
     if where:
         from hubpub.measure.where import where as look
 
         told("where", 0.0)
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
-        drift = look(target.pte, checkpoint, target.recipe, tokenizer.encode(data.passage())[:WHERE_TOKENS])
-    return Validation(target.name, parity, judge(target.recipe.gates, parity, program, vocabulary), drift)
+        drift = look(target.pte, checkpoint, recipe, tokenizer.encode(data.passage())[:WHERE_TOKENS])
+    return Validation(target.name, parity, judge(recipe.gates, parity, program, vocabulary), drift)
 
 
 def _text_config(checkpoint: Any) -> Any:

@@ -80,29 +80,31 @@ def measure(
     references: Path,
     progress: Progress,
     tokenizer_file: Path | None = None,
+    texts: tuple[str, Sequence[str]] | None = None,
 ) -> Parity:
     """Run the file against its original, and once through ExecuTorch's LLM runner with the shipped tokenizer.
 
     `length` is how many tokens of text are compared (see `text_length`); `references` a folder that keeps what the
-    original said; `tokenizer_file` the tokenizer.json that is shipped (default: the checkpoint's).
+    original said; `tokenizer_file` the tokenizer.json that is shipped (default: the checkpoint's); `texts` what to
+    read and the prompts to continue (default: those of hubpub.data).
     """
     from hubpub import data
     from hubpub.measure import bench
 
     tokenizer = _tokenizer(checkpoint)
     shipped = tokenizer_file or checkpoint.folder / "tokenizer.json"
-    texts = [prompt.text for prompt in data.prompts()]
+    texts = texts or (data.passage(), [prompt.text for prompt in data.prompts()])
     session = Session(pte)
-    parity = hold(session, checkpoint, recipe, (data.passage(), texts), length, references, progress)
+    parity = hold(session, checkpoint, recipe, texts, length, references, progress)
     runner = None
     if session.window is None:
         progress("llm runner", 0.0)
-        prompt, stop = texts[0], list(parity.stop_tokens or ())
+        prompt, stop = texts[1][0], list(parity.stop_tokens or ())
         said = session.generate(tokenizer.encode(prompt), NEW_TOKENS, stop)
         del session
         answer = bench.ask_runner(pte, shipped, prompt, NEW_TOKENS)
         runner = bench.check_runner(answer, prompt, said, stop, tokenizer)
-    fits = check_tokenizer(shipped, checkpoint.config, texts)
+    fits = check_tokenizer(shipped, checkpoint.config, texts[1])
     return parity.model_copy(update={"runner": runner, "tokenizer": fits})
 
 

@@ -205,7 +205,7 @@ def _read_back(pte: Path, model: Any) -> tuple[int, int, list[Weight]]:
 def _weights(model: Any) -> list[tuple[str, Any]]:
     """Every stored weight of two dimensions, and the scales of integers; tied ones once."""
     seen: dict[int, tuple[str, Any]] = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in model.state_dict(keep_vars=True).items():
         if tensor.ndim >= 2 or name.endswith(".scales"):
             seen.setdefault(tensor.data_ptr(), (name, tensor))
     return list(seen.values())
@@ -230,7 +230,7 @@ def _replace(tensor: Any, stored: bytes) -> str:
     old = tensor.detach().clone()
     new = torch.frombuffer(bytearray(stored), dtype=tensor.dtype).reshape(tensor.shape)
     # Mapped weights are read-only: the model gets the memory that was read.
-    tensor.set_(new)
+    tensor.data = new
     if new.is_floating_point() and not torch.isfinite(new).all():
         return f"{int((~torch.isfinite(new)).sum())} values are not finite"
     if not new.any():

@@ -196,7 +196,7 @@ def test_a_tokenizer_that_does_not_fit(healthy: Healthy, tmp_path: Path, scale_c
         tokenizer["model"]["vocab"] = dict(sorted({**vocab, **turned}.items(), key=lambda item: item[1]))
     shipped.write_text(json.dumps(tokenizer))
     parity = measure(
-        healthy.pte, Checkpoint.open(healthy.source), healthy.recipe, TOKENS, healthy.references / "whole",
+        healthy.pte, Checkpoint.open(healthy.source), healthy.recipe, TOKENS, healthy.references / healthy.source.name,
         lambda stage, fraction: None, shipped,
     )  # fmt: skip
     found = missed(healthy.judged(parity, healthy.pte))
