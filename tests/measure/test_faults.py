@@ -197,7 +197,7 @@ def test_a_tokenizer_that_does_not_fit(healthy: Healthy, tmp_path: Path, scale_c
     shipped.write_text(json.dumps(tokenizer))
     parity = measure(
         healthy.pte, Checkpoint.open(healthy.source), healthy.recipe, TOKENS, healthy.references / healthy.source.name,
-        lambda stage, fraction: None, shipped,
+        lambda stage, fraction: None, shipped, (data.passage(), PROMPTS),
     )  # fmt: skip
     found = missed(healthy.judged(parity, healthy.pte))
     assert found == {"tokenizer_fits"} if fault == "too many tokens" else "llm_runner_matches" in found
