@@ -90,10 +90,12 @@ def test_facts_are_of_the_published_files(rehearsal: Ran, work: Path) -> None:
                 assert cell.source.scale_model
                 assert cell.passed
                 assert cell.parity.logits.tokens > cell.context.sliding_window
-                assert cell.parity.runner is not None
-                assert cell.parity.runner.matches_decode_loop
+                assert cell.parity.lowering is not None
+                assert cell.parity.lowering.kl_mean < 0.005
                 assert cell.program.metadata["get_max_context_len"] == cell.context.exported
-                assert cell.program.metadata["use_kv_cache"]
+                # A program over a window has no cache, and the LLM runner does not run it.
+                assert (cell.parity.runner is not None) == cell.program.metadata["use_kv_cache"]
+                assert cell.parity.runner is None or cell.parity.runner.matches_decode_loop
 
 
 def test_the_python_on_the_card_runs_as_it_stands(rehearsal: Ran, project: Project, work: Path, tmp_path: Path) -> None:
@@ -226,7 +228,8 @@ top1_min = 0.96
     assert ran.code == 7, ran.err
     assert "gemma-3n-E2B-it/int8 did not pass: kl_mean" in ran.err
     repos = [receipt["repo_id"] for receipt in ran.json["receipts"]]
-    assert repos == ["local/gemma-3n-E4B-it-pte"]
+    others = [one for one in rehearsal.json["receipts"] if one["repo_id"] != "local/gemma-3n-E2B-it-pte"]
+    assert repos == [one["repo_id"] for one in others]
 
 
 def test_plan_needs_no_torch_and_half_a_second(tmp_path: Path) -> None:
