@@ -1,7 +1,7 @@
 """The decoders that are exported: a Hugging Face text model, in most layouts around a cache of its own.
 
 `forward(tokens [1, S] int64, input_pos [1] int64) -> logits [1, vocabulary]` of the last token: the interface of the
-ExecuTorch LLM runner. S is 1 for decode and anything up to `prefill` for a piece of a prompt. The model's own modules do
+ExecuTorch LLM runner. S is 1 for decode and up to `prefill` for a piece of a prompt. The model's own modules do
 all of the arithmetic; only the cache and the attention product are ours:
 
 - a layer that owns keys and values writes them with `llama::update_cache` into buffers
