@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 import hubpub
 from hubpub.errors import SourceError
@@ -99,17 +102,37 @@ def test_an_index_cannot_point_outside_its_folder(copy: Path) -> None:
         Checkpoint.open(copy)
 
 
-def test_the_text_decoder_is_a_plain_model_whose_layers_can_be_hooked(good: Path) -> None:
-    model = hubpub.load_text_decoder(good, dtype=torch.float32)
-    assert type(model).__name__ == "Gemma3nForCausalLM"
+@pytest.fixture(scope="module", params=FAMILIES)
+def of_family(request: pytest.FixtureRequest, scale_cache: Path) -> Path:
+    """A scale model of each family."""
+    variant = {"gemma3n": "gemma-3n-E2B-it", "gemma4": "gemma-4-E2B-it"}[request.param]
+    return build(variant, request.param, scale_cache)
+
+
+def test_the_text_decoder_is_a_plain_model_whose_layers_can_be_hooked(of_family: Path) -> None:
+    model = hubpub.load_text_decoder(of_family, dtype=torch.float32)
+    assert type(model).__name__ == Checkpoint.open(of_family).family.text_class
     assert not {"timm", "torchvision"} & set(sys.modules)
     assert model.lm_head.weight is model.model.embed_tokens.weight
-    seen: list[torch.Size] = []
+    seen: list[torch.Tensor] = []
     for layer in model.model.layers:
-        layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output.shape))
+        layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
     with torch.no_grad():
         model(torch.tensor([[2, 300, 301]]))
     assert len(seen) == model.config.num_hidden_layers
+    assert all(stream.shape[-2:] == (3, model.config.hidden_size) for stream in seen)
+    assert all(not torch.equal(one, other) for one, other in pairwise(seen))
+
+
+def test_every_weight_is_the_stored_one(of_family: Path) -> None:
+    checkpoint = Checkpoint.open(of_family)
+    model = hubpub.load_text_decoder(of_family)
+    values = model.state_dict()
+    for name, stored in checkpoint.text_tensors.items():
+        if not re.fullmatch(checkpoint.family.ignored, name) or f"model.{name}" in values:
+            with safe_open(of_family / stored.shard, "pt") as shard:
+                tensor = shard.get_tensor(checkpoint.family.text_prefix + name)
+            assert torch.equal(values[f"model.{name}"], tensor), name
 
 
 def _edit(folder: Path, change: object) -> None:
