@@ -81,14 +81,16 @@ def gate_name(name: str) -> str:
 
 
 def gate(one: Gate) -> str:
-    """What a gate measured and where its limit is, e.g. "0.0145 (at most 0.2)"."""
+    """What a gate measured and where its limit is, e.g. "0.0145 ≤ 0.2"."""
     if one.name in _FLAGS:
         return "yes" if one.passed else "**no**"
     shown = percent if one.name in _SHARES else number
     if one.kind == "min" and one.limit <= 0:
         return shown(one.measured)
-    side = "at most" if one.kind == "max" else "at least"
-    text = f"{shown(one.measured)} ({side} {shown(one.limit)})"
+    signs = {("max", True): "≤", ("max", False): ">", ("min", True): "≥", ("min", False): "<"}
+    text = f"{shown(one.measured)} {signs[one.kind, one.passed]} {shown(one.limit)}"
+    # Not a number is on neither side of a limit.
+    text = text if math.isfinite(one.measured) else f"not finite, limit {shown(one.limit)}"
     return text if one.passed else f"**{text}**"
 
 
