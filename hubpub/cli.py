@@ -39,9 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if arguments.verbose:
-            raise
-        return _fail(_unexpected(error), arguments)
+        failure = _unexpected(error)
+        failure.__cause__ = error
+        return _fail(failure, arguments)
 
 
 def _fail(error: HubpubError, arguments: argparse.Namespace) -> int:
@@ -56,7 +56,8 @@ def _fail(error: HubpubError, arguments: argparse.Namespace) -> int:
     if error.hint:
         print(f"  fix: {redact(error.hint)}", file=sys.stderr)
     if getattr(arguments, "json", False) and not getattr(arguments, "reported", False):
-        print(json.dumps({"error": redact(error.message), "hint": error.hint, "exit_code": error.exit_code}))
+        hint = redact(error.hint) if error.hint else None
+        print(json.dumps({"error": redact(error.message), "hint": hint, "exit_code": error.exit_code}))
     return error.exit_code
 
 
@@ -516,6 +517,45 @@ def _status(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _yank(arguments: argparse.Namespace) -> int:
+    from contextlib import ExitStack
+
+    from hubpub.hub.upkeep import yank
+    from hubpub.release import connect
+
+    repo, _, tag = arguments.repo.partition("@")
+    if not tag:
+        raise UsageError(f"'{arguments.repo}' names no version", "write it as OWNER/REPO@vX.Y.Z")
+    with ExitStack() as stack:
+        client, _ = connect(_hub_options(arguments), stack)
+        commit = yank(client, repo, tag, arguments.reason, new_version=arguments.new_version)
+    if arguments.json:
+        return _print_json({"repo": repo, "tag": tag, "reason": arguments.reason, "commit": commit})
+    if commit:
+        print(f"{repo}: the card says that {tag} was withdrawn (commit {commit[:12]}); the tag and its files stay")
+    else:
+        print(f"{repo}: the card says so already")
+    return 0
+
+
+def _unstage(arguments: argparse.Namespace) -> int:
+    from contextlib import ExitStack
+
+    from hubpub.hub.publish import preflight, staged_versions, unstage
+    from hubpub.release import connect
+
+    with ExitStack() as stack:
+        client, _ = connect(_hub_options(arguments), stack)
+        preflight(client, [arguments.repo])
+        waiting = staged_versions(client, arguments.repo)
+        chosen = [arguments.version] if arguments.version else list(waiting)
+        dropped = [version for version in chosen if unstage(client, arguments.repo, version)]
+    if arguments.json:
+        return _print_json({"repo": arguments.repo, "dropped": dropped})
+    print(f"{arguments.repo}: dropped {', '.join(dropped)}" if dropped else f"{arguments.repo}: nothing was staged")
+    return 0
+
+
 def _hub_options(arguments: argparse.Namespace) -> Options:
     from hubpub.release import Options
 
@@ -655,8 +695,19 @@ def _parser() -> argparse.ArgumentParser:
     pin = add("pin", _pin, "write the latest commit of a source model into its card.toml")
     pin.add_argument("cards", nargs="*", metavar="CARD", help="repo names (default: those that are not pinned yet)")
     pin.add_argument("--hub", metavar="URL", help="where the sources are (default: huggingface.co)")
-    status = commands.add_parser("status", parents=[shared, hubs], help="what is published and staged, per repo")
+    status = commands.add_parser(
+        "status", parents=[shared, hubs], help="what is published, staged and local, and whether they agree"
+    )
     status.set_defaults(command=_status)
+    yank = commands.add_parser("yank", parents=[shared, hubs], help="mark a bad version on its card; the tag stays")
+    yank.set_defaults(command=_yank)
+    yank.add_argument("repo", metavar="REPO@TAG", help="e.g. someone/gemma-3n-E2B-it-pte@v1.0.0")
+    yank.add_argument("--reason", required=True, metavar="TEXT", help="what is wrong with it, in a sentence")
+    yank.add_argument("--new-version", metavar="REPO", help="another repo that takes over, for the Hub to link to")
+    unstage = commands.add_parser("unstage", parents=[shared, hubs], help="drop what was staged and never promoted")
+    unstage.set_defaults(command=_unstage)
+    unstage.add_argument("repo", metavar="REPO", help="e.g. someone/gemma-3n-E2B-it-pte")
+    unstage.add_argument("--version", metavar="vX.Y.Z", help="of this version alone (default: of all)")
     verify = commands.add_parser("verify", parents=[shared, hubs], help="check published files against their sums")
     verify.set_defaults(command=_verify)
     verify.add_argument("repo", metavar="REPO[@TAG]", help="e.g. someone/gemma-3n-E2B-it-pte@v1.0.0")

@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubpub.config import Card, Project, locate
-from hubpub.errors import ConfigError, ConflictError, GateError, HubpubError, UsageError
+from hubpub.errors import (
+    ConfigError,
+    ConflictError,
+    GateError,
+    HubpubError,
+    SourceError,
+    ToolchainError,
+    UsageError,
+)
 from hubpub.facts import MEASURING, CardFacts, CellFacts, dump, load, save, write_atomic
 from hubpub.matrix import Cell, cells, select
 from hubpub.plan import Step, plan, remember
@@ -123,6 +131,8 @@ def run(project: Project, options: Options, display: Display) -> Report:
         namespace = options.namespace or client.namespace
         repos = {step.cell.card.repo: f"{namespace}/{step.cell.card.repo}" for step in steps}
         _preflight(client, list(repos.values()), options)
+        if not options.rehearse:
+            _check_sources(steps)
         facts, failures = make(project, steps, options, display)
         if options.stage:
             assert options.version
@@ -338,6 +348,49 @@ def _preflight(client: Client, repo_ids: Sequence[str], options: Options) -> Non
             )
 
 
+def _check_sources(steps: Sequence[Step]) -> None:
+    """Raise AccessError before the first download where a source that has to be fetched may not be read."""
+    from hubpub.hub.client import Client, cached_source
+
+    todo = {step.cell.variant.source: step.cell.variant for step in steps if step.action == "export"}
+    missing = [variant.source for variant in todo.values() if cached_source(variant.source, variant.revision) is None]
+    client = Client.from_environment() if missing else None
+    for source in missing:
+        assert client is not None
+        client.check_source(source)
+
+
+def _check_room(todo: Sequence[Step], work: Path) -> None:
+    """Raise ToolchainError where the files of `todo` will not fit on the disk of the work folder."""
+    import shutil
+
+    from hubpub.doctor import Size, need_of, sizes
+
+    known = sizes(todo, None)
+    needs = [
+        need_of(size, step.cell.recipe) for step in todo if isinstance(size := known[step.cell.variant.name], Size)
+    ]
+    needed = sum(need.file for need in needs)
+    place = next(folder for folder in (work, *work.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise ToolchainError(
+            f"{len(todo)} cells need {needed / 1e9:.1f} GB in {work}, where {free / 1e9:.1f} GB are free",
+            "free some disk space, point --work at another disk, or release fewer cells at a time",
+        )
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise SourceError for a link in a checkpoint that leads out of it (the Hub's cache links to its own blobs)."""
+    if not folder.is_dir():
+        return
+    home = folder.resolve()
+    allowed = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    for path in folder.iterdir():
+        if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in allowed):
+            raise SourceError(f"{path} is a link that leads out of the checkpoint", "put the file itself there")
+
+
 def make(
     project: Project, steps: Sequence[Step], options: Options, display: Display
 ) -> tuple[dict[str, CellFacts], dict[str, HubpubError]]:
@@ -359,6 +412,10 @@ def make(
         from hubpub.workers import run_all
 
         sources = _sources(todo, options, display)
+        for folder in sources.values():
+            refuse_links(folder)
+        if not options.rehearse:
+            _check_room(todo, options.work)
         jobs = _jobs(len(todo), sources, options)
         tasks = []
         for step in _longest_first(todo):
@@ -416,6 +473,7 @@ def export_from(
     from hubpub.model.checkpoint import Checkpoint
     from hubpub.workers import default_jobs, run_all
 
+    refuse_links(source)
     family = Checkpoint.open(source).family.name
     if other := [cell for cell in chosen if cell.variant.family != family]:
         raise UsageError(f"{source} is a {family} checkpoint, and {other[0].id} a {other[0].variant.family}")

@@ -110,9 +110,9 @@ def render_verification(found: Verification) -> RenderableType:
 
 
 def render_status(found: Sequence[RepoStatus]) -> RenderableType:
-    """One row per repo: what main holds, the newest tags and what waits on a staging branch."""
+    """One row per repo: what main holds, tags, what is staged, what was released from here; then what disagrees."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("repo", "published", "commit", "tags", "staged"):
+    for column in ("repo", "published", "commit", "tags", "staged", "from here", "agree"):
         table.add_column(column)
     for one in found:
         staged = ", ".join(f"{waiting.version} ({len(waiting.files)} files)" for waiting in one.staged)
@@ -122,8 +122,11 @@ def render_status(found: Sequence[RepoStatus]) -> RenderableType:
             (one.head or "")[:12],
             ", ".join(name for name, _ in one.tags[-3:]),
             staged or "nothing",
+            one.receipts[-1].version if one.receipts else "nothing",
+            Text("no", style="yellow") if one.notes else "yes",
         )
-    return table
+    notes = [Text(f"{one.repo}: {note}", style="yellow") for one in found for note in one.notes]
+    return Group(table, Text(), *notes) if notes else table
 
 
 def render_checks(checks: Sequence[Check]) -> RenderableType:

@@ -86,6 +86,11 @@ class Identity:
     orgs: dict[str, str]
     scopes: tuple[tuple[str, str, frozenset[str]], ...] = ()
 
+    def only(self, repo_id: str) -> bool:
+        """Whether the token's right to write is one to this repo alone, not to its owner's repos."""
+        rights = [name.lower() for _, name, permissions in self.scopes if "repo.write" in permissions]
+        return self.role == "fine-grained" and repo_id.partition("/")[0].lower() not in rights
+
     def refusal(self, repo_id: str) -> str | None:
         """Why this token cannot write to `repo_id`, or None where nothing says so."""
         owner = repo_id.partition("/")[0]
@@ -263,6 +268,16 @@ class Client:
                 f"no write access to {repo_id} on {self.endpoint}: {refusal}",
                 f"make a token with write access to {repo_id} at {self.endpoint}/settings/tokens",
             )
+
+    def check_source(self, repo_id: str) -> None:
+        """Raise AccessError where the terms of a source model were not accepted with this token, or it is hidden."""
+        hint = f"accept its terms at {self.endpoint}/{repo_id}, then set HF_TOKEN"
+        try:
+            self._call(f"asking for access to {repo_id}", self._api.auth_check, check_repo_id(repo_id))
+        except AccessError as error:
+            raise AccessError(f"the source {repo_id} cannot be read: {error.message}", hint) from None
+        except NotFound as error:
+            raise AccessError(f"the source {repo_id} cannot be read: {error.message}", hint) from None
 
     def refs(self, repo_id: str, *, pulls: bool = False) -> Refs | None:
         """Branches and tags of `repo_id`, or None where there is no such repo (or it is hidden from this token)."""

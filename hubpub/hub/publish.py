@@ -65,6 +65,12 @@ def preflight(client: Client, repo_ids: Iterable[str], *, create_pr: bool = Fals
         refs = client.refs(repo_id)
         if not create_pr:
             client.check_write(repo_id, exists=refs is not None)
+            if refs is None and client.whoami().only(repo_id):
+                raise AccessError(
+                    f"{repo_id} does not exist on {client.endpoint}, and this token, made for that repo alone, "
+                    "cannot make it",
+                    "create the repo on the Hub first, empty",
+                )
         elif client.whoami().role == "read":
             raise AccessError(f"no pull request to {repo_id}: the token may only read", "use a token with write access")
         elif refs is None:

@@ -18,7 +18,7 @@ from hubpub.hub.client import Add, Client, Landed, Moved
 from hubpub.hub.hashing import parse_sha256sums
 from hubpub.hub.names import STAGE_PREFIX, check_path, check_repo_id, check_version
 from hubpub.hub.publish import STAGE_TITLE
-from hubpub.hub.release import CARD, SUMS, CardMerge, LocalFile, Progress, Receipt, load_receipt
+from hubpub.hub.release import CARD, SUMS, CardMerge, LocalFile, Progress, PullRequest, Receipt, load_receipt
 
 FACTS = "facts.json"
 
@@ -33,7 +33,10 @@ class StagedVersion:
 
 @dataclass(frozen=True)
 class RepoStatus:
-    """One repo: `published` is the version that facts.json on main names; tags are (name, commit), in name order."""
+    """One repo: `published` is the version that facts.json on main names; tags are (name, commit), in name order.
+
+    `receipts` are those of this work folder, the latest last.
+    """
 
     repo: str
     exists: bool
@@ -42,6 +45,8 @@ class RepoStatus:
     tags: tuple[tuple[str, str], ...]
     staged: tuple[StagedVersion, ...]
     receipts: tuple[Receipt, ...]
+    notes: tuple[str, ...] = ()
+    """What does not agree: published, tagged, staged and released from here. None: all of it does."""
 
 
 @dataclass(frozen=True)
@@ -202,8 +207,10 @@ def _status(client: Client, repo_id: str, work: Path | None) -> RepoStatus:
         receipt = load_receipt(folder.parent.parent, folder.name, repo_id)
         if receipt and receipt.endpoint == client.endpoint:
             receipts.append(receipt)
+    receipts.sort(key=lambda receipt: receipt.finished)
     if refs is None:
-        return RepoStatus(repo_id, False, None, None, (), (), tuple(receipts))
+        gone = (f"released from here as {receipts[-1].version}, and not on the Hub",) if receipts else ()
+        return RepoStatus(repo_id, False, None, None, (), (), tuple(receipts), gone)
     head = refs.branches.get("main")
     published = None
     if head and (content := client.read(repo_id, head, FACTS)):
@@ -219,7 +226,34 @@ def _status(client: Client, repo_id: str, work: Path | None) -> RepoStatus:
             titles = [c.title for c in client.commits(repo_id, commit)]
             files = [t.removeprefix(STAGE_TITLE).removesuffix(tail) for t in titles if t.endswith(tail)]
             staged.append(StagedVersion(version, tuple(dict.fromkeys(files))))
-    return RepoStatus(repo_id, True, head, published, tuple(sorted(refs.tags.items())), tuple(staged), tuple(receipts))
+    notes = _disagreements(published, refs.tags, staged, receipts)
+    tags = tuple(sorted(refs.tags.items()))
+    return RepoStatus(repo_id, True, head, published, tags, tuple(staged), tuple(receipts), notes)
+
+
+def _disagreements(
+    published: str | None, tags: dict[str, str], staged: list[StagedVersion], receipts: list[Receipt]
+) -> tuple[str, ...]:
+    notes = []
+    if published and published not in tags:
+        notes.append(f"{published} is on main without its tag: run that release again")
+    for waiting in staged:
+        if waiting.version in tags:
+            notes.append(f"{waiting.version} is published and still staged: 'hubpub unstage' drops the rest")
+        else:
+            notes.append(f"{waiting.version} is staged and not published: 'hubpub promote' publishes it")
+    for receipt in receipts:
+        commit = getattr(receipt.outcome, "commit", None)
+        if isinstance(receipt.outcome, PullRequest):
+            if receipt.version not in tags:
+                notes.append(f"{receipt.version} waits in pull request #{receipt.outcome.number}")
+        elif receipt.version not in tags:
+            notes.append(f"{receipt.version} was released from here, and its tag is gone")
+        elif commit != tags[receipt.version]:
+            notes.append(f"{receipt.version} was released from here as {str(commit)[:12]}, and its tag is elsewhere")
+    if receipts and published and receipts[-1].version != published and receipts[-1].version in tags:
+        notes.append(f"the last release from here is {receipts[-1].version}, main holds {published}")
+    return tuple(notes)
 
 
 def _promised(client: Client, repo_id: str, commit: str, problems: list[str]) -> list[tuple[str, int, str]]:

@@ -13,7 +13,7 @@ from cards.sample import cell as sample_cell
 from conftest import Ran, hubpub
 
 from hubpub.config import Project
-from hubpub.errors import ConflictError, HubError
+from hubpub.errors import ConflictError, HubError, ToolchainError
 from hubpub.facts import MEASURING, FileFact, save
 from hubpub.hub.client import Add, Client
 from hubpub.hub.hashing import HashCache
@@ -78,8 +78,9 @@ class Site:
         save(facts, step.folder / "facts.json")
         return work
 
-    def run(self, *arguments: str, work: Path, code: int = 0) -> Any:
-        environment = {"HF_ENDPOINT": self.hub.url, "HF_TOKEN": self.hub.token, "HF_HOME": str(work / "hf")}
+    def run(self, *arguments: str, work: Path, code: int = 0, token: str | None = None) -> Any:
+        token = self.hub.token if token is None else token
+        environment = {"HF_ENDPOINT": self.hub.url, "HF_TOKEN": token, "HF_HOME": str(work / "hf")}
         environment |= {"HF_XET_CACHE": str(work / "xet")}
         if self.transport == "lfs":
             environment["HF_HUB_DISABLE_XET"] = "1"
@@ -246,3 +247,70 @@ def test_many_machines_stage_at_the_same_moment(hub: LocalHub, make: Maker, tmp_
     assert staged_versions(client, make.repo) == ("v1",)
     with pytest.raises(HubError, match="neither staged"):
         publish_all(client, [RepoRelease(make.repo, "v1", (LocalFile("x.pte", None, 1, "0" * 64),), "m")], tmp_path)
+
+
+def test_what_cannot_end_well_is_said_before_anything_is_made(
+    site: Site, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub, work = site.hub, tmp_path / "w"
+    scoped = hub.add_token(hub.user, "write", repos=[f"{hub.user}/small-pte"])
+    cases = {
+        "does not accept this token": "hf_" + "x" * 34,
+        "may only read": hub.add_token(hub.user, "read"),
+        "made for other repos": hub.add_token(hub.user, "write", repos=[f"{hub.user}/else"]),
+        "no member": hub.add_token("stranger", "write"),
+        "cannot make it": scoped,
+    }
+    release = ("release", "--all", "--version", "v1.0.0")
+    for message, token in cases.items():
+        answer = site.run(*release, "--namespace", hub.user, work=work, code=10, token=token)
+        assert message in answer["error"] and answer["hint"], answer
+    answer = site.run(*release, "--pr", work=work, code=9)
+    assert "does not exist" in answer["error"]
+    hub.arm(Fault(path="/source/auth-check", status=403, times=3))
+    answer = site.run(*release, work=work, code=10)
+    assert "the source local/source cannot be read" in answer["error"] and "accept its terms" in answer["hint"]
+    hub.disarm()
+    assert not list(work.rglob("*.pte")) and client.refs(f"{hub.user}/small-pte") is None
+    assert not (work / "hf" / "hub").exists()
+
+    from hubpub import doctor
+    from hubpub.release import _check_room
+
+    steps = plan(cells(site.project), work, rehearse=False)
+    monkeypatch.setattr(doctor, "sizes", lambda *_: {"small": doctor.Size(10**15, 10**14, 0, 10**15, 0, 2)})
+    with pytest.raises(ToolchainError, match="GB are free"):
+        _check_room(steps, work)
+
+
+def test_withdrawn_staged_and_published_show_in_the_status(site: Site, client: Client, tmp_path: Path) -> None:
+    hub, repo = site.hub, f"{site.hub.user}/small-pte"
+    work = site.machine("machine", "8da4w")
+    site.machine("machine", "8da8w")
+    site.run("release", "--all", "--version", "v1.0.0", "--stage", work=work)
+    (one,) = site.run("status", work=work)["repos"]
+    assert one["published"] is None and one["notes"] == [
+        "v1.0.0 is staged and not published: 'hubpub promote' publishes it"
+    ]
+    site.run("promote", "--all", "--version", "v1.0.0", work=work)
+    (one,) = site.run("status", work=work)["repos"]
+    assert one["published"] == one["receipts"][0]["version"] == "v1.0.0" and one["notes"] == []
+    site.run("release", "--all", "--version", "v1.1.0", "--stage", work=work)
+    assert site.run("unstage", repo, work=work)["dropped"] == []
+    client.create_branch(repo, "hubpub-stage/v1.1.0", refs_of(client, repo)[0]["main"])
+    assert site.run("unstage", repo, "--version", "v9", work=work)["dropped"] == []
+    assert site.run("unstage", repo, work=work)["dropped"] == ["v1.1.0"]
+    assert refs_of(client, repo)[0].keys() == {"main"}
+    tags = refs_of(client, repo)[1]
+    answer = site.run("yank", f"{repo}@v1.0.0", "--reason", "The scales are wrong.", work=work)
+    card = (client.read(repo, "main", "README.md") or b"").decode()
+    assert answer["commit"] and "v1.0.0 was withdrawn:** The scales are wrong." in card
+    assert site.run("yank", f"{repo}@v1.0.0", "--reason", "The scales are wrong.", work=work)["commit"] is None
+    assert refs_of(client, repo)[1] == tags
+    site.run("yank", repo, "--reason", "x", work=work, code=2)
+    # The tag still holds the release; a release that follows keeps what the card says about the bad one.
+    assert site.run("verify", f"{repo}@v1.0.0", work=work)["ok"]
+    site.run("release", "--all", "--version", "v1.1.0", work=work)
+    assert "v1.0.0 was withdrawn" in (client.read(repo, "v1.1.0", "README.md") or b"").decode()
+    for secret in (hub.token,):
+        assert all(secret not in path.read_text(errors="replace") for path in (work / "releases").rglob("*.json"))
