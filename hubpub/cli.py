@@ -55,6 +55,10 @@ def _fail(error: HubpubError, arguments: argparse.Namespace) -> int:
     print(f"error: {redact(error.message)}", file=sys.stderr)
     if error.hint:
         print(f"  fix: {redact(error.hint)}", file=sys.stderr)
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        from hubpub.ci import annotation
+
+        print(annotation(error), file=sys.stderr)
     if getattr(arguments, "json", False) and not getattr(arguments, "reported", False):
         hint = redact(error.hint) if error.hint else None
         print(json.dumps({"error": redact(error.message), "hint": hint, "exit_code": error.exit_code}))
@@ -207,6 +211,44 @@ def _selected(arguments: argparse.Namespace) -> None:
         raise UsageError("nothing selected", "name cells (a glob such as 'gemma-3n-E2B-it/*'), or pass --all")
     if arguments.selectors and arguments.all:
         raise UsageError("--all and selectors exclude each other", "use one of them")
+
+
+def _ci(arguments: argparse.Namespace) -> int:
+    from hubpub import ci
+    from hubpub.progress import display
+
+    if arguments.job == "free-disk":
+        ci.free_disk()
+        return 0
+    if arguments.job == "rehearse":
+        with display(_err()) as progress:
+            ci.rehearse(_project(arguments), arguments.work, arguments.changed_since, arguments.name, progress)
+        return 0
+    job = ci.Job(
+        project=_project(arguments),
+        work=arguments.work,
+        version=ci.tag_version(arguments.version),
+        namespace=arguments.namespace,
+        rehearse=arguments.rehearse,
+        dry_run=arguments.dry_run,
+        facts=arguments.facts,
+        receipts=arguments.receipts,
+    )
+    if arguments.job == "plan":
+        found = ci.plan_jobs(job, arguments.name or os.environ.get("HUBPUB_SELECTORS", "").split())
+        return _print_json(found) if arguments.json else 0
+    if arguments.job in {"sums", "announce"}:
+        print(ci.sums(job) if arguments.job == "sums" else ci.announce(job))
+        return 0
+    names = arguments.name or [os.environ.get("HUBPUB_REPO" if arguments.job == "promote" else "HUBPUB_CELL", "")]
+    if len(names) != 1 or not names[0]:
+        raise UsageError(f"'hubpub ci {arguments.job}' is for one cell or repo", "name it")
+    if arguments.job == "export":
+        with display(_err()) as progress:
+            ci.export(job, names[0], progress)
+    else:
+        {"resume": ci.resume, "fetch": ci.fetch, "stage": ci.stage, "promote": ci.promote}[arguments.job](job, names[0])
+    return 0
 
 
 def _render(arguments: argparse.Namespace) -> int:
@@ -692,6 +734,19 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the files go")
     export.add_argument("--context", type=_positive, metavar="N", help="tokens (default: as the card says)")
     export.add_argument("--jobs", type=_positive, metavar="N", help="parallel processes (default: what fits here)")
+    ci = add("ci", _ci, "one job of the release workflow; each can be repeated here")
+    ci.add_argument(
+        "job",
+        choices=["plan", "free-disk", "resume", "fetch", "export", "stage", "sums", "promote", "announce", "rehearse"],
+    )
+    ci.add_argument("name", nargs="*", metavar="NAME", help="selectors, one cell, or one repo, as the job needs")
+    ci.add_argument("--version", default=os.environ.get("HUBPUB_VERSION"), metavar="vX.Y.Z", help="default: the tag")
+    ci.add_argument("--namespace", default=os.environ.get("HUBPUB_NAMESPACE"), metavar="NAME")
+    ci.add_argument("--rehearse", action="store_true", default=_flag("HUBPUB_REHEARSE"), help="on scale models")
+    ci.add_argument("--dry-run", action="store_true", default=_flag("HUBPUB_DRY_RUN"), help="publish nothing")
+    ci.add_argument("--facts", type=Path, default=Path("facts"), metavar="DIR", help="default: facts")
+    ci.add_argument("--receipts", type=Path, default=Path("receipts"), metavar="DIR", help="default: receipts")
+    ci.add_argument("--changed-since", default=os.environ.get("HUBPUB_BASE"), metavar="BASE", help="for rehearse")
     pin = add("pin", _pin, "write the latest commit of a source model into its card.toml")
     pin.add_argument("cards", nargs="*", metavar="CARD", help="repo names (default: those that are not pinned yet)")
     pin.add_argument("--hub", metavar="URL", help="where the sources are (default: huggingface.co)")
@@ -754,6 +809,10 @@ def _parser() -> argparse.ArgumentParser:
     serve = add("serve", _hub_serve, "serve the local Hub until Ctrl-C", hub)
     serve.add_argument("--port", type=int, help="default: 8765; 0: any that is free")
     return parser
+
+
+def _flag(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in {"1", "true"}
 
 
 def _positive(text: str) -> int:

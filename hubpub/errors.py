@@ -21,9 +21,14 @@ from __future__ import annotations
 
 
 class HubpubError(Exception):
-    """Base of every error shown to a user: a message that names the thing, and a hint that names the way out."""
+    """Base of every error shown to a user: a message that names the thing, and a hint that names the way out.
+
+    `path` and `line` (1-based) say which declaration it is about, where that is known.
+    """
 
     exit_code = 1
+    path: str | None = None
+    line: int | None = None
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)

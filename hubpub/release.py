@@ -146,7 +146,7 @@ def run(project: Project, options: Options, display: Display) -> Report:
         for card, found in cards:
             try:
                 here = _here(card, found, options)
-                release = _repo_release(client, project, card, *here, repos[card.repo], version, options)
+                release = repo_release(client, project, card, *here, repos[card.repo], version, options)
             except GateError as error:
                 failures[f"{card.variant.name}/*"] = error
                 display.finish(card.repo, f"not published: {error.message}")
@@ -193,7 +193,7 @@ def _stage(
         if found is None or step.cell.id in failures:
             continue
         own = files.setdefault(step.cell.card.repo, {})
-        for file in _files([found], _sources_here(step.cell.card, [step], options)):
+        for file in files_of([found], sources_here(step.cell.card, [step], options)):
             own[file.path_in_repo] = file
 
     def told(repo: str, path: str, sent: int, total: int) -> None:
@@ -233,7 +233,7 @@ def promote(project: Project, options: Options, facts_dir: Path | None, display:
                 pulls.append(repo_id)
                 continue
             measured = _measured(project, card, facts_dir, options)
-            releases.append(_repo_release(client, project, card, measured, {}, repo_id, version, options))
+            releases.append(repo_release(client, project, card, measured, {}, repo_id, version, options))
 
         def told(repo: str, path: str, sent: int, total: int) -> None:
             display.update(repo, f"send {path}", sent / total if total else 1.0)
@@ -640,17 +640,18 @@ def _here(card: Card, steps: dict[str, Step], options: Options) -> tuple[tuple[C
     """The facts of cells that were made on this machine, and where each of their files lies."""
     found = [(step, step.facts()) for step in steps.values()]
     measured = tuple(rejudged(step.cell, facts) for step, facts in found if facts)
-    return measured, _sources_here(card, steps.values(), options)
+    return measured, sources_here(card, steps.values(), options)
 
 
-def _sources_here(card: Card, steps: Iterable[Step], options: Options) -> dict[str, Path]:
+def sources_here(card: Card, steps: Iterable[Step], options: Options) -> dict[str, Path]:
+    """Where the programs of `steps` and their tokenizer lie on this machine, by name."""
     from hubpub.model.checkpoint import TOKENIZER_FILES
 
     source = tokenizer_folder(card, options)
     return {**{name: source / name for name in TOKENIZER_FILES}, **{step.cell.file: step.pte for step in steps}}
 
 
-def _files(measured: Sequence[CellFacts], sources: Mapping[str, Path]) -> list[LocalFile]:
+def files_of(measured: Sequence[CellFacts], sources: Mapping[str, Path]) -> list[LocalFile]:
     """Programs and tokenizer of `measured`; a file that is not in `sources` was staged by another machine."""
     from hubpub.hub.release import LocalFile
 
@@ -658,7 +659,7 @@ def _files(measured: Sequence[CellFacts], sources: Mapping[str, Path]) -> list[L
     return [LocalFile(one.name, sources.get(one.name), one.bytes, one.sha256) for one in wanted]
 
 
-def _repo_release(
+def repo_release(
     client: Client,
     project: Project,
     card: Card,
@@ -667,27 +668,11 @@ def _repo_release(
     repo_id: str,
     version: str,
     options: Options,
-) -> RepoRelease:
-    files = _files(measured, sources)
-    release, facts = assemble(client, project, card, measured, files, repo_id, version)
-    if options.record:
-        record(project, card, facts)
-    return release
-
-
-def assemble(
-    client: Client,
-    project: Project,
-    card: Card,
-    measured: tuple[CellFacts, ...],
-    files: Sequence[LocalFile],
-    repo_id: str,
-    version: str,
     made: str = "",
-) -> tuple[RepoRelease, CardFacts]:
-    """The release of one repo, with card, licences and facts.json rendered beside `files`; and those facts.
+) -> RepoRelease:
+    """The release of one repo: programs and tokenizer, and the card, licences and facts.json rendered beside them.
 
-    `files` are the programs and the tokenizer, wherever they are; `made` is added to the commit's message.
+    Files that are not in `sources` were staged by other machines. `made` is added to the commit's message.
     """
     from hubpub.cards.render import render
     from hubpub.hub.release import LocalFile, RepoRelease
@@ -712,15 +697,18 @@ def assemble(
         templates=project.templates_dir,
         previous=previous,
     )
-    texts = [LocalFile.text(name, data) for name, data in rendered.files.items() if name != "README.md"]
-    release = RepoRelease(
+    files = files_of(measured, sources)
+    files += [LocalFile.text(name, data) for name, data in rendered.files.items() if name != "README.md"]
+    files.append(LocalFile.text("facts.json", dump(facts)))
+    if options.record:
+        record(project, card, facts)
+    return RepoRelease(
         repo_id=repo_id,
         version=version,
-        files=(*files, *texts, LocalFile.text("facts.json", dump(facts))),
+        files=tuple(files),
         message=f"Release {version}\n\n{made}".strip(),
         card_merge=_merge(repo_id, rendered),
     )
-    return release, facts
 
 
 def record(project: Project, card: Card, facts: CardFacts) -> None:

@@ -201,7 +201,19 @@ class Client:
         _hub()
         from huggingface_hub import constants, get_token
 
-        client = cls(endpoint or constants.ENDPOINT, _translated("reading the token", get_token))
+        resource = os.environ.get("HF_OIDC_RESOURCE")
+        try:
+            token = _translated("reading the token", get_token)
+        except _Passing:
+            raise
+        except HubError as error:
+            if not resource:
+                raise
+            raise AccessError(
+                f"no token for {resource}: {error.message}",
+                f"in the settings of {resource} on the Hub, trust this repository and workflow; or set HF_TOKEN",
+            ) from None
+        client = cls(endpoint or constants.ENDPOINT, token)
         # A trusted publisher's token ends after an hour; the library exchanges it in time if it is asked again.
         client._renew = get_token if client._given and os.environ.get("HF_OIDC_RESOURCE") else None
         return client

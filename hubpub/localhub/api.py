@@ -92,6 +92,19 @@ def _repo(site: Site, request: Request, namespace: str, name: str, rest: tuple[s
     raise HttpError(404, "Not found: this local Hub does not have this endpoint")
 
 
+def oauth_token(site: Site, request: Request) -> Response:
+    """Trusted Publishers: the identity of a workflow against a token for one repo (RFC 8693). Raises HttpError."""
+    wanted = request.body.json()
+    grant, kind = "urn:ietf:params:oauth:grant-type:token-exchange", "urn:ietf:params:oauth:token-type:id_token"
+    if wanted.get("grant_type") != grant or wanted.get("subject_token_type") != kind:
+        raise HttpError(400, "unsupported_grant_type: only an id_token can be exchanged here")
+    identity, resource = wanted.get("subject_token"), wanted.get("resource")
+    if not isinstance(identity, str) or not isinstance(resource, str):
+        raise HttpError(400, "invalid_request: 'subject_token' and 'resource' must be strings")
+    token, seconds = site.tokens.exchange(identity, resource, request.base)
+    return json_response({"access_token": token, "token_type": "bearer", "expires_in": seconds})
+
+
 def _whoami(site: Site, request: Request) -> Response:
     access = site.user(request)
     token: dict[str, Any] = {"displayName": "local", "role": access.role, "createdAt": isotime(0)}

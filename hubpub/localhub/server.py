@@ -26,7 +26,7 @@ from hubpub.localhub.faults import Entry, Fault, Faults, RequestLog
 from hubpub.localhub.names import check_repo_id
 from hubpub.localhub.site import Options, Site
 from hubpub.localhub.store import Store
-from hubpub.localhub.tokens import Role, Tokens
+from hubpub.localhub.tokens import Publisher, Role, Tokens
 from hubpub.localhub.wire import (
     Body,
     FileSlice,
@@ -58,6 +58,8 @@ def route(site: Site, request: Request) -> Response:
     match request.segments:
         case ("api", *_):
             return api.handle(site, request)
+        case ("oauth", "token") if request.method == "POST":
+            return api.oauth_token(site, request)
         case ("_xet", _, *_):
             return xet.handle(site, request)
         case ("v1", "telemetry") if request.method == "POST" and site.options.xet:
@@ -464,6 +466,10 @@ class LocalHub:
     ) -> str:
         """A token of `user`, for `repos` alone where given, until `expires` (seconds since 1970)."""
         return self._running.site.tokens.add(user, role, repos, expires)
+
+    def trust(self, publisher: Publisher) -> None:
+        """Let a workflow exchange its identity for a token, as a trusted publisher does on the real Hub."""
+        self._running.site.tokens.trust(publisher)
 
     @property
     def requests(self) -> tuple[Entry, ...]:

@@ -18,6 +18,9 @@ from hubpub.localhub.disk import Disk
 from hubpub.localhub.wire import HttpError
 
 Role = Literal["read", "write"]
+_EXCHANGED = 3600
+# What PKCS #1 v1.5 puts before a SHA-256 digest (RFC 8017, section 9.2).
+_SHA256_INFO = bytes.fromhex("3031300d060960864801650304020105000420")
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,19 @@ class _Record:
     expires: float | None
 
 
+@dataclass(frozen=True)
+class Publisher:
+    """A workflow that `resource` (a repo, or a user) trusts: its identity must carry every one of `claims` as it is.
+
+    `keys` are the issuer's public RSA keys, as its JWKS lists them.
+    """
+
+    resource: str
+    issuer: str
+    keys: tuple[Mapping[str, str], ...]
+    claims: Mapping[str, str]
+
+
 class Tokens:
     """The tokens of one server. The first user's write token is made at the first start and stays the same."""
 
@@ -60,6 +76,7 @@ class Tokens:
         self._lock = threading.Lock()
         self._orgs = tuple(orgs)
         self._records: dict[str, _Record] = {}
+        self._publishers: list[Publisher] = []
         self.token_path = disk.root / "token"
         if self._path.exists():
             stored = json.loads(self._path.read_bytes())
@@ -102,6 +119,30 @@ class Tokens:
             self._disk.write_json(self._path, stored, 0o600)
         return record.token
 
+    def trust(self, publisher: Publisher) -> None:
+        """Let a workflow exchange its identity for tokens, for as long as this server runs."""
+        self._publishers.append(publisher)
+
+    def exchange(self, identity: str, resource: str, audience: str) -> tuple[str, int]:
+        """A token for `resource` alone, and the seconds it holds, for the bearer of the JWT `identity`.
+
+        A repo gives a write token, a user a token that may only read. Raises HttpError 400 where the identity is
+        forged, over, meant for another audience, or not one that `resource` trusts in every claim.
+        """
+        known = [one for one in self._publishers if one.resource == resource]
+        for publisher in known:
+            claims = verified(identity, publisher.keys)
+            if claims is None or claims.get("iss") != publisher.issuer:
+                continue
+            now = time.time()
+            if claims.get("aud") != audience or not claims.get("nbf", 0) <= now < claims.get("exp", 0):
+                raise _invalid_grant("the identity token is over, or was made for another audience")
+            if all(claims.get(name) == value for name, value in publisher.claims.items()):
+                user, slash, _ = resource.partition("/")
+                role: Role = "write" if slash else "read"
+                return self.add(user, role, [resource] if slash else None, now + _EXCHANGED), _EXCHANGED
+        raise _invalid_grant(f"no trusted publisher of {resource} matches the claims of this identity")
+
     def access(self, authorization: str | None) -> Access | None:
         """What the Authorization header allows, None without one. Raises HttpError 401 for a token not known here."""
         if authorization is None:
@@ -142,3 +183,32 @@ class Tokens:
         if claims["expires"] <= time.time():
             raise HttpError(401, "The access token has expired")
         return claims
+
+
+def verified(identity: str, keys: Iterable[Mapping[str, str]]) -> dict[str, Any] | None:
+    """The claims of a JWT that one of `keys` signed (RS256, and nothing else), or None."""
+    try:
+        head, body, signature = identity.split(".")
+        header, claims = json.loads(_unpadded(head)), json.loads(_unpadded(body))
+        signed = int.from_bytes(_unpadded(signature))
+    except (ValueError, TypeError):
+        return None
+    if not isinstance(header, dict) or not isinstance(claims, dict) or header.get("alg") != "RS256":
+        return None
+    digest = hashlib.sha256(f"{head}.{body}".encode()).digest()
+    for key in keys:
+        modulus, exponent = (int.from_bytes(_unpadded(key[part])) for part in ("n", "e"))
+        length = (modulus.bit_length() + 7) // 8
+        filling = b"\xff" * (length - 3 - len(_SHA256_INFO) - len(digest))
+        expected = b"\0\1" + filling + b"\0" + _SHA256_INFO + digest
+        if signed < modulus and hmac.compare_digest(pow(signed, exponent, modulus).to_bytes(length), expected):
+            return claims
+    return None
+
+
+def _unpadded(text: str) -> bytes:
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+def _invalid_grant(why: str) -> HttpError:
+    return HttpError(400, f"invalid_grant: {why}")
