@@ -420,9 +420,8 @@ def announce(job: Job) -> str:
         page = f"{receipt['endpoint']}/{receipt['repo_id']}/tree/{receipt['version']}"
         own = [known[cell.id] for cell in cells(job.project) if cell.card.repo == repo and cell.id in known]
         lines += [f"## [{receipt['repo_id']}]({page})", "", *_cell_table(own, sums_too=True), ""]
-    absent = {facts.cell.partition("/")[0] for facts in known.values()} - {
-        job.card(repo).variant.name for repo in receipts
-    }
+    planned = json.loads(os.environ.get("HUBPUB_REPOS") or '{"include": []}')["include"]
+    absent = {str(one["repo"]) for one in planned} - receipts.keys()
     if absent:
         lines += [f"Not in this release yet: {', '.join(sorted(absent))}.", ""]
     lines += ["## Check what you downloaded", "", "```sh"]

@@ -1,0 +1,216 @@
+"""The release workflow, step by step as it stands in the YAML, against a Hub that trusts it for one repo at a time."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, Ran
+from e2e.actions import REPOSITORY, Issuer, Run, Workflow, issuer
+from huggingface_hub import HfApi, hf_hub_download
+
+from hubpub.config import PACKAGE, Project
+from hubpub.localhub import LocalHub
+from hubpub.localhub.tokens import Publisher
+
+RELEASE = ROOT / ".github" / "workflows" / "release.yml"
+PAIR = ("gemma-3n-E2B-it-pte", "gemma-3n-E4B-it-pte")
+RECIPE = "bf16"
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Issuer]:
+    with issuer() as running:
+        yield running
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[LocalHub]:
+    with LocalHub(tmp_path / "hub") as running:
+        yield running
+        assert not running.errors
+
+
+def cards_of(folder: Path, repos: Sequence[str]) -> Path:
+    """A project of somebody else's: these cards with one recipe each, so that few cells say it all."""
+    for repo in repos:
+        text = (ROOT / "cards" / repo / "card.toml").read_text()
+        text = re.sub(r"(?m)^recipes = .*$", f'recipes = ["{RECIPE}"]', text)
+        text = re.sub(r"(?m)^recommended = .*$", f'recommended = "{RECIPE}"', text)
+        (folder / "cards" / repo).mkdir(parents=True)
+        (folder / "cards" / repo / "card.toml").write_text(text)
+    return folder
+
+
+class World:
+    """A project, its workflow, and the repos on the Hub that trust it."""
+
+    def __init__(self, tmp: Path, hub: LocalHub, service: Issuer, work: Path, repos: Sequence[str], ref: str) -> None:
+        self.hub, self.service = hub, service
+        self.api = HfApi(endpoint=hub.url, token=hub.token)
+        self.project = cards_of(tmp / "project", repos)
+        self.flow = Workflow(RELEASE, tmp / "runs", self.project, hub.url, service, work, ref)
+        self.flow.variables |= {"HUBPUB_REHEARSE": "true", "HF_REHEARSAL_NAMESPACE": hub.user}
+
+    def trust(self, *repos: str, **other: str) -> None:
+        """Make the repos and register the workflow, as an owner does on the Hub beforehand."""
+        claims = {"repository": REPOSITORY, "workflow": "release", "environment": "hub-release", **other}
+        for repo in repos:
+            self.api.create_repo(f"{self.hub.user}/{repo}", exist_ok=True)
+            self.hub.trust(Publisher(f"{self.hub.user}/{repo}", self.service.url, self.service.keys, claims))
+
+    def tags(self, repo: str) -> dict[str, str]:
+        return {tag.name: tag.target_commit for tag in self.api.list_repo_refs(f"{self.hub.user}/{repo}").tags}
+
+
+@pytest.fixture
+def world(tmp_path: Path, hub: LocalHub, service: Issuer, rehearsal: Ran, work: Path) -> World:
+    assert rehearsal.code == 0
+    return World(tmp_path, hub, service, work, PAIR, "v1.0.0")
+
+
+def test_a_tag_becomes_a_release_of_every_repo(
+    tmp_path: Path, hub: LocalHub, service: Issuer, rehearsal: Ran, work: Path, project: Project
+) -> None:
+    repos = [card.repo for card in project.cards if RECIPE in card.export.recipes]
+    world = World(tmp_path, hub, service, work, repos, "v1.2.0")
+    world.trust(*repos)
+    run = world.flow.run()
+    assert_green(run)
+    sums = {}
+    for repo in repos:
+        commit = world.tags(repo)["v1.2.0"]
+        refs = world.api.list_repo_refs(f"{hub.user}/{repo}")
+        assert {branch.name: branch.target_commit for branch in refs.branches} == {"main": commit}
+        files = world.api.list_repo_files(f"{hub.user}/{repo}", revision="v1.2.0")
+        assert not [name for name in files if "facts.json" in name and name != "facts.json"]
+        path = hf_hub_download(f"{hub.user}/{repo}", "facts.json", endpoint=hub.url, cache_dir=tmp_path / "cache")
+        (cell,) = json.loads(Path(path).read_text())["cells"]
+        assert cell["workflow"] == {
+            "repository": REPOSITORY,
+            "commit": "c0ffee" * 6 + "abcd",
+            "run": f"https://github.com/{REPOSITORY}/actions/runs/4711",
+        }
+        sums[cell["file"]["name"]] = cell["file"]["sha256"]
+        card = hf_hub_download(f"{hub.user}/{repo}", "README.md", endpoint=hub.url, cache_dir=tmp_path / "cache")
+        assert f"gh attestation verify {cell['file']['name']} --repo {REPOSITORY}" in Path(card).read_text()
+        commits = world.api.list_repo_commits(f"{hub.user}/{repo}")
+        assert "actions/runs/4711" in commits[0].message
+    assert {line.split()[1]: line.split()[0] for line in world.flow.attested} == sums
+    (made,) = map(json.loads, world.flow.releases.read_text().splitlines())
+    assert made[:4] == ["release", "create", "v1.2.0", "--verify-tag"]
+    told = run.of("announce").summary
+    assert all(f"/{repo}/tree/v1.2.0" in told for repo in repos)
+    assert all(sha256 in told for sha256 in sums.values())
+    # The same again, by hand: everything is there, nothing is sent.
+    before = hub.bytes_received()
+    again = world.flow.run()
+    assert_green(again)
+    assert hub.bytes_received() == before
+    assert {one.steps["Stage"] for _, one in again.jobs["export"]} == {"skipped"}
+
+
+def test_one_failing_cell_keeps_back_its_own_repo_and_fails_the_run(world: World) -> None:
+    good, bad = PAIR
+    world.trust(*PAIR)
+    path = world.project / "cards" / bad / "card.toml"
+    table = (PACKAGE / "recipes.toml").read_text().split(f"[recipe.{RECIPE}]\n")[1].split("\n[recipe.bf16-")[0]
+    strict = re.sub(r"kl_mean_max = .*", "kl_mean_max = 1e-30", table)
+    path.write_text(path.read_text() + f"\n[recipe.{RECIPE}]\n{strict}\n")
+    run = world.flow.run()
+    failed = next(one for values, one in run.jobs["export"] if values["repo"] == bad)
+    assert (failed.result, failed.steps["Stage"]) == ("failure", "skipped")
+    line = next(n for n, text in enumerate(path.read_text().splitlines(), 1) if text.startswith("recipes = "))
+    assert f"::error title=hubpub%3A GateError,file=cards/{bad}/card.toml,line={line}::" in failed.log
+    assert "kl_mean" in failed.summary
+    assert (run.of("promote", repo=good).result, run.of("promote", repo=bad).result) == ("success", "failure")
+    assert (set(world.tags(good)), world.tags(bad)) == ({"v1.0.0"}, {})
+    assert f"Not in this release yet: {bad}." in run.of("announce").summary
+
+
+def test_what_was_killed_goes_on_where_it_stopped(world: World) -> None:
+    world.trust(*PAIR)
+    first, second = PAIR
+
+    def kill(job: str, matrix: Mapping[str, Any], step: str, process: subprocess.Popen[str]) -> bool:
+        """One machine dies while it stages, after its program has arrived; another before it has told anybody."""
+        if job != "export" or step != "Stage":
+            return False
+        if matrix["repo"] == second:
+            process.wait()
+            return True
+        while process.poll() is None:
+            if any(f"{first}/commit/" in entry.path and entry.status == 200 for entry in world.hub.requests):
+                return True
+            time.sleep(0.005)
+        return False
+
+    world.flow.killer = kill
+    run = world.flow.run()
+    assert [one.result for _, one in run.jobs["export"]] == ["failure", "failure"]
+    assert (world.tags(first), world.tags(second)) == ({}, {})
+    world.flow.killer = None
+    sent = world.hub.bytes_received()
+    again = world.flow.run(run)
+    assert_green(again)
+    # The program of the one was there already, and everything of the other.
+    assert again.of("export", repo=second).steps["Stage"] == "skipped"
+    smallest = min(path.stat().st_size for path in world.flow.work.glob("cells/rehearsal/*/bf16/*/*.pte"))
+    assert world.hub.bytes_received() - sent < smallest
+    assert set(world.tags(first)) == set(world.tags(second)) == {"v1.0.0"}
+
+
+def test_a_token_is_for_one_repo_one_workflow_and_one_audience(world: World) -> None:
+    trusted, other = PAIR
+    world.trust(trusted)
+    world.trust(other, repository="somebody/else")
+    run = world.flow.run()
+    refused = run.of("promote", repo=other)
+    assert (run.of("promote", repo=trusted).result, refused.result) == ("success", "failure")
+    export = next(one for values, one in run.jobs["export"] if values["repo"] == other)
+    assert "no trusted publisher" in export.log
+    assert "::error title=hubpub%3A AccessError" in export.log
+    assert world.tags(other) == {}
+    # The token itself, in the wrong hands.
+    claims = {"repository": REPOSITORY, "workflow": "release", "environment": "hub-release"}
+    tokens = world.hub._running.site.tokens
+    token, seconds = tokens.exchange(world.service.mint(claims, world.hub.url), f"local/{trusted}", world.hub.url)
+    assert seconds == 3600
+    access = tokens.access(f"Bearer {token}")
+    assert access is not None and access.may_write(f"local/{trusted}") and not access.may_write(f"local/{other}")
+    from hubpub.localhub.wire import HttpError
+
+    genuine = world.service.mint(claims, world.hub.url)
+    for forged in (
+        world.service.mint(claims, "https://elsewhere.example"),
+        world.service.mint(claims, world.hub.url, lasting=-1),
+        world.service.mint({**claims, "repository": "some-one/models"}, world.hub.url),
+        genuine[:-4] + "AAAA",
+        "eyJhbGciOiJub25lIn0." + genuine.split(".")[1] + ".",
+    ):
+        with pytest.raises(HttpError, match="invalid_grant"):
+            tokens.exchange(forged, f"local/{trusted}", world.hub.url)
+    everything = "".join(one.log + one.summary for jobs in run.jobs.values() for _, one in jobs)
+    assert not re.search(r"hf_[0-9a-f]{20}|eyJ[\w-]{20}|request-1-", everything)
+
+
+@pytest.mark.parametrize("tag", ["v1.0.0$(touch${IFS}pwned)", "v1;touch pwned", "v1.0.0\n::set-output name=x::y"])
+def test_a_hostile_tag_name_is_refused_and_never_run(world: World, tag: str, tmp_path: Path) -> None:
+    world.flow.ref = tag
+    run = world.flow.run()
+    assert run.result("plan") == "failure"
+    assert {run.result(job) for job in ("export", "attest", "promote", "announce")} == {"skipped"}
+    assert "is not a version" in run.of("plan").log
+    assert not list(tmp_path.rglob("pwned"))
+    assert "\n::set-output" not in run.of("plan").log
+
+
+def assert_green(run: Run) -> None:
+    failed = {name: one.log[-3000:] for name, jobs in run.jobs.items() for _, one in jobs if one.result != "success"}
+    assert not failed, "\n".join(f"{name}:\n{log}" for name, log in failed.items())
