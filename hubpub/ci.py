@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from hubpub.config import PACKAGE, Card, Project, locate
 from hubpub.errors import ConflictError, ExportError, GateError, HubError, HubpubError, RenderError, UsageError
-from hubpub.facts import CardFacts, CellFacts, Workflow, dump, load, write_atomic
+from hubpub.facts import MEASURING, CardFacts, CellFacts, Workflow, dump, load, write_atomic
 from hubpub.matrix import Cell, cells, select
 from hubpub.plan import Step, plan
 
@@ -286,8 +286,9 @@ def _held(client: Client, job: Job, cell: Cell) -> CellFacts | None:
         facts = CellFacts.model_validate_json(data)
     except ValueError:
         return None
+    current = facts.fingerprint == wanted and facts.parity.measuring == facts.speed.measuring == MEASURING
     there = client.files(repo, branch, [facts.file.name]).get(facts.file.name)
-    return facts if facts.fingerprint == wanted and there and there.sha256 == facts.file.sha256 else None
+    return facts if current and there and there.sha256 == facts.file.sha256 else None
 
 
 def fetch(job: Job, name: str) -> None:
