@@ -280,14 +280,23 @@ def _window(cell: CellFacts) -> int | None:
     return last if isinstance(last, int) else None
 
 
-def _interfaces(cells: Sequence[CellFacts]) -> list[tuple[Method, int | None, list[str]]]:
-    """Each way to call `forward` among `cells`, with its window (None: a KV cache) and the recipes that have it."""
-    found: dict[tuple[object, ...], tuple[Method, int | None, list[str]]] = {}
+def _interfaces(cells: Sequence[CellFacts]) -> list[tuple[Method, int | None, list[str], str]]:
+    """Each way to call `forward`: its window (None: a KV cache), the recipes that have it, the types of its outputs."""
+    found: dict[object, list[tuple[Method, CellFacts]]] = {}
     for cell in cells:
         if method := _forward(cell):
-            shapes = tuple((one.dtype, one.shape) for one in (*method.inputs, *method.outputs))
-            found.setdefault((len(method.inputs), *shapes), (method, _window(cell), []))[2].append(cell.recipe)
-    return list(found.values())
+            inputs = tuple((one.dtype, one.shape) for one in method.inputs)
+            found.setdefault((inputs, tuple(one.shape for one in method.outputs)), []).append((method, cell))
+    listed = []
+    for alike in found.values():
+        types: dict[str, list[str]] = {}
+        for method, cell in alike:
+            types.setdefault(", ".join(dict.fromkeys(one.dtype for one in method.outputs)), []).append(cell.recipe)
+        first, *others = types.items()
+        said = [first[0], *(f"{kind} in {words.listed(map(words.code, names))}" for kind, names in others)]
+        method, cell = alike[0]
+        listed.append((method, _window(cell), [cell.recipe for _, cell in alike], "; ".join(said)))
+    return listed
 
 
 def _texts(cells: Sequence[CellFacts]) -> list[tuple[int, int, list[str]]]:
