@@ -622,7 +622,8 @@ def _hub_serve(arguments: argparse.Namespace) -> int:
 def _schema(arguments: argparse.Namespace) -> int:
     from hubpub.facts import CardFacts
 
-    return _print_json(CardFacts.model_json_schema(by_alias=True))
+    dialect = "https://json-schema.org/draft/2020-12/schema"
+    return _print_json({"$schema": dialect, **CardFacts.model_json_schema(by_alias=True)})
 
 
 def _project(arguments: argparse.Namespace) -> Any:
