@@ -69,7 +69,8 @@ def speed(pte: Path, context: int, tokenizer: Path | None = None, *, runs: int =
     }
     return Speed(
         host=host(),
-        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        # Not the whole release: what a vendor adds to it says whose machine this is.
+        system=f"{platform.system()} {'.'.join(platform.release().split('.')[:2])} {platform.machine()}",
         runtime=f"executorch {versions(['executorch'])['executorch']}",
         measuring=MEASURING,
         **_child("speed", arguments),
