@@ -19,6 +19,7 @@ from hubpub.errors import (
     ConfigError,
     ConflictError,
     GateError,
+    HubError,
     HubpubError,
     SourceError,
     ToolchainError,
@@ -317,8 +318,26 @@ def connect(options: Options, stack: ExitStack) -> tuple[Client, Path | None]:
     if options.endpoint != "local":
         return Client.from_environment(options.endpoint), None
     root = options.work / "hub"
-    hub = stack.enter_context(_local_hub(root, options.namespace))
+    try:
+        hub = stack.enter_context(_local_hub(root, options.namespace))
+    except HubError:
+        # Somebody may be looking at it with `hubpub hub serve`: that one is asked then.
+        if (served := _served(root)) is None:
+            raise
+        return served, root
     return Client(hub.url, hub.token), root
+
+
+def _served(root: Path) -> Client | None:
+    """A client for the local Hub that another process serves from `root`, if it answers."""
+    from hubpub.hub.client import Client, Retry
+
+    try:
+        client = Client((root / "address").read_text(), (root / "token").read_text(), retry=Retry(attempts=1))
+        client.whoami()
+    except (OSError, HubError):
+        return None
+    return Client(client.endpoint, (root / "token").read_text())
 
 
 def _local_hub(root: Path, namespace: str | None) -> LocalHub:

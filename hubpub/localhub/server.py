@@ -39,6 +39,7 @@ from hubpub.localhub.wire import (
     parse_json,
 )
 
+ADDRESS = "address"
 _CONNECTIONS = 200
 _DRAIN_BYTES, _DRAIN_SECONDS = 16 << 20, 3.0
 _CONTENT = re.compile(r"/_lfs/|/_xet/[^/]+/v1/(?:xorbs|shards)|/api/models/[^/]+/[^/]+/commit/")
@@ -413,6 +414,8 @@ class LocalHub:
             store = Store(disk)
             site = Site(store, Tokens(disk, *self._who), self._options)
             self._server = Server(site, self._host, self._port)
+            # Who finds the folder locked can ask the one that has it.
+            disk.write(self.root / ADDRESS, self.url.encode())
         except BaseException:
             self._lock.release()
             raise

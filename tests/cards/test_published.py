@@ -110,3 +110,10 @@ def test_the_hub_checks_what_it_would_get(mine: Project, hub: LocalHub) -> None:
             assert check(text) == Findings()
             assert RepoCard(text).data.library_name == "executorch"  # type: ignore[attr-defined]
     assert "license" in str(client.card_fault("---\nlicense: nonsense\n---\n# x\n"))
+
+
+def test_a_local_hub_that_is_being_served_is_asked(mine: Project, hub: LocalHub, tmp_path: Path) -> None:
+    put(hub, mine, mine.cards[0], sample(mine, mine.cards[0], "v0.9.0"))
+    ran = command("diff", mine.cards[0].repo, "--project", str(tmp_path), "--hub", "local", "--json", work=tmp_path)
+    assert ran.code == 0, ran.err
+    assert ran.json["cards"][0]["old_version"] == "v0.9.0"
