@@ -5,6 +5,9 @@
 
 The Hub runs in a process of its own, so that the figures are the client's alone. The second release shows what an
 unchanged file costs. Hashing is held against `sha256sum` on the same file, both with the file in the page cache.
+
+Taken on two cores at 4 GiB, other work on the machine: git-LFS 47 MiB resident at most, 37.5 s; xet 467 MiB, 50.7 s;
+an unchanged file 0.0 s of hashing and 0 bytes in either. Hashing 723 MB/s, sha256sum (coreutils) 139 MB/s.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -430,6 +431,7 @@ def make(
     if todo:
         from hubpub.workers import run_all
 
+        began = time.time()
         sources = _sources(todo, options, display)
         for folder in sources.values():
             refuse_links(folder)
@@ -453,6 +455,7 @@ def make(
         for done in run_all([task for task in tasks if task[0] in made], 1, display.update):
             if done.value is not None:
                 facts[done.name] = done.value
+                _note_hash(next(step for step in todo if step.cell.id == done.name), done.value, began, options)
                 display.finish(done.name, "done" if done.value.passed else "gate failed")
             elif done.error is not None:
                 failures[done.name] = done.error
@@ -464,6 +467,15 @@ def make(
             )
             failures[name] = GateError(f"{name} did not pass: {missed}", "its repo is not published")
     return facts, failures
+
+
+def _note_hash(step: Step, facts: CellFacts, began: float, options: Options) -> None:
+    """Keep the hash that was taken while this run wrote the file: publishing need not read it again."""
+    from hubpub.hub.hashing import HashCache
+
+    stat = step.pte.stat()
+    if stat.st_mtime >= began and stat.st_size == facts.file.bytes:
+        HashCache(options.work / "hashes.json").record(step.pte, facts.file.sha256)
 
 
 def _measured_as_now(facts: CellFacts) -> bool:

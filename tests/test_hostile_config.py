@@ -93,3 +93,19 @@ def test_links_that_lead_out_of_a_checkpoint_are_refused(tmp_path: Path) -> None
     (plain / "model.safetensors").symlink_to("/etc/passwd")
     with pytest.raises(SourceError, match="leads out"):
         refuse_links(plain)
+
+
+@pytest.mark.parametrize("flags", [[], ["--verbose"], ["--verbose", "--json"]])
+def test_no_token_in_what_an_error_prints(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = "hf_" + "Secret" * 5
+
+    def broken(_: object) -> int:
+        raise RuntimeError(f"GET https://hub/x?token={secret} with Bearer {secret}")
+
+    monkeypatch.setattr(cli, "_schema", broken)
+    assert cli.main(["schema", *flags]) == 1
+    captured = capsys.readouterr()
+    assert "Secret" not in captured.out + captured.err and "RuntimeError" in captured.err
+    assert ("in broken" in captured.err) is bool(flags)
