@@ -231,14 +231,16 @@ def plan_jobs(job: Job, selectors: Sequence[str]) -> dict[str, Any]:
     kind = " (dry run: nothing is published)" if job.dry_run else ""
     lines = [f"## Release {job.version}{kind}", ""]
     if job.rehearse:
-        lines += ["> A rehearsal on scale models: no figure is of a real one.", ""]
-    lines += ["| cell | repo | file | disk | memory | runner |", "|---|---|---:|---:|---:|---|"]
+        # A scale model fits anywhere.
+        lines += ["> A rehearsal on scale models: no figure is of a real one.", "", "| cell | repo |", "|---|---|"]
+    else:
+        lines += ["| cell | repo | file | disk | memory | runner |", "|---|---|---:|---:|---:|---|"]
     for one in matrix["cells"]["include"]:
         need = one["need"]
-        sizes = [_gb(need[key]) if need else "?" for key in ("file", "disk", "memory")]
-        lines.append(
-            f"| `{one['cell']}` | {job.repo_id(job.card(one['repo']))} | {' | '.join(sizes)} | {one['runner']} |"
-        )
+        row = [f"`{one['cell']}`", job.repo_id(job.card(one["repo"]))]
+        if not job.rehearse:
+            row += [*(_gb(need[key]) if need else "not known" for key in ("file", "disk", "memory")), one["runner"]]
+        lines.append(f"| {' | '.join(row)} |")
     summary("\n".join(lines))
     return {"version": job.version, **matrix}
 
@@ -420,7 +422,8 @@ def announce(job: Job) -> str:
     for repo, receipt in receipts.items():
         page = f"{receipt['endpoint']}/{receipt['repo_id']}/tree/{receipt['version']}"
         own = [known[cell.id] for cell in cells(job.project) if cell.card.repo == repo and cell.id in known]
-        lines += [f"## [{receipt['repo_id']}]({page})", "", *_cell_table(own, sums_too=True), ""]
+        lines += [f"## [{receipt['repo_id']}]({page})", "", *_cell_table(own), "", "```"]
+        lines += [*(f"{facts.file.sha256}  {facts.file.name}" for facts in own), "```", ""]
     planned = json.loads(os.environ.get("HUBPUB_REPOS") or '{"include": []}')["include"]
     absent = {str(one["repo"]) for one in planned} - receipts.keys()
     if absent:
@@ -634,10 +637,8 @@ def _facts(job: Job) -> dict[str, CellFacts]:
     return {facts.cell: facts for facts in found}
 
 
-def _cell_table(found: Sequence[CellFacts], *, sums_too: bool = False) -> list[str]:
-    head = ["file", "recipe", "size", "top-1", "KL", "decode", "memory", "gates"]
-    lines = ["|" + "|".join([*head, *(["SHA-256"] if sums_too else [])]) + "|"]
-    lines.append("|---|---|---:|---:|---:|---:|---:|---|" + ("---|" if sums_too else ""))
+def _cell_table(found: Sequence[CellFacts]) -> list[str]:
+    lines = ["|file|recipe|size|top-1|KL|decode|memory|gates|", "|---|---|---:|---:|---:|---:|---:|---|"]
     for facts in found:
         missed = [gate.name for gate in facts.gates if not gate.passed]
         row = [
@@ -650,7 +651,7 @@ def _cell_table(found: Sequence[CellFacts], *, sums_too: bool = False) -> list[s
             _gb(facts.speed.peak_resident_bytes),
             f"**failed: {', '.join(missed)}**" if missed else f"{len(facts.gates)} passed",
         ]
-        lines.append("|" + "|".join([*row, *([f"`{facts.file.sha256}`"] if sums_too else [])]) + "|")
+        lines.append("|" + "|".join(row) + "|")
     return lines
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Ran
+from conftest import ROOT, Ran, hubpub
 from e2e.actions import REPOSITORY, Issuer, Run, Workflow, issuer
 from huggingface_hub import HfApi, hf_hub_download
 
@@ -209,6 +210,30 @@ def test_a_hostile_tag_name_is_refused_and_never_run(world: World, tag: str, tmp
     assert "is not a version" in run.of("plan").log
     assert not list(tmp_path.rglob("pwned"))
     assert "\n::set-output" not in run.of("plan").log
+
+
+def test_a_pull_request_shows_what_its_cards_become_and_stale_ones_are_red(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        name = ["-c", "user.name=A", "-c", "user.email=a@example.com"]
+        subprocess.run(["git", *name, *arguments], cwd=repo, check=True, capture_output=True)
+
+    repo, summary = tmp_path / "repo", tmp_path / "summary.md"
+    shutil.copytree(ROOT / "cards" / PAIR[0], repo / "cards" / PAIR[0])
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "one")
+    rehearse = ("ci", "rehearse", "--changed-since", "HEAD")
+    env = {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(summary), "GITHUB_WORKSPACE": str(repo)}
+    ran = hubpub(*rehearse, work=tmp_path, cwd=repo, **env)
+    assert ran.code == 0, ran.err
+    assert "No cell would come out differently" in summary.read_text()
+    card = repo / "cards" / PAIR[0] / "README.md"
+    card.write_text(card.read_text() + "A line nobody rendered.\n")
+    ran = hubpub(*rehearse, work=tmp_path, cwd=repo, **env)
+    assert ran.code == 8
+    assert f"::error title=hubpub%3A RenderError,file=cards/{PAIR[0]}/README.md,line=1::" in ran.out
+    assert "+A line nobody rendered." in (repo / "card-changes.md").read_text()
+    assert "+A line nobody rendered." in summary.read_text()
 
 
 def assert_green(run: Run) -> None:
