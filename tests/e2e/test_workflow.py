@@ -223,7 +223,7 @@ def test_a_pull_request_shows_what_its_cards_become_and_stale_ones_are_red(tmp_p
     git("add", ".")
     git("commit", "-qm", "one")
     rehearse = ("ci", "rehearse", "--changed-since", "HEAD")
-    env = {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(summary), "GITHUB_WORKSPACE": str(repo)}
+    env: dict[str, Any] = {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(summary), "GITHUB_WORKSPACE": str(repo)}
     ran = hubpub(*rehearse, work=tmp_path, cwd=repo, **env)
     assert ran.code == 0, ran.err
     assert "No cell would come out differently" in summary.read_text()
