@@ -123,7 +123,7 @@ def render_status(found: Sequence[RepoStatus]) -> RenderableType:
             ", ".join(name for name, _ in one.tags[-3:]),
             staged or "nothing",
             one.receipts[-1].version if one.receipts else "nothing",
-            Text("no", style="yellow") if one.notes else "yes",
+            Text("no", style="yellow") if one.notes else "yes" if one.exists else "",
         )
     notes = [Text(f"{one.repo}: {note}", style="yellow") for one in found for note in one.notes]
     return Group(table, Text(), *notes) if notes else table

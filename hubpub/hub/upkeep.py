@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
@@ -205,7 +206,7 @@ def _status(client: Client, repo_id: str, work: Path | None) -> RepoStatus:
     receipts = []
     for folder in sorted((work / "releases").glob("*")) if work else ():
         receipt = load_receipt(folder.parent.parent, folder.name, repo_id)
-        if receipt and receipt.endpoint == client.endpoint:
+        if receipt and _home(receipt.endpoint) == _home(client.endpoint):
             receipts.append(receipt)
     receipts.sort(key=lambda receipt: receipt.finished)
     if refs is None:
@@ -229,6 +230,11 @@ def _status(client: Client, repo_id: str, work: Path | None) -> RepoStatus:
     notes = _disagreements(published, refs.tags, staged, receipts)
     tags = tuple(sorted(refs.tags.items()))
     return RepoStatus(repo_id, True, head, published, tags, tuple(staged), tuple(receipts), notes)
+
+
+def _home(endpoint: str) -> str:
+    """What tells one Hub from another: a local one belongs to the work folder, whatever port it got this time."""
+    return "local" if urlsplit(endpoint).hostname in {"127.0.0.1", "localhost", "::1"} else endpoint
 
 
 def _disagreements(
