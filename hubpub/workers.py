@@ -81,7 +81,16 @@ def _result(name: str, future: Future[Any]) -> Done[Any]:
 _events: Any = None
 
 
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    # Nobody is left to hand a result to: a process that was killed must not go on computing.
+    os._exit(1)
+
+
 def _start(events: Any, threads: int) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     global _events  # noqa: PLW0603  (the one value a worker process keeps)
     _events = events
     # The parent decides when to stop; Ctrl-C reaches every process of a terminal at once.

@@ -77,9 +77,9 @@ def world(tmp_path: Path, hub: LocalHub, service: Issuer, rehearsal: Ran, work: 
 
 
 def test_a_tag_becomes_a_release_of_every_repo(
-    tmp_path: Path, hub: LocalHub, service: Issuer, rehearsal: Ran, work: Path, project: Project
+    tmp_path: Path, hub: LocalHub, service: Issuer, rehearsal: Ran, work: Path, rehearsed: Project
 ) -> None:
-    repos = [card.repo for card in project.cards if RECIPE in card.export.recipes]
+    repos = [card.repo for card in rehearsed.cards if RECIPE in card.export.recipes]
     world = World(tmp_path, hub, service, work, repos, "v1.2.0")
     world.trust(*repos)
     run = world.flow.run()
