@@ -75,7 +75,7 @@ def test_again_changes_nothing_and_sends_nothing(rehearsal: Ran, work: Path) -> 
     with LocalHub(work / "hub") as hub:
         after = HfApi(endpoint=hub.url).list_repo_commits(rehearsal.json["receipts"][0]["repo_id"])
     assert [c.commit_id for c in after] == [c.commit_id for c in before]
-    # Processor time: on a busy machine the wall clock says more about the neighbours. Making one cell takes thirty seconds.
+    # Processor time: the wall clock says more about the neighbours. Making one cell takes thirty seconds.
     assert after_again.ru_utime - before_again.ru_utime < 10
 
 
