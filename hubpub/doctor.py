@@ -31,8 +31,9 @@ Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
 GB = 1_000_000_000
 # Python, torch and the exported graph, and the widest table in float32 while it is worked on.
 EXPORT_BASE = 2 * GB
-# The eager original is run once per variant in float32, over a passage; its logits are kept meanwhile.
-REFERENCE_BASE = 2 * GB
+# Python, torch, and logits over a passage of up to 2,048 tokens in float32: the program's beside two of the original.
+# The original itself stays mapped where its float32 copy does not fit.
+VALIDATE_BASE = 8 * GB
 _WIDTH = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1}
 
 
@@ -109,7 +110,7 @@ def need_of(size: Size, recipe: Recipe) -> Need:
 
     The file holds every weight in its recipe's form; the head is stored beside the embedding where the two differ.
     Weights whose form is the stored one stream from the mapped source to the file and are never held; the others are
-    held from quantization until they are written. Validation holds the original in float32.
+    held from quantization until they are written. Validation holds the quantized weights once more, and logits.
     """
     plain = {"fp32": 4, "bf16": 2}[recipe.dtype]
     parts = [
@@ -123,7 +124,7 @@ def need_of(size: Size, recipe: Recipe) -> Need:
     stored = [(int(count * _bytes_each(scheme, plain)), scheme) for count, scheme in parts]
     file = sum(size for size, _ in stored)
     held = sum(bytes_ for bytes_, scheme in stored if scheme is not None or plain != size.width)
-    return Need(file, size.checkpoint + file, EXPORT_BASE + held, REFERENCE_BASE + 4 * size.text)
+    return Need(file, size.checkpoint + file, EXPORT_BASE + held, VALIDATE_BASE + held)
 
 
 def _bytes_each(scheme: Scheme | None, plain: int) -> float:

@@ -152,7 +152,8 @@ def reference(
 ) -> Reference:
     """The reference of a checkpoint for (text, prompts), from `folder` when it was made before.
 
-    The float32 model is loaded, run and freed here. Prompts are encoded as they are; the tokenizer adds <bos>.
+    The float32 model is loaded (mapped, where memory is short), run and freed here. Prompts are encoded as they are;
+    the tokenizer adds <bos>.
     """
     import torch
     from safetensors import safe_open
@@ -171,9 +172,10 @@ def reference(
     name = f"reference-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
     table, data = folder / f"{name}.json", folder / f"{name}.safetensors"
     if not table.exists() or not data.exists():
+        from hubpub.measure.original import original
         from hubpub.model.loader import load
 
-        model = load(checkpoint, dtype=torch.float32)
+        model = original(checkpoint)
         made = []
         with torch.no_grad():
             progress("original: passage", 0.0)
