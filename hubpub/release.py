@@ -124,10 +124,10 @@ def run(project: Project, options: Options, display: Display) -> Report:
         raise UsageError("files are staged for a version", "add --version vX.Y.Z: 'hubpub promote' asks for the same")
     if options.stage and (options.create_pr or options.dry_run):
         raise UsageError("--stage goes with neither --pr nor --dry-run", "give --pr to 'hubpub promote'")
-    if not options.rehearse:
-        _pinned(steps)
     if options.version is not None and not VERSION.fullmatch(options.version):
         raise UsageError(f"'{options.version}' is not a version", "write it as vX.Y.Z, e.g. --version v1.0.0")
+    if not options.rehearse:
+        _pinned(steps)
     with ExitStack() as stack:
         client, local_hub = connect(options, stack)
         namespace = options.namespace or client.namespace
@@ -786,8 +786,12 @@ def tokenizer_folder(card: Card, options: Options) -> Path:
 
 def _previous(client: Client, repo_id: str, version: str) -> CardFacts | None:
     """The facts of the release that `version` follows on the Hub; a release made again follows the same one."""
+    same = _published(client, repo_id, version)
+    if same is not None:
+        return _published(client, repo_id, same.previous) if same.previous else None
     published = _published(client, repo_id, "main")
     if published is not None and published.version == version:
+        # Killed between the commit and the tag.
         return _published(client, repo_id, published.previous) if published.previous else None
     return published
 

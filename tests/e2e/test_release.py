@@ -22,6 +22,7 @@ from hubpub.config import Project
 from hubpub.facts import CardFacts, CellFacts, load
 from hubpub.localhub import LocalHub
 from hubpub.matrix import cells
+from hubpub.model.scale import build
 
 
 def test_every_cell_is_made_measured_and_passes(rehearsal: Ran, rehearsed: Project) -> None:
@@ -200,7 +201,7 @@ def test_a_version_that_is_none_is_a_usage_error(tmp_path: Path) -> None:
 def test_a_release_without_token_stops_before_anything_is_made(tmp_path: Path) -> None:
     ran = hubpub(
         "release",
-        "--all",
+        "gemma-3n-E2B-it",
         "--version",
         "v1.0.0",
         "--hub",
@@ -212,6 +213,31 @@ def test_a_release_without_token_stops_before_anything_is_made(tmp_path: Path) -
     assert ran.code == 10
     assert "no token" in ran.err
     assert not (tmp_path / "w").exists()
+
+
+def test_a_source_that_is_not_pinned_is_not_released(tmp_path: Path, rehearsed: Project) -> None:
+    shutil.copytree(rehearsed.root / "cards", tmp_path / "cards")
+    card = tmp_path / "cards" / "gemma-4-E4B-pte" / "card.toml"
+    text = card.read_text()
+    card.write_text(re.sub(r"(?m)^revision = .*\n", "", text))
+    select = ("gemma-4-E4B", "--project", str(tmp_path))
+    refused = hubpub("release", *select, "--version", "v1.0.0", "--hub", "http://127.0.0.1:9", work=tmp_path / "w")
+    assert refused.code == 3
+    assert "variant.revision is missing" in refused.err
+    assert "hubpub pin gemma-4-E4B-pte" in refused.err
+    with LocalHub(tmp_path / "hub", orgs=["google"]) as hub:
+        api = HfApi(endpoint=hub.url, token=hub.token)
+        api.create_repo("google/gemma-4-E4B")
+        head = api.list_repo_refs("google/gemma-4-E4B").branches[0].target_commit
+        where = ("--project", str(tmp_path), "--hub", hub.url)
+        pinned = hubpub("pin", *where, "--json", work=tmp_path / "w", HF_TOKEN=hub.token)
+        again = hubpub("pin", "gemma-4-E4B-pte", *where, work=tmp_path / "w", HF_TOKEN=hub.token)
+    assert pinned.json["pinned"] == [
+        {"card": "gemma-4-E4B-pte", "source": "google/gemma-4-E4B", "old": None, "new": head}
+    ]
+    assert "as before" in again.out
+    expected = re.sub(r"(?m)^revision = .*$", f'revision = "{head}"', text)
+    assert card.read_text() == expected
 
 
 def test_a_cell_that_fails_its_gate_keeps_its_repo_back(rehearsal: Ran, work: Path, tmp_path: Path) -> None:
@@ -263,7 +289,7 @@ def test_a_prompt_longer_than_one_call_takes_is_answered_by_the_runner(rehearsal
 
     chosen = next(cell for cell in rehearsal.json["cells"] if cell["cell"] == "gemma-4-E2B-it/8da4w")
     (pte,) = (work / "cells").glob(f"*/gemma-4-E2B-it/8da4w/{chosen['fingerprint']}/*.pte")
-    (source,) = (work / "scale").glob("gemma-4-E2B-it-*")
+    source = build("gemma-4-E2B-it", "gemma4", work / "scale")
     tokenizer = AutoTokenizer.from_pretrained(source)
     text = tokenizer.decode(tokenizer.encode(data.corpus())[1:700])
     session = Session(pte)
@@ -277,7 +303,7 @@ def test_a_prompt_longer_than_one_call_takes_is_answered_by_the_runner(rehearsal
 def test_run_answers_and_prints_only_the_answer(rehearsal: Ran, work: Path) -> None:
     chosen = next(cell for cell in rehearsal.json["cells"] if cell["cell"] == "gemma-4-E2B-it/8da4w")
     (pte,) = (work / "cells").glob(f"*/gemma-4-E2B-it/8da4w/{chosen['fingerprint']}/*.pte")
-    (source,) = (work / "scale").glob("gemma-4-E2B-it-*")
+    source = build("gemma-4-E2B-it", "gemma4", work / "scale")
     ask = ("run", str(pte), "--tokenizer", str(source), "--prompt", "What is the capital of Japan?", "--chat")
     shown, told = hubpub(*ask, work=work, cwd=rehearsal.root), hubpub(*ask, "--json", work=work, cwd=rehearsal.root)
     assert shown.code == told.code == 0, shown.err + told.err
@@ -295,7 +321,7 @@ def test_export_makes_files_from_a_local_checkpoint_and_says_what_does_not_fit(
     rehearsal: Ran, work: Path, tmp_path: Path
 ) -> None:
     assert rehearsal.code == 0
-    (source,) = (work / "scale").glob("gemma-4-E2B-it-*")
+    source = build("gemma-4-E2B-it", "gemma4", work / "scale")
     export = ("export", "gemma-4-E2B-it/8da4w", "--source", str(source), "--out", str(tmp_path / "out"))
     long = hubpub(*export, "--context", "5000", work=work, cwd=rehearsal.root)
     assert long.code != 0
