@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -133,7 +133,8 @@ def remember(step: Step) -> None:
     (step.folder / "fingerprint.json").write_text(json.dumps(asdict(step.fingerprint), indent=2) + "\n")
 
 
-def versions(packages: Sequence[str]) -> dict[str, str]:
+@cache
+def versions(packages: tuple[str, ...]) -> dict[str, str]:
     """Installed versions, without local build tags; "missing" where a package is not installed."""
     found = {}
     for name in packages:

@@ -71,7 +71,7 @@ def speed(pte: Path, context: int, tokenizer: Path | None = None, *, runs: int =
         host=host(),
         # Not the whole release: what a vendor adds to it says whose machine this is.
         system=f"{platform.system()} {'.'.join(platform.release().split('.')[:2])} {platform.machine()}",
-        runtime=f"executorch {versions(['executorch'])['executorch']}",
+        runtime=f"executorch {versions(('executorch',))['executorch']}",
         measuring=MEASURING,
         **_child("speed", arguments),
     )

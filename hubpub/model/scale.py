@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -83,6 +84,7 @@ def build(variant: str, family: FamilyName, cache: Path, *, progress: Progress |
     return _build(_plan(variant, family), cache, progress)
 
 
+@cache
 def scale_key(variant: str, family: FamilyName) -> str:
     """12 hex digits over configuration, text, seed, training and library versions: the cache key of a scale model."""
     return _plan(variant, family).key

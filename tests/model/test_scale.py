@@ -114,7 +114,7 @@ def test_building_again_is_free_and_a_changed_name_is_another_model(folder: Path
     assert build(variant, VARIANTS[variant], scale_cache) == folder  # type: ignore[arg-type]
     assert (folder / "config.json").stat().st_mtime_ns == before
     names = [*VARIANTS.items(), ("gemma-3n-E2B", "gemma3n"), ("gemma-4-E4B", "gemma4")]
-    assert len({scale_key(name, fam) for name, fam in names}) == 4  # type: ignore[arg-type]
+    assert len({scale_key(name, fam) for name, fam in names}) == 4
 
 
 def test_a_base_variant_has_the_weights_of_its_sibling_and_no_chat(folder: Path, scale_cache: Path) -> None:
