@@ -429,11 +429,27 @@ def _stage_one(client: Client, release: RepoRelease, add: Add, base: str, told: 
                 raise
             time.sleep(client.retry.wait(attempt, None))
     if landed() is None:
-        raise HubError(
-            f"{repo_id}: {add.path} is not on {branch} although the Hub took it",
-            "look for a .gitignore in the repo that hides it",
-        )
+        _refuse_what_replaced(client, release, add)
     return sent.sent if sent else 0
+
+
+def _refuse_what_replaced(client: Client, release: RepoRelease, add: Add) -> None:
+    """Say why `add`, which the Hub took a moment ago, is no longer staged. Passes where its release is out already."""
+    repo_id, branch = release.repo_id, stage_branch(release.version)
+    refs = client.refs(repo_id)
+    if refs and release.version in refs.tags:
+        _refuse_unless_same(client, release, refs.tags[release.version], [f for f in release.files if f.large])
+        return
+    at = refs.branches.get(branch) if refs else None
+    if at is None or client.files(repo_id, at, [add.path]):
+        raise ConflictError(
+            f"{repo_id}: another release of {release.version} replaced {add.path} while it was being staged",
+            "let one machine at a time release this version, then run this again",
+        )
+    raise HubError(
+        f"{repo_id}: {add.path} is not on {branch} although the Hub took it",
+        "look for a .gitignore in the repo that hides it",
+    )
 
 
 def _sha256_of_blob(held: RemoteFile, add: Add) -> str | None:

@@ -7,8 +7,11 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 import traceback
 import urllib.request
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +20,7 @@ import pytest
 from hubpub.errors import AccessError, ConflictError, HubError, HubpubError
 from hubpub.hub.client import Add, Client
 from hubpub.hub.hashing import parse_sha256sums
+from hubpub.hub.names import stage_branch
 from hubpub.hub.publish import preflight, promote, publish_all, stage, unstage
 from hubpub.hub.release import LocalFile, NoChanges, Planned, Published, PullRequest, TagOnly, load_receipt
 from hubpub.hub.upkeep import status, verify, yank
@@ -402,6 +406,39 @@ def test_two_releases_at_once(hub: LocalHub, client: Client, make: Maker, tmp_pa
     (won,) = [answer for answer in answers if isinstance(answer, list)]
     assert refs_of(client, make.repo)[1] == {"v1": won[0]["outcome"]["commit"]}
     assert history(client, make.repo) == ["Release v1"]
+
+
+def test_what_another_machine_replaced_while_it_was_staged_is_not_promoted(
+    hub: LocalHub, client: Client, make: Maker, work: Path
+) -> None:
+    """The other one writes between our commit to the staging branch and our look at what it holds."""
+    release = make()
+    mine = next(file for file in release.files if file.path_in_repo == "model-8da4w.pte")
+    branch, other = stage_branch("v1.0.0"), b"of another export" * 1000
+
+    def meddle() -> None:
+        for _ in range(600):
+            with suppress(HubpubError):
+                held = client.files(make.repo, branch, [mine.path_in_repo]).get(mine.path_in_repo)
+                if held and held.sha256 == mine.sha256:
+                    file = LocalFile.text(mine.path_in_repo, other)
+                    add = client.send(
+                        make.repo, branch, Add(file.path_in_repo, other, file.bytes, file.sha256), told=None
+                    )
+                    client.commit(make.repo, branch, [add], title="Other", parent=None, landed=lambda: None)
+                    return
+            time.sleep(0.02)
+
+    hub.arm(Fault(method="GET", path="/refs", delay=0.5, times=1000))
+    meddler = threading.Thread(target=meddle)
+    meddler.start()
+    try:
+        with pytest.raises(ConflictError, match=r"replaced model-8da4w\.pte while it was being staged"):
+            publish_all(client, [release], work)
+    finally:
+        meddler.join()
+    hub.disarm()
+    assert not refs_of(client, make.repo)[1] and not history(client, make.repo)
 
 
 def _command(hub: LocalHub, repo: str, folder: Path, work: Path) -> list[str]:
