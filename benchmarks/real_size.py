@@ -28,6 +28,7 @@ NOISE = 32 << 20
 SHARD = 3 << 30
 FAMILIES = {"gemma-3n": "gemma3n", "gemma-4": "gemma4"}
 PLAIN = "plain"
+PREFILL = 128
 
 
 def text_config(variant: str) -> dict[str, Any]:
@@ -160,7 +161,7 @@ def export(folder: Path, variant: str, recipe: str, out: Path, context: int) -> 
         variant=Variant(name=variant, source="a/b", revision=zero, family=opened.family.name, license="gemma"),  # type: ignore[arg-type]
         recipe=Project.find().recipes[recipe],
         context=context,
-        prefill=512,
+        prefill=PREFILL,
         fingerprint="",
         checkpoint=folder,
         references=out,
@@ -192,9 +193,9 @@ def plain(opened: Any, path: Path, context: int) -> dict[str, Any]:
     model = loader.load(opened, dtype=torch.bfloat16)
     stage("load")
     with applied(opened.family.patches()), cached_attention(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        decoder = CachedDecoder(model, opened.family.shape(model.config), context, 512, torch.bfloat16)
+        decoder = CachedDecoder(model, opened.family.shape(model.config), context, PREFILL, torch.bfloat16)
         example = (torch.ones(1, 8, dtype=torch.long), torch.tensor([0]))
-        dynamic = ({1: torch.export.Dim("S", min=1, max=512)}, {})
+        dynamic = ({1: torch.export.Dim("S", min=1, max=PREFILL)}, {})
         program = torch.export.export(decoder, example, dynamic_shapes=dynamic, strict=False)
         stage("export")
         edge = to_edge(program, compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True))

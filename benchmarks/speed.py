@@ -88,7 +88,9 @@ def of_original(folder: Path) -> dict[str, float]:
 def in_process(path: Path) -> dict[str, float]:
     """`of_file` or `of_original` in a fresh process."""
     command = [sys.executable, __file__, str(path), "--child"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    # Torch's own threads, of which a phone has none, must not spin beside those of the runtime.
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 

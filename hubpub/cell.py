@@ -210,6 +210,7 @@ def export(checkpoint: Any, job: Job, progress: Progress) -> Exported:
     }
     with ExitStack() as stack, torch.no_grad():
         patches = stack.enter_context(applied(family.patches()))
+        stack.enter_context(family.cheaper(model))
         if window is None:
             stack.enter_context(cached_attention(model))
             stack.enter_context(family.last_token_only(model))

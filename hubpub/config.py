@@ -159,7 +159,7 @@ class Export(Frozen):
     recipes: tuple[Name, ...] = Field(min_length=1)
     recommended: Name
     context: int = Field(default=2048, ge=16, le=131072)
-    prefill: int = Field(default=512, ge=2, le=131072)
+    prefill: int = Field(default=128, ge=2, le=131072)
 
     @model_validator(mode="after")
     def _consistent(self) -> Export:

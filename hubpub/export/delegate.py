@@ -25,7 +25,10 @@ ALIGNMENT = 16
 
 @dataclass(frozen=True)
 class Weight:
-    """Integers [rows, columns] (int4 packed by two, low half first) and scales of one linear layer, under its name."""
+    """Integers [rows, columns] (int4 packed by two, low half first) and scales of one linear layer, under its name.
+
+    With `softcap` c the product y becomes c * tanh(y / c).
+    """
 
     name: str
     values: torch.Tensor
@@ -33,10 +36,19 @@ class Weight:
     bits: int
     group: int | None
     columns: int
+    softcap: float | None = None
 
     @classmethod
-    def of(cls, name: str, layer: DynamicLinear) -> Weight:
-        return cls(name, layer.values, layer.scales, layer.bits, layer.group, layer.in_features)
+    def of(cls, layer: DynamicLinear, softcap: float | None = None) -> Weight:
+        return cls(layer.name, layer.values, layer.scales, layer.bits, layer.group, layer.in_features, softcap)
+
+    @property
+    def stored(self) -> dict[str, torch.Tensor]:
+        """What the file holds of it, by name."""
+        parts = {"values": self.values, "scales": self.scales}
+        if self.softcap is not None:
+            parts |= {"softcap": torch.tensor([self.softcap]), "softcap_inverse": torch.tensor([1 / self.softcap])}
+        return {f"{self.name}.{part}": tensor for part, tensor in parts.items()}
 
 
 def delegate(program: Any, weights: dict[str, Weight]) -> Any:
@@ -52,7 +64,7 @@ def delegate(program: Any, weights: dict[str, Weight]) -> Any:
     data = NamedDataStore()
     inputs: dict[torch.fx.Node, list[torch.fx.Node]] = {}
     for node in graph.nodes:
-        if node.op == "call_function" and _is_product(node.target):
+        if node.op == "call_function" and is_product(node.target):
             inputs.setdefault(node.args[0], []).append(node)
     for number, products in enumerate(inputs.values()):
         # Not the key: an input that is itself such a product was replaced by now.
@@ -60,8 +72,8 @@ def delegate(program: Any, weights: dict[str, Weight]) -> Any:
         chosen = [weights[product.args[1]] for product in products]
         blob = _blob(_upper_bound(x.meta["val"].shape), chosen)
         for weight in chosen:
-            for part in ("values", "scales"):
-                data.add_named_data(f"{weight.name}.{part}", stored(getattr(weight, part)), ALIGNMENT)
+            for key, tensor in weight.stored.items():
+                data.add_named_data(key, stored(tensor), ALIGNMENT)
         # All that is ever asked of the original program: how many outputs it has, and their shapes.
         original: Any = SimpleNamespace(graph=_outputs(len(products)), module=partial(_shapes, chosen))
         lowered = LoweredBackendModule(original, BACKEND, blob, [])
@@ -82,7 +94,8 @@ def delegate(program: Any, weights: dict[str, Weight]) -> Any:
     return data
 
 
-def _is_product(target: Any) -> bool:
+def is_product(target: Any) -> bool:
+    """Whether a graph's function is `hubpub::dynamic_linear`, before or after `to_edge`."""
     return target is torch.ops.hubpub.dynamic_linear.default or (
         getattr(target, "_op", None) is torch.ops.hubpub.dynamic_linear.default
     )
@@ -150,19 +163,24 @@ def _blob(shape: list[int], weights: list[Weight]) -> bytes:
         graph.xvalues.append(schema.XValue(xvalue_union=union))
         return number
 
-    def constant(name: str, tensor: torch.Tensor) -> int:
+    def constant(weight: Weight, part: str) -> int:
+        name = f"{weight.name}.{part}"
+        tensor = weight.stored[name]
         graph.constant_data.append(schema.ConstantDataOffset(offset=UINT64_MAX, size=tensor.nbytes, named_key=name))
         return len(graph.constant_data) - 1
 
     def node(union: Any) -> None:
         graph.xnodes.append(schema.XNode(xnode_union=union, debug_handle=0))
 
+    def product(matrix: int, into: int) -> None:
+        none = XNN_INVALID_VALUE_ID
+        node(schema.XNNFullyConnected(input1_id=quantized, filter_id=matrix, bias_id=none, output_id=into, flags=0))
+
     x = value(kinds.xnn_datatype_fp32, shape, external=0, flags=XNN_VALUE_FLAG_EXTERNAL_INPUT)
     quantized = value(kinds.xnn_datatype_qdint8, shape, how=schema.PerTokenDynamicQuant(num_nonbatch_dims=1))
     node(schema.XNNConvert(input_id=x, output_id=quantized, flags=0))
     for index, weight in enumerate(weights):
-        integers = constant(f"{weight.name}.values", weight.values)
-        scales = constant(f"{weight.name}.scales", weight.scales)
+        integers, scales = constant(weight, "values"), constant(weight, "scales")
         rows = weight.values.shape[0]
         how: Any
         if weight.group:
@@ -178,13 +196,19 @@ def _blob(shape: list[int], weights: list[Weight]) -> bytes:
             datatype = kinds.xnn_datatype_qcint8
             how = schema.PerChannelQuant(scale=[], channel_dim=0, scale_buffer_idx=scales, num_scales=rows)
         matrix = value(datatype, [rows, weight.columns], constant=integers, how=how)
-        out = value(
-            kinds.xnn_datatype_fp32, [*shape[:-1], rows], external=1 + index, flags=XNN_VALUE_FLAG_EXTERNAL_OUTPUT
-        )
+        dims = [*shape[:-1], rows]
+        out = value(kinds.xnn_datatype_fp32, dims, external=1 + index, flags=XNN_VALUE_FLAG_EXTERNAL_OUTPUT)
         graph.output_ids.append(out)
-        node(
-            schema.XNNFullyConnected(
-                input1_id=quantized, filter_id=matrix, bias_id=XNN_INVALID_VALUE_ID, output_id=out, flags=0
-            )
+        if weight.softcap is None:
+            product(matrix, out)
+            continue
+        plain, small, capped = (value(kinds.xnn_datatype_fp32, dims) for _ in range(3))
+        cap, inverse = (
+            value(kinds.xnn_datatype_fp32, [1], constant=constant(weight, part))
+            for part in ("softcap", "softcap_inverse")
         )
+        product(matrix, plain)
+        node(schema.XNNMultiply(input1_id=plain, input2_id=inverse, output_id=small, flags=0))
+        node(schema.XNNTanh(input_id=small, output_id=capped, flags=0))
+        node(schema.XNNMultiply(input1_id=capped, input2_id=cap, output_id=out, flags=0))
     return bytes(serialize_xnnpack_binary(graph, bytearray()))

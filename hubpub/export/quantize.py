@@ -201,9 +201,10 @@ class QuantizedEmbedding(nn.Module):
     @classmethod
     def of(cls, table: nn.Embedding, scheme: Scheme, dtype: torch.dtype) -> QuantizedEmbedding:
         bits = int(scheme.weight.removeprefix("int"))
-        values, scales = symmetric(table.weight, bits, scheme.group)
+        values, scales = symmetric(table.weight, bits, scheme.group, torch.bfloat16 if bits == 4 else torch.float32)
         if bits == 4:
-            values = pack(values, low_first=False)
+            # The kernel reads float16, not bfloat16. Eight bits of a scale times an int4 are exact in either.
+            values, scales = pack(values, low_first=False), scales.half()
         # The factor the original applies, rounded as the original rounds it.
         factor = getattr(table, "embed_scale", None)
         rounded = 1.0 if factor is None else factor.to(dtype).item()

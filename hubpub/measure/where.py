@@ -125,7 +125,7 @@ def _exported_residuals(model: Any, checkpoint: Any, recipe: Recipe, tokens: Seq
 
     shape = checkpoint.family.shape(model.config)
     ids = torch.tensor([list(tokens)])
-    with applied(checkpoint.family.patches()):
+    with applied(checkpoint.family.patches()), checkpoint.family.cheaper(model):
         if recipe.layout == "window":
             decoder: Any = WindowDecoder(model, shape, len(tokens))
             return _captured(model, lambda: decoder(ids))

@@ -4,11 +4,12 @@
 ExecuTorch LLM runner. S is 1 for decode and up to `prefill` for a piece of a prompt. The model's own modules do
 all of the arithmetic; only the cache and the attention product are ours:
 
-- a layer that owns keys and values writes them with `llama::update_cache` into buffers
-  [1, context, kv_heads, head_dim]; a layer that shares them reads what its owner returned, and has no buffers;
-- full attention is `llama::custom_sdpa` in its causal form: no mask, nothing read beyond the current position;
-- sliding attention sees only the slice of the buffers its window can reach, so that a token costs at most
-  window + S - 1 keys however long the context is.
+- a layer that owns keys and values has buffers of them, a layer that shares them reads its owner's and has none;
+- full attention writes buffers [1, context, kv_heads, head_dim] with `llama::update_cache` and is
+  `llama::custom_sdpa` in its causal form: no mask, nothing read beyond the current position;
+- sliding attention writes rings [1, window + prefill - 1, kv_heads, head_dim], where a position lies in the slot that
+  is its remainder. That is the fewest slots in which a piece of a prompt finds every key its first token may see. A
+  mask says what each slot holds, so that memory and time of such a layer do not grow with the context.
 """
 
 from __future__ import annotations
@@ -48,35 +49,38 @@ class Shape:
 
 
 class KVBuffers(nn.Module):
-    """Zeroed key and value buffers [1, context, heads, head_dim], for the layers that own them."""
+    """Zeroed key and value buffers [1, positions, heads, head_dim], for the layers that own them."""
 
-    def __init__(self, owners: Sequence[KVLayer], context: int, dtype: torch.dtype) -> None:
+    def __init__(self, owners: Sequence[KVLayer], positions: dict[str, int], dtype: torch.dtype) -> None:
+        """`positions` is how many each kind of layer keeps."""
         super().__init__()
         for owner in owners:
             for kind in ("keys", "values"):
-                shape = (1, context, owner.heads, owner.head_dim)
+                shape = (1, positions[owner.kind], owner.heads, owner.head_dim)
                 self.register_buffer(f"{kind}_{owner.index}", torch.zeros(shape, dtype=dtype), persistent=False)
 
 
 class _Step:
-    """The cache object of one forward call: stores the new positions, returns what each kind of layer may see."""
+    """The cache object of one forward call: stores the new positions and returns what a layer attends to.
 
-    def __init__(self, buffers: KVBuffers, owners: dict[int, KVLayer], start: Any, window: tuple[Any, Any] | None):
-        self.buffers, self.owners, self.start, self.window = buffers, owners, start, window
+    `slots` [1, S] are the places in the rings of sliding layers, None where there are no rings.
+    """
+
+    def __init__(self, buffers: KVBuffers, owners: dict[int, KVLayer], start: Any, slots: torch.Tensor | None) -> None:
+        self.buffers, self.owners, self.start, self.slots = buffers, owners, start, slots
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store keys and values [1, heads, S, head_dim]; return the visible ones as [1, T, heads, head_dim]."""
-        seen = []
-        for kind, new in (("keys", keys), ("values", values)):
-            buffer = getattr(self.buffers, f"{kind}_{layer}")
-            torch.ops.llama.update_cache(new.transpose(1, 2).contiguous(), buffer, self.start)
-            if self.owners[layer].kind == SLIDING and self.window is not None:
-                first, count = self.window
-                buffer = buffer.narrow(1, first, count)
-            seen.append(buffer)
-        return seen[0], seen[1]
+        """Store keys and values [1, heads, S, head_dim]; return the layer's buffers [1, T, heads, head_dim]."""
+        buffers = (getattr(self.buffers, f"keys_{layer}"), getattr(self.buffers, f"values_{layer}"))
+        for buffer, computed in zip(buffers, (keys, values), strict=True):
+            new = computed.transpose(1, 2).contiguous()
+            if self.slots is not None and self.owners[layer].kind == SLIDING:
+                torch.ops.llama.update_cache_with_indices(new, buffer, 0, self.slots)
+            else:
+                torch.ops.llama.update_cache(new, buffer, self.start)
+        return buffers
 
 
 def attend(
@@ -91,8 +95,8 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """Attention of queries [1, heads, S, D] over keys and values [1, T, kv_heads, D] as `_Step.update` returns them.
 
-    The queries are those of the last S positions before `end_pos`. Without a mask they are causal; with one
-    [1, 1, S, T] every key is visited. Returns [1, S, heads, D].
+    Without a mask the keys lie in order of position, and the queries are those of the last S before `end_pos`. A mask
+    [1, 1, S, T] says for every key who sees it. Returns [1, S, heads, D].
     """
     # The kernel writes a contiguous result whatever the strides of the query: hand it a contiguous one.
     query = query.transpose(1, 2).contiguous()
@@ -116,9 +120,10 @@ class CachedDecoder(nn.Module):
         self.context = context
         self.prefill = prefill
         self.owners = {owner.index: owner for owner in shape.owners}
-        self.buffers_ = KVBuffers(shape.owners, context, cache_dtype)
         # A window as long as the context never hides anything: such layers are plain causal ones.
         self.windowed = SLIDING in shape.layer_kinds and shape.sliding_window < context
+        self.ring = min(shape.sliding_window + prefill - 1, context) if self.windowed else context
+        self.buffers_ = KVBuffers(shape.owners, {FULL: context, SLIDING: self.ring}, cache_dtype)
 
     def forward(self, tokens: torch.Tensor, input_pos: torch.Tensor) -> torch.Tensor:
         length = tokens.shape[1]
@@ -127,36 +132,28 @@ class CachedDecoder(nn.Module):
         torch._check(start < self.context)
         torch._check(start + length <= self.context)
         positions = input_pos + torch.arange(length)
-        mask, window = None, None
+        mask, slots = None, None
         if self.windowed:
-            mask, window = self._window(input_pos, positions, length)
+            mask, slots = self._mask(positions), (positions % self.ring).unsqueeze(0)
         logits = self.model(
             input_ids=tokens,
             position_ids=positions.unsqueeze(0),
             attention_mask={FULL: None, SLIDING: mask},
-            past_key_values=_Step(self.buffers_, self.owners, start, window),
+            past_key_values=_Step(self.buffers_, self.owners, start, slots),
             use_cache=False,
             logits_to_keep=1,
             end_pos=start + length,
         ).logits
         return logits[:, -1, :]
 
-    def _window(
-        self, input_pos: torch.Tensor, positions: torch.Tensor, length: Any
-    ) -> tuple[torch.Tensor, tuple[Any, Any]]:
-        """The additive mask [1, 1, S, count] of sliding layers, and the (first, count) of the positions it covers."""
-        reach = self.shape.sliding_window
-        first_tensor = (input_pos - (reach - 1)).clamp(min=0)
-        first = first_tensor[0].item()
-        count = (input_pos - first_tensor)[0].item() + length
-        torch._check(first >= 0)
-        torch._check(count >= length)
-        torch._check(first + count <= self.context)
-        torch._check(count <= self.context)
-        keys = first_tensor + torch.arange(count)
-        distance = positions.unsqueeze(1) - keys.unsqueeze(0)
-        hidden = torch.logical_or(distance < 0, distance >= reach)
-        return torch.where(hidden, float("-inf"), 0.0)[None, None], (first, count)
+    def _mask(self, positions: torch.Tensor) -> torch.Tensor:
+        """The additive mask [1, 1, S, ring] of sliding layers: 0 where a query may see what a slot holds, else -inf."""
+        last = positions[-1:]
+        # The newest position of each slot. A slot that nothing was written to yet gets a negative one.
+        held = last - (last - torch.arange(self.ring)) % self.ring
+        distance = positions.unsqueeze(1) - held.unsqueeze(0)
+        unseen = torch.logical_or(distance < 0, distance >= self.shape.sliding_window)
+        return torch.where(torch.logical_or(unseen, held < 0), float("-inf"), 0.0)[None, None]
 
 
 class WindowDecoder(nn.Module):

@@ -61,13 +61,18 @@ def wanted(model: Any, tokens: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.fixture
-def decoder(model: Any, wanted: torch.Tensor) -> Iterator[CachedDecoder]:
-    """The model with an empty cache."""
-    with cached_attention(model), of(model).last_token_only(model), torch.no_grad():
-        yield CachedDecoder(model, of(model).shape(model.config), CONTEXT, CONTEXT - 1, torch.float32)
+def decoder(request: pytest.FixtureRequest, model: Any, wanted: torch.Tensor) -> Iterator[CachedDecoder]:
+    """The model with an empty cache; it takes pieces of up to 9 tokens, or as the test says."""
+    prefill = getattr(request, "param", 9)
+    with cached_attention(model), of(model).last_token_only(model), of(model).cheaper(model), torch.no_grad():
+        yield CachedDecoder(model, of(model).shape(model.config), CONTEXT, prefill, torch.float32)
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 33, CONTEXT - 1])
+@pytest.mark.parametrize(
+    ("decoder", "chunk"),
+    [(CONTEXT - 1, 1), (CONTEXT - 1, CONTEXT - 1), (33, 33), (9, 1), (9, 7), (9, 9)],
+    indirect=["decoder"],
+)
 def test_chunks_of_any_size_give_the_originals_logits(
     decoder: CachedDecoder, tokens: torch.Tensor, wanted: torch.Tensor, chunk: int
 ) -> None:
@@ -77,15 +82,38 @@ def test_chunks_of_any_size_give_the_originals_logits(
         assert (logits - wanted[end - 1]).abs().max() < 1e-3
 
 
-def test_only_layers_that_own_keys_have_buffers(decoder: CachedDecoder) -> None:
+def test_only_layers_that_own_keys_have_buffers_and_sliding_ones_small_ones(decoder: CachedDecoder) -> None:
     counted = layers(decoder.shape)
     shared = counted.sliding_sharing_kv + counted.full_sharing_kv
     assert shared > 0
     assert len(list(decoder.buffers_.buffers())) == 2 * (counted.total - shared)
+    ring = decoder.shape.sliding_window + 9 - 1
+    assert ring < CONTEXT
+    for owner in decoder.shape.owners:
+        positions = ring if owner.kind == "sliding_attention" else CONTEXT
+        assert decoder.buffers_.get_buffer(f"keys_{owner.index}").shape[1] == positions
+
+
+def test_cheaper_is_the_same(model: Any, tokens: torch.Tensor, wanted: torch.Tensor) -> None:
+    with of(model).cheaper(model), torch.no_grad():
+        logits = model(tokens).logits[0]
+    assert (logits - wanted).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("decoder", [9], indirect=True)
+def test_what_an_earlier_text_left_in_the_cache_is_never_seen(
+    decoder: CachedDecoder, tokens: torch.Tensor, wanted: torch.Tensor
+) -> None:
+    for buffer in decoder.buffers_.buffers():
+        buffer.fill_(1e4)
+    for first in range(0, CONTEXT, 9):
+        end = min(first + 9, CONTEXT)
+        logits = decoder(tokens[:, first:end], torch.tensor([first]))[0]
+        assert (logits - wanted[end - 1]).abs().max() < 1e-3
 
 
 def test_the_original_attends_as_before_afterwards(model: Any, tokens: torch.Tensor, wanted: torch.Tensor) -> None:
-    with cached_attention(model):
+    with cached_attention(model), of(model).last_token_only(model), of(model).cheaper(model):
         pass
     with torch.no_grad():
         assert torch.equal(model(tokens).logits[0], wanted)
@@ -129,8 +157,10 @@ def test_a_quantized_table_reads_the_rows_it_stores(scheme: Scheme) -> None:
     register_operators()
     table = torch.nn.Embedding(64, 96)
     bits = int(scheme.weight.removeprefix("int"))
-    values, scales = symmetric(table.weight.detach(), bits, scheme.group)
-    rows = (values.reshape(64, -1, scheme.group or 96) * scales.unsqueeze(-1)).reshape(64, 96)
+    values, scales = symmetric(
+        table.weight.detach(), bits, scheme.group, torch.bfloat16 if bits == 4 else torch.float32
+    )
+    rows = (values.reshape(64, -1, scheme.group or 96) * scales.float().unsqueeze(-1)).reshape(64, 96)
     indices = torch.tensor([[0, 5, 63]])
     assert torch.allclose(QuantizedEmbedding.of(table, scheme, torch.float32)(indices), rows[indices], atol=1e-6)
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 import pytest
 import torch
 from executorch.exir import EdgeCompileConfig, to_edge
 
+from hubpub.config import Scheme
 from hubpub.export import lower
+from hubpub.export.quantize import DynamicLinear, register_operators
+from hubpub.measure.inspect import inspect
+from hubpub.measure.runtime import Session
 
 
 class Mixed(torch.nn.Module):
@@ -43,3 +48,32 @@ def test_the_passes_are_as_they_were_afterwards() -> None:
         first, _ = _program._get_aten_to_edge_passes(EdgeCompileConfig())
         assert sum(type(one).__name__ == "OneRetrace" for one in first) == 1
     assert _program._get_aten_to_edge_passes is before
+
+
+class Capped(torch.nn.Module):
+    """A head with a softcap as the decoders have it, or with another number behind it."""
+
+    def __init__(self, outer: float) -> None:
+        super().__init__()
+        self.outer = outer
+        self.head = DynamicLinear.of(
+            "head", torch.nn.Linear(64, 96, bias=False), Scheme(weight="int8", activation="int8")
+        )
+        self.register_buffer("positions", torch.arange(64).unsqueeze(0))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        capped: torch.Tensor = torch.tanh(self.head((ids % 7 - 3.0) * 4.0) / 3.0) * self.outer
+        return capped.unsqueeze(0)
+
+
+@pytest.mark.parametrize(("outer", "inside"), [(3.0, True), (2.0, False)])
+def test_a_softcap_is_part_of_its_heads_delegate(outer: float, inside: bool, tmp_path: Path) -> None:
+    register_operators()
+    model, path = Capped(outer), tmp_path / "capped.pte"
+    with path.open("wb") as file:
+        lower.export(model, "8da8w", {}).program.write_to_file(file)
+    ids = torch.arange(64).unsqueeze(0) * 5 % 11
+    found = Session(path)._execute("the head", ids[0].tolist())
+    assert (found - model(ids)).abs().max() < 0.02
+    assert found.abs().max() <= outer + 1e-6
+    assert ("XNNTanh" in str(inspect(path))) == inside

@@ -22,7 +22,8 @@ class Family:
 
     `architecture` is the published multimodal class, `text_class` its text-only sibling, `text_prefix` where the
     checkpoint keeps the text weights, `ignored` a pattern of stored text tensors that the model does not use. While
-    `last_token_only(model)` is open, layers without keys and values of their own compute just a prompt's last token.
+    `last_token_only(model)` is open, layers without keys and values of their own compute just a prompt's last token;
+    while `cheaper(model)` is open, the model computes the same with operators that cost less in the runtime.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Family:
     shape: Callable[[Any], Shape]
     patches: Callable[[], tuple[Patch, ...]]
     last_token_only: Callable[[Any], AbstractContextManager[None]]
+    cheaper: Callable[[Any], AbstractContextManager[None]]
 
 
 def family(name: str) -> Family:

@@ -46,4 +46,5 @@ FAMILY = Family(
     patches=_patches,
     # The model does so by itself when one row of logits is asked for.
     last_token_only=lambda model: nullcontext(),
+    cheaper=lambda model: nullcontext(),
 )
