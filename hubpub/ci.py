@@ -308,7 +308,7 @@ def fetch(job: Job, name: str) -> None:
 
 def export(job: Job, name: str, display: Display) -> CellFacts:
     """Export, inspect, validate and bench one cell. Needs no token. Raises GateError where it does not pass."""
-    from hubpub.release import make
+    from hubpub.making import make
 
     # A step cannot be kept from the means to prove who it is, so they are dropped before model code runs.
     for variable in ("ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN", "HF_TOKEN", "HF_OIDC_RESOURCE"):
@@ -329,7 +329,8 @@ def stage(job: Job, name: str) -> CellFacts:
     """Send one cell's file and tokenizer to its repo's staging branch, and keep its facts for the jobs to come."""
     from hubpub.hub.publish import stage as stage_files
     from hubpub.hub.release import LocalFile, RepoRelease
-    from hubpub.release import files_of, rejudged, sources_here
+    from hubpub.making import rejudged
+    from hubpub.release import files_of, sources_here
 
     cell = job.cell(name)
     step = job.step(cell)
@@ -487,7 +488,8 @@ def rehearse(project: Project, work: Path, base: str | None, selectors: Sequence
     Raises the worst of what went wrong after everything was tried.
     """
     from hubpub.cards.render import stale
-    from hubpub.release import Options, Report, make
+    from hubpub.making import make
+    from hubpub.release import Options, Report
 
     reasons = changed_since(project, base) if base else {}
     chosen = [cell for cell in select(cells(project), selectors) if base is None or cell.id in reasons]

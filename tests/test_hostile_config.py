@@ -12,8 +12,8 @@ import pytest
 from hubpub import cli
 from hubpub.config import Project
 from hubpub.errors import ConfigError, SourceError
+from hubpub.making import refuse_links
 from hubpub.matrix import cells
-from hubpub.release import refuse_links
 
 ROOT = Path(__file__).parent.parent
 HOSTILE = [

@@ -275,7 +275,7 @@ def test_what_cannot_end_well_is_said_before_anything_is_made(
     assert not (work / "hf" / "hub").exists()
 
     from hubpub import doctor
-    from hubpub.release import _check_room
+    from hubpub.making import _check_room
 
     steps = plan(cells(site.project), work, rehearse=False)
     monkeypatch.setattr(doctor, "sizes", lambda *_: {"small": doctor.Size(10**15, 10**14, 0, 10**15, 0, 2)})
