@@ -104,7 +104,7 @@ def test_no_token_in_what_an_error_prints(
     def broken(_: object) -> int:
         raise RuntimeError(f"GET https://hub/x?token={secret} with Bearer {secret}")
 
-    monkeypatch.setattr(cli, "_schema", broken)
+    monkeypatch.setitem(cli.COMMANDS, "schema", broken)
     assert cli.main(["schema", *flags]) == 1
     captured = capsys.readouterr()
     assert "Secret" not in captured.out + captured.err and "RuntimeError" in captured.err
