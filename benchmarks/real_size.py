@@ -137,9 +137,12 @@ def checkpoint(variant: str, root: Path) -> Path:
             file.write(struct.pack("<Q", len(encoded)) + encoded)
             for name in names:
                 left = 2 * math.prod(shapes[name])
+                # Each tensor begins elsewhere: equal ones would be stored once, which no real model would gain from.
+                place = 2 * 7919 * len(index) % NOISE
                 while left:
-                    left -= file.write(noise[: min(left, NOISE)])
-        index |= dict.fromkeys(names, shard)
+                    left -= file.write(noise[place : min(place + left, NOISE)])
+                    place = 0
+                index[name] = shard
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 106]}))
     return folder
@@ -269,8 +272,7 @@ def main() -> None:
             with arguments.record.open("a") as file:
                 file.write(json.dumps(line) + "\n")
         if not arguments.keep:
-            for path in out.glob("*.pte"):
-                path.unlink()
+            (out / (f"{PLAIN}.pte" if recipe == PLAIN else f"{arguments.variant}-{recipe}.pte")).unlink()
 
 
 if __name__ == "__main__":
