@@ -125,16 +125,23 @@ def symmetric(
     return values, scales
 
 
-def pack(values: torch.Tensor, *, low_first: bool) -> torch.Tensor:
-    """Two int4 values of [rows, columns] int8 to a byte (uint8), each plus 8; `low_first`: the even column lies low."""
-    rows, columns = values.shape
-    packed = torch.empty(rows, columns // 2, dtype=torch.uint8)
+def symmetric_int4(weight: torch.Tensor, group: int | None, *, low_first: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """`symmetric` in four bits with bfloat16 scales, packed: never more than a slice of it takes a byte per weight."""
+    rows, columns = weight.shape
+    values = torch.empty(rows, columns // 2, dtype=torch.uint8)
+    scales = torch.empty(rows, columns // (group or columns), dtype=torch.bfloat16)
     step = max(1, (4 << 20) // columns)
     for first in range(0, rows, step):
-        pairs = (values[first : first + step] + 8).view(torch.uint8).reshape(-1, columns // 2, 2)
-        low, high = (pairs[..., 0], pairs[..., 1]) if low_first else (pairs[..., 1], pairs[..., 0])
-        packed[first : first + step] = high << 4 | low
-    return packed
+        part, scales[first : first + step] = symmetric(weight[first : first + step], 4, group, torch.bfloat16)
+        values[first : first + step] = pack(part, low_first=low_first)
+    return values, scales
+
+
+def pack(values: torch.Tensor, *, low_first: bool) -> torch.Tensor:
+    """Two int4 values of [rows, columns] int8 to a byte (uint8), each plus 8; `low_first`: the even column lies low."""
+    pairs = (values + 8).view(torch.uint8).unflatten(-1, (-1, 2))
+    low, high = (pairs[..., 0], pairs[..., 1]) if low_first else (pairs[..., 1], pairs[..., 0])
+    return high << 4 | low
 
 
 def unpack(packed: torch.Tensor, *, low_first: bool) -> torch.Tensor:
@@ -163,8 +170,8 @@ class DynamicLinear(nn.Module):
         if linear.bias is not None:
             raise ExportError(f"{name}: a quantized layer with a bias is not supported")
         if scheme.weight == "int4":
-            values, scales = symmetric(linear.weight, 4, scheme.group, torch.bfloat16)
-            return cls(name, pack(values, low_first=True), scales, 4, scheme.group)
+            values, scales = symmetric_int4(linear.weight, scheme.group, low_first=True)
+            return cls(name, values, scales, 4, scheme.group)
         values, scales = symmetric(linear.weight, 8, None)
         return cls(name, values, scales.squeeze(-1), 8, None)
 
@@ -201,10 +208,12 @@ class QuantizedEmbedding(nn.Module):
     @classmethod
     def of(cls, table: nn.Embedding, scheme: Scheme, dtype: torch.dtype) -> QuantizedEmbedding:
         bits = int(scheme.weight.removeprefix("int"))
-        values, scales = symmetric(table.weight, bits, scheme.group, torch.bfloat16 if bits == 4 else torch.float32)
         if bits == 4:
+            values, scales = symmetric_int4(table.weight, scheme.group, low_first=False)
             # The kernel reads float16, not bfloat16. Eight bits of a scale times an int4 are exact in either.
-            values, scales = pack(values, low_first=False), scales.half()
+            scales = scales.half()
+        else:
+            values, scales = symmetric(table.weight, bits, scheme.group)
         # The factor the original applies, rounded as the original rounds it.
         factor = getattr(table, "embed_scale", None)
         rounded = 1.0 if factor is None else factor.to(dtype).item()

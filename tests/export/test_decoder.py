@@ -18,6 +18,7 @@ from hubpub.export.quantize import (
     quantize,
     register_operators,
     symmetric,
+    symmetric_int4,
     unpack,
 )
 from hubpub.measure.model_facts import layers, parameters
@@ -187,6 +188,13 @@ def test_a_dynamic_layer_multiplies_by_what_it_stores(scheme: Scheme) -> None:
 def test_packing_two_integers_to_a_byte_loses_nothing(low_first: bool) -> None:
     values = torch.randint(-8, 8, (6, 64), dtype=torch.int8)
     assert torch.equal(unpack(pack(values, low_first=low_first), low_first=low_first), values)
+
+
+def test_packed_slice_by_slice_is_packed_at_once() -> None:
+    weight = torch.randn(2500, 4096, generator=torch.Generator().manual_seed(6))
+    values, scales = symmetric(weight, 4, 32, torch.bfloat16)
+    packed, found = symmetric_int4(weight, 32, low_first=True)
+    assert torch.equal(packed, pack(values, low_first=True)) and torch.equal(found, scales)
 
 
 def test_the_scale_of_a_group_is_the_best_of_those_tried() -> None:
