@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hubpub.matrix import Cell
-    from hubpub.release import Options
+    from hubpub.release.run import Options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +52,7 @@ def _fail(error: HubpubError, arguments: argparse.Namespace) -> int:
     if error.hint:
         print(f"  fix: {redact(error.hint)}", file=sys.stderr)
     if os.environ.get("GITHUB_ACTIONS") == "true":
-        from hubpub.ci import annotation
+        from hubpub.ci.github import annotation
 
         print(annotation(error), file=sys.stderr)
     if getattr(arguments, "json", False) and not getattr(arguments, "reported", False):
@@ -75,7 +75,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
     steps = plan(_chosen(arguments), arguments.work, rehearse=arguments.rehearse, force=arguments.force)
     if arguments.github:
-        from hubpub.ci import job_matrix
+        from hubpub.ci.github import job_matrix
 
         return _print_json(job_matrix(steps, rehearse=arguments.rehearse))
     if arguments.json:
@@ -102,7 +102,7 @@ def _chosen(arguments: argparse.Namespace) -> Sequence[Cell]:
     chosen = select(cells(project), arguments.selectors)
     if arguments.changed_since is None:
         return chosen
-    from hubpub.ci import changed_since
+    from hubpub.ci.changes import changed_since
 
     changed = changed_since(project, arguments.changed_since)
     return [cell for cell in chosen if cell.id in changed]
@@ -137,7 +137,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _release(arguments: argparse.Namespace) -> int:
     from hubpub.progress import display
-    from hubpub.release import run
+    from hubpub.release.run import run
 
     _selected(arguments)
     project = _project(arguments)
@@ -157,7 +157,7 @@ def _release(arguments: argparse.Namespace) -> int:
 
 
 def _options(arguments: argparse.Namespace) -> Options:
-    from hubpub.release import Options
+    from hubpub.release.run import Options
 
     return Options(
         selectors=tuple(arguments.selectors),
@@ -177,7 +177,8 @@ def _options(arguments: argparse.Namespace) -> Options:
 
 def _promote(arguments: argparse.Namespace) -> int:
     from hubpub.progress import display
-    from hubpub.release import Options, promote
+    from hubpub.release.promote import promote
+    from hubpub.release.run import Options
 
     _selected(arguments)
     options = Options(
@@ -210,20 +211,20 @@ def _selected(arguments: argparse.Namespace) -> None:
 
 
 def _ci(arguments: argparse.Namespace) -> int:
-    from hubpub import ci
+    from hubpub.ci import github, jobs
     from hubpub.progress import display
 
     if arguments.job == "free-disk":
-        ci.free_disk()
+        github.free_disk()
         return 0
     if arguments.job == "rehearse":
         with display(_err()) as progress:
-            ci.rehearse(_project(arguments), arguments.work, arguments.changed_since, arguments.name, progress)
+            jobs.rehearse(_project(arguments), arguments.work, arguments.changed_since, arguments.name, progress)
         return 0
-    job = ci.Job(
+    job = jobs.Job(
         project=_project(arguments),
         work=arguments.work,
-        version=ci.tag_version(arguments.version),
+        version=jobs.tag_version(arguments.version),
         namespace=arguments.namespace,
         rehearse=arguments.rehearse,
         dry_run=arguments.dry_run,
@@ -231,19 +232,20 @@ def _ci(arguments: argparse.Namespace) -> int:
         receipts=arguments.receipts,
     )
     if arguments.job == "plan":
-        found = ci.plan_jobs(job, arguments.name or os.environ.get("HUBPUB_SELECTORS", "").split())
+        found = jobs.plan_jobs(job, arguments.name or os.environ.get("HUBPUB_SELECTORS", "").split())
         return _print_json(found) if arguments.json else 0
     if arguments.job in {"sums", "announce"}:
-        print(ci.sums(job) if arguments.job == "sums" else ci.announce(job))
+        print(jobs.sums(job) if arguments.job == "sums" else jobs.announce(job))
         return 0
     names = arguments.name or [os.environ.get("HUBPUB_REPO" if arguments.job == "promote" else "HUBPUB_CELL", "")]
     if len(names) != 1 or not names[0]:
         raise UsageError(f"'hubpub ci {arguments.job}' is for one cell or repo", "name it")
     if arguments.job == "export":
         with display(_err()) as progress:
-            ci.export(job, names[0], progress)
+            jobs.export(job, names[0], progress)
     else:
-        {"resume": ci.resume, "fetch": ci.fetch, "stage": ci.stage, "promote": ci.promote}[arguments.job](job, names[0])
+        run = {"resume": jobs.resume, "fetch": jobs.fetch, "stage": jobs.stage, "promote": jobs.promote}[arguments.job]
+        run(job, names[0])
     return 0
 
 
@@ -352,7 +354,7 @@ def _diff(arguments: argparse.Namespace) -> int:
     from hubpub.cards.diff import CardChange, render_change
     from hubpub.cards.published import candidate, change, chosen, files_of, published
     from hubpub.hub.client import Retry
-    from hubpub.release import connect
+    from hubpub.release.connect import connect
 
     project = _project(arguments)
     cards = chosen(project, arguments.cards)
@@ -400,7 +402,7 @@ def _preview(arguments: argparse.Namespace) -> int:
 
         from hubpub.cards.published import files_of, published
         from hubpub.hub.client import Retry
-        from hubpub.release import connect
+        from hubpub.release.connect import connect
 
         options = _hub_options(arguments)
         if options.endpoint == "local" and not (arguments.work / "hub").is_dir():
@@ -516,7 +518,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from hubpub.hub.upkeep import verify
-    from hubpub.release import connect
+    from hubpub.release.connect import connect
 
     repo, _, revision = arguments.repo.partition("@")
     with ExitStack() as stack:
@@ -539,7 +541,7 @@ def _status(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from hubpub.hub.upkeep import status
-    from hubpub.release import connect
+    from hubpub.release.connect import connect
 
     options = _hub_options(arguments)
     with ExitStack() as stack:
@@ -559,7 +561,7 @@ def _yank(arguments: argparse.Namespace) -> int:
     from contextlib import ExitStack
 
     from hubpub.hub.upkeep import yank
-    from hubpub.release import connect
+    from hubpub.release.connect import connect
 
     repo, _, tag = arguments.repo.partition("@")
     if not tag:
@@ -580,7 +582,7 @@ def _unstage(arguments: argparse.Namespace) -> int:
     from contextlib import ExitStack
 
     from hubpub.hub.publish import preflight, staged_versions, unstage
-    from hubpub.release import connect
+    from hubpub.release.connect import connect
 
     with ExitStack() as stack:
         client, _ = connect(_hub_options(arguments), stack)
@@ -595,14 +597,14 @@ def _unstage(arguments: argparse.Namespace) -> int:
 
 
 def _hub_options(arguments: argparse.Namespace) -> Options:
-    from hubpub.release import Options
+    from hubpub.release.run import Options
 
     return Options((), arguments.work, hub=arguments.hub, namespace=arguments.namespace)
 
 
 def _hub_serve(arguments: argparse.Namespace) -> int:
     from hubpub.localhub import LocalHub, serve
-    from hubpub.release import LOCAL_PORT
+    from hubpub.release.connect import LOCAL_PORT
 
     def ready(hub: LocalHub) -> None:
         if arguments.json:

@@ -20,7 +20,7 @@ from hubpub.progress import Display
 
 if TYPE_CHECKING:
     from hubpub.cell import Exported, Job
-    from hubpub.release import Options
+    from hubpub.release.run import Options
 
 SCALE_BYTES = 3 << 30
 
@@ -29,7 +29,7 @@ def _check_room(todo: Sequence[Step], work: Path) -> None:
     """Raise ToolchainError where the files of `todo` will not fit on the disk of the work folder."""
     import shutil
 
-    from hubpub.doctor import Size, need_of, sizes
+    from hubpub.sizing import Size, need_of, sizes
 
     known = sizes(todo, None)
     needs = [

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hubpub.hub.release import Receipt
     from hubpub.hub.upkeep import RepoStatus, Verification
     from hubpub.plan import Step
-    from hubpub.release import Report
+    from hubpub.release.run import Report
 
 
 def render_report(report: Report) -> RenderableType:

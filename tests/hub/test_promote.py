@@ -274,11 +274,11 @@ def test_what_cannot_end_well_is_said_before_anything_is_made(
     assert not list(work.rglob("*.pte")) and client.refs(f"{hub.user}/small-pte") is None
     assert not (work / "hf" / "hub").exists()
 
-    from hubpub import doctor
+    from hubpub import sizing
     from hubpub.making import _check_room
 
     steps = plan(cells(site.project), work, rehearse=False)
-    monkeypatch.setattr(doctor, "sizes", lambda *_: {"small": doctor.Size(10**15, 10**14, 0, 10**15, 0, 2)})
+    monkeypatch.setattr(sizing, "sizes", lambda *_: {"small": sizing.Size(10**15, 10**14, 0, 10**15, 0, 2)})
     with pytest.raises(ToolchainError, match="GB are free"):
         _check_room(steps, work)
 

@@ -6,153 +6,25 @@ part of a command line) and get back a job matrix, step outputs, a step summary,
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
-import re
-import shutil
-import subprocess
-import tomllib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubpub.config import PACKAGE, Card, Project, locate
-from hubpub.errors import ConflictError, ExportError, GateError, HubError, HubpubError, RenderError, UsageError
-from hubpub.facts import MEASURING, CardFacts, CellFacts, Workflow, dump, load, write_atomic
+from hubpub.ci.changes import card_changes, changed_since
+from hubpub.ci.github import annotation, at_line, cell_table, gh, group, human, job_matrix, output, summary, workflow
+from hubpub.config import Card, Project
+from hubpub.errors import ConflictError, ExportError, GateError, HubError, RenderError, UsageError
+from hubpub.facts import MEASURING, CardFacts, CellFacts, dump, load, write_atomic
 from hubpub.matrix import Cell, cells, select
 from hubpub.plan import Step, plan
 
 if TYPE_CHECKING:
     from hubpub.hub.client import Client
     from hubpub.progress import Display
-    from hubpub.release import Options
-
-GB = 1_000_000_000
-# What GitHub's standard Linux runner has: memory as documented, disk as seen after `hubpub ci free-disk`.
-STANDARD_MEMORY, STANDARD_DISK = 16 * GB, 60 * GB
-# Whatever is under these changes what an export or a measurement gives.
-_MAKING = ("hubpub/model/", "hubpub/export/", "hubpub/measure/", "hubpub/data/", "hubpub/cell.py", "pyproject.toml")
-
-
-def job_matrix(steps: Sequence[Step], *, rehearse: bool) -> dict[str, Any]:
-    """One job per cell and one per repo. `runner` is the label of a machine that can hold the cell.
-
-    Labels come from HUBPUB_RUNNER and HUBPUB_LARGE_RUNNER; a cell of unknown need gets the standard one.
-    """
-    from hubpub.doctor import need_of, sizes
-
-    standard = os.environ.get("HUBPUB_RUNNER") or "ubuntu-24.04"
-    large = os.environ.get("HUBPUB_LARGE_RUNNER") or standard
-    planned = [step for step in steps if step.action != "skip"]
-    known = {} if rehearse else sizes(planned, _impatient())
-    jobs = []
-    for step in planned:
-        size = known.get(step.cell.variant.name)
-        need = None if size is None or isinstance(size, HubpubError) else need_of(size, step.cell.recipe)
-        fits = need is None or (need.memory <= STANDARD_MEMORY and need.disk <= STANDARD_DISK)
-        jobs.append(
-            {
-                "cell": step.cell.id,
-                "repo": step.cell.card.repo,
-                "key": step.cell.file.removesuffix(".pte"),
-                "runner": standard if fits else large,
-                "size": "standard" if fits else "large",
-                "need": need and {"file": need.file, "disk": need.disk, "memory": need.memory},
-            }
-        )
-    repos = list(dict.fromkeys(str(job["repo"]) for job in jobs))
-    return {"cells": {"include": jobs}, "repos": {"include": [{"repo": repo} for repo in repos]}}
-
-
-def _impatient() -> Any:
-    from hubpub.hub.client import Client, Retry
-
-    try:
-        client = Client.from_environment(os.environ.get("HF_ENDPOINT"))
-    except HubpubError:
-        return None
-    client.retry = Retry(attempts=1)
-    return client
-
-
-def changed_since(project: Project, base: str) -> dict[str, str]:
-    """The cells whose files could come out differently than at the commit `base`, with the reason.
-
-    Prose of a card and templates change no file of a cell. Raises UsageError where `base` is no commit.
-    """
-    paths = _git(project, "diff", "--name-only", "--relative", f"{_commit(project, base)}...HEAD", "--").splitlines()
-    paths += _git(project, "diff", "--name-only", "--relative", "HEAD", "--").splitlines()
-    making = next((path for path in paths if path.startswith(_MAKING)), None)
-    if making is not None and (project.root / "hubpub").samefile(PACKAGE):
-        return {cell.id: f"{making} changed" for cell in cells(project)}
-    before = _recipes_at(project, base)
-    reasons = {}
-    for cell in cells(project):
-        card = cell.card
-        folder = card.folder.relative_to(project.root).as_posix()
-        if f"{folder}/card.toml" in paths:
-            old = _toml_at(project, base, f"{folder}/card.toml")
-            if why := _differs(card, old, cell.recipe.name):
-                reasons[cell.id] = why
-                continue
-        if before is not None and cell.recipe.name not in card.recipe:
-            now = tomllib.loads((PACKAGE / "recipes.toml").read_text("utf-8"))["recipe"].get(cell.recipe.name)
-            if now != before.get(cell.recipe.name):
-                reasons[cell.id] = f"recipe {cell.recipe.name} changed"
-    return reasons
-
-
-def _differs(card: Card, old: dict[str, Any], recipe: str) -> str | None:
-    if not old:
-        return "new card"
-    now = tomllib.loads((card.folder / "card.toml").read_text("utf-8"))
-    if now.get("variant") != old.get("variant"):
-        return "variant changed"
-    if now.get("export", {}).get("context") != old.get("export", {}).get("context"):
-        return "context changed"
-    if recipe not in old.get("export", {}).get("recipes", ()):
-        return "new cell"
-    if now.get("recipe", {}).get(recipe) != old.get("recipe", {}).get(recipe):
-        return f"recipe {recipe} changed"
-    return None
-
-
-def _recipes_at(project: Project, base: str) -> dict[str, Any] | None:
-    """The recipe table at `base`, or None where it is no part of this project."""
-    if not (project.root / "hubpub").is_dir():
-        return None
-    found: dict[str, Any] = _toml_at(project, base, "hubpub/recipes.toml").get("recipe", {})
-    return found
-
-
-def _toml_at(project: Project, base: str, path: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(_git(project, "show", f"{_commit(project, base)}:./{path}"))
-    except (UsageError, tomllib.TOMLDecodeError):
-        return {}
-
-
-def _commit(project: Project, base: str) -> str:
-    # A name that begins with a dash would be an option to git.
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_./~^@{}-]*", base):
-        raise UsageError(f"'{base}' is not a commit or branch")
-    return _git(project, "rev-parse", "--verify", "--quiet", f"{base}^{{commit}}").strip()
-
-
-def _git(project: Project, *arguments: str) -> str:
-    try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=project.root, capture_output=True, text=True, check=False, timeout=60
-        )
-    except FileNotFoundError:
-        raise UsageError("git is not installed", "install git, or name the cells instead") from None
-    if done.returncode:
-        what = done.stderr.strip().splitlines() or [f"git {arguments[0]} {arguments[-1]} found nothing"]
-        raise UsageError(f"{project.root}: {what[-1]}", "is the base fetched? In a workflow: fetch-depth: 0")
-    return done.stdout
+    from hubpub.release.run import Options
 
 
 @dataclass(frozen=True)
@@ -191,7 +63,7 @@ class Job:
         return step
 
     def options(self, *names: str) -> Options:
-        from hubpub.release import Options
+        from hubpub.release.run import Options
 
         return Options(names, self.work, version=self.version, rehearse=self.rehearse, hub=_endpoint())
 
@@ -202,7 +74,7 @@ class Job:
 
 def tag_version(given: str | None) -> str:
     """The version to release: `given`, else the tag the workflow runs on. Raises UsageError for any other text."""
-    from hubpub.release import VERSION
+    from hubpub.release.version import VERSION
 
     version = given or (os.environ.get("GITHUB_REF_NAME", "") if os.environ.get("GITHUB_REF_TYPE") == "tag" else "")
     if not VERSION.fullmatch(version):
@@ -225,7 +97,7 @@ def plan_jobs(job: Job, selectors: Sequence[str]) -> dict[str, Any]:
                 )
         if not job.rehearse and card.variant.revision is None:
             error = UsageError(f"{card.variant.source} is not pinned", f"run 'hubpub pin {card.repo}' and commit it")
-            raise _at(error, card, "variant.source")
+            raise at_line(error, card, "variant.source")
     matrix = job_matrix(steps, rehearse=job.rehearse)
     output(version=job.version, cells=json.dumps(matrix["cells"]), repos=json.dumps(matrix["repos"]))
     kind = " (dry run: nothing is published)" if job.dry_run else ""
@@ -239,7 +111,7 @@ def plan_jobs(job: Job, selectors: Sequence[str]) -> dict[str, Any]:
         need = one["need"]
         row = [f"`{one['cell']}`", job.repo_id(job.card(one["repo"]))]
         if not job.rehearse:
-            row += [*(_gb(need[key]) if need else "not known" for key in ("file", "disk", "memory")), one["runner"]]
+            row += [*(human(need[key]) if need else "not known" for key in ("file", "disk", "memory")), one["runner"]]
         lines.append(f"| {' | '.join(row)} |")
     summary("\n".join(lines))
     return {"version": job.version, **matrix}
@@ -254,7 +126,7 @@ def resume(job: Job, name: str) -> bool:
     found = _held(job.client(cell.card), job, cell)
     if found is not None:
         _keep(job, found)
-        summary(f"`{cell.id}` is on the Hub already: {_gb(found.file.bytes)}, nothing to do.")
+        summary(f"`{cell.id}` is on the Hub already: {human(found.file.bytes)}, nothing to do.")
     output(done=json.dumps(found is not None))
     return found is not None
 
@@ -272,7 +144,7 @@ def _held(client: Client, job: Job, cell: Cell) -> CellFacts | None:
         for one in published:
             if one.cell == cell.id and one.fingerprint == wanted:
                 return one
-        raise _at(
+        raise at_line(
             ConflictError(
                 f"{repo}: {job.version} exists and was made from something else than {cell.id} is now",
                 "a published version never changes: choose the next one",
@@ -317,9 +189,9 @@ def export(job: Job, name: str, display: Display) -> CellFacts:
     with group(f"{cell.id}: export, inspect, validate, bench"):
         facts, failures = make(job.project, (job.step(cell),), job.options(cell.id), display)
     if cell.id in facts:
-        summary("\n".join(_cell_table([facts[cell.id]])))
+        summary("\n".join(cell_table([facts[cell.id]])))
     for error in failures.values():
-        raise _at(error, cell.card, "export.recipes")
+        raise at_line(error, cell.card, "export.recipes")
     if cell.id not in facts:
         raise ExportError(f"{cell.id} is excluded: {cell.excluded}", "leave it out of the selection")
     return facts[cell.id]
@@ -330,7 +202,7 @@ def stage(job: Job, name: str) -> CellFacts:
     from hubpub.hub.publish import stage as stage_files
     from hubpub.hub.release import LocalFile, RepoRelease
     from hubpub.making import rejudged
-    from hubpub.release import files_of, sources_here
+    from hubpub.release.assemble import files_of, sources_here
 
     cell = job.cell(name)
     step = job.step(cell)
@@ -339,7 +211,7 @@ def stage(job: Job, name: str) -> CellFacts:
         raise ExportError(f"{cell.id} has not been made on this machine", f"run: hubpub ci export {cell.id}")
     facts = rejudged(cell, known).model_copy(update={"workflow": workflow()})
     if not facts.passed:
-        raise _at(GateError(f"{cell.id} does not pass its gates"), cell.card, "export.recipes")
+        raise at_line(GateError(f"{cell.id} does not pass its gates"), cell.card, "export.recipes")
     if not job.dry_run:
         files = files_of([facts], sources_here(cell.card, [step], job.options(cell.id)))
         # Last: whoever finds the facts on the branch finds the files they speak of.
@@ -347,7 +219,7 @@ def stage(job: Job, name: str) -> CellFacts:
         release = RepoRelease(job.repo_id(cell.card), job.version, tuple(files), "")
         staged = stage_files(job.client(cell.card), release, job.work, small_too=True)
         summary(
-            f"Staged `{facts.file.name}` for {job.repo_id(cell.card)} {job.version}: {_gb(staged.bytes_sent)} sent."
+            f"Staged `{facts.file.name}` for {job.repo_id(cell.card)} {job.version}: {human(staged.bytes_sent)} sent."
         )
     _keep(job, facts)
     return facts
@@ -374,7 +246,7 @@ def promote(job: Job, repo: str) -> dict[str, Any]:
     from hubpub.hub.publish import promote as promote_release
     from hubpub.hub.publish import publish_all
     from hubpub.hub.upkeep import verify
-    from hubpub.release import repo_release
+    from hubpub.release.assemble import repo_release
 
     card = job.card(repo)
     repo_id = job.repo_id(card)
@@ -386,7 +258,7 @@ def promote(job: Job, repo: str) -> dict[str, Any]:
             f"{repo_id} is not published: {', '.join(missing)} was not staged",
             "re-run the failed jobs: what is staged stays",
         )
-        raise _at(error, card, "export.recipes")
+        raise at_line(error, card, "export.recipes")
     measured = tuple(known[cell.id] for cell in own)
     client = job.client(card)
     made = workflow()
@@ -404,7 +276,7 @@ def promote(job: Job, repo: str) -> dict[str, Any]:
     record = {**receipt.as_json(), "summary": receipt.summary, "workflow": made and made.model_dump()}
     write_atomic(job.receipts / f"{repo}.json", (json.dumps(record, indent=2) + "\n").encode())
     page = f"{client.endpoint}/{repo_id}/tree/{job.version}"
-    summary("\n".join([f"## [{repo_id}]({page})", "", receipt.summary, "", *_cell_table(measured)]))
+    summary("\n".join([f"## [{repo_id}]({page})", "", receipt.summary, "", *cell_table(measured)]))
     return record
 
 
@@ -423,7 +295,7 @@ def announce(job: Job) -> str:
     for repo, receipt in receipts.items():
         page = f"{receipt['endpoint']}/{receipt['repo_id']}/tree/{receipt['version']}"
         own = [known[cell.id] for cell in cells(job.project) if cell.card.repo == repo and cell.id in known]
-        lines += [f"## [{receipt['repo_id']}]({page})", "", *_cell_table(own), "", "```"]
+        lines += [f"## [{receipt['repo_id']}]({page})", "", *cell_table(own), "", "```"]
         lines += [*(f"{facts.file.sha256}  {facts.file.name}" for facts in own), "```", ""]
     planned = json.loads(os.environ.get("HUBPUB_REPOS") or '{"include": []}')["include"]
     absent = {str(one["repo"]) for one in planned} - receipts.keys()
@@ -443,43 +315,12 @@ def announce(job: Job) -> str:
         notes = job.receipts / "announcement.md"
         write_atomic(notes, text.encode())
         common = ["--title", job.version, "--notes-file", str(notes)]
-        there = _gh("release", "view", job.version).returncode == 0
+        there = gh("release", "view", job.version).returncode == 0
         what = ["edit", job.version] if there else ["create", job.version, "--verify-tag"]
-        done = _gh("release", *what, *common)
+        done = gh("release", *what, *common)
         if done.returncode:
             raise HubError(f"gh release {what[0]}: {done.stderr.strip()}", "does the job have 'contents: write'?")
     return text
-
-
-def _gh(*arguments: str) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(["gh", *arguments], capture_output=True, text=True, check=False, timeout=300)
-    except FileNotFoundError:
-        raise UsageError("gh is not installed", "see https://cli.github.com, or pass --dry-run") from None
-
-
-# What GitHub's Linux images bring along and no export needs, largest first.
-_UNUSED = (
-    "/usr/local/lib/android", "/usr/share/dotnet", "/opt/hostedtoolcache/CodeQL", "/opt/ghc", "/usr/local/.ghcup",
-    "/usr/share/swift", "/usr/local/share/powershell", "/usr/local/share/chromium", "/opt/az",
-)  # fmt: skip
-
-
-def free_disk() -> int:
-    """Remove what a GitHub-hosted runner brings along and no export needs. Returns the bytes gained.
-
-    Anywhere else it only says what it would remove.
-    """
-    before = shutil.disk_usage("/").free
-    there = [path for path in _UNUSED if Path(path).is_dir()]
-    if os.environ.get("RUNNER_ENVIRONMENT") != "github-hosted":
-        print("not on a GitHub-hosted runner; would remove: " + (", ".join(there) or "nothing"))
-        return 0
-    for path in there:
-        subprocess.run(["sudo", "rm", "-rf", path], check=False)
-    free = shutil.disk_usage("/").free
-    print(f"{_gb(free)} free, {_gb(free - before)} more than before")
-    return free - before
 
 
 def rehearse(project: Project, work: Path, base: str | None, selectors: Sequence[str], display: Display) -> None:
@@ -489,20 +330,22 @@ def rehearse(project: Project, work: Path, base: str | None, selectors: Sequence
     """
     from hubpub.cards.render import stale
     from hubpub.making import make
-    from hubpub.release import Options, Report
+    from hubpub.release.run import Options, Report
 
     reasons = changed_since(project, base) if base else {}
     chosen = [cell for cell in select(cells(project), selectors) if base is None or cell.id in reasons]
     steps = plan(chosen, work, rehearse=True)
     lines = ["## Rehearsal", ""]
     facts, failures = make(project, steps, Options(tuple(selectors), work, rehearse=True), display)
-    lines += _cell_table(list(facts.values())) if facts else ["No cell would come out differently."]
+    lines += cell_table(list(facts.values())) if facts else ["No cell would come out differently."]
     lines += [""] + [f"- **{name}** failed: {error.message}" for name, error in failures.items()]
     summary("\n".join(lines))
     changes = card_changes(project, base) if base else ""
     summary(changes)
     for name, error in failures.items():
-        print(annotation(_at(error, next(step.cell.card for step in steps if step.cell.id == name), "export.recipes")))
+        print(
+            annotation(at_line(error, next(step.cell.card for step in steps if step.cell.id == name), "export.recipes"))
+        )
     old = stale(project)
     for path, _ in old:
         error = RenderError(f"{path.name} of {path.parent.name} is stale", "run 'hubpub render' and commit the result")
@@ -513,100 +356,8 @@ def rehearse(project: Project, work: Path, base: str | None, selectors: Sequence
         raise RenderError(f"{len(old)} committed cards are stale", "run 'hubpub render' and commit the result")
 
 
-def card_changes(project: Project, base: str) -> str:
-    """What this checkout changes on its cards since `base`, as Markdown; also written to card-changes.md."""
-    commit, parts = _commit(project, base), []
-    for card in project.cards:
-        path = card.folder / "README.md"
-        try:
-            old = _git(project, "show", f"{commit}:./{path.relative_to(project.root).as_posix()}")
-        except UsageError:
-            old = ""
-        new = path.read_text("utf-8") if path.exists() else ""
-        diff = list(difflib.unified_diff(old.splitlines(), new.splitlines(), "before", "after", lineterm="", n=1))
-        if diff:
-            shown = diff[:400] + (["..."] if len(diff) > 400 else [])
-            # A fence longer than any in the text, so that no card can end it.
-            fence = "`" * (max([3, *(len(run) for run in re.findall(r"`+", "\n".join(shown)))]) + 1)
-            title = f"<summary>{card.repo}: {len(diff)} lines</summary>"
-            parts += ["<details>", title, "", f"{fence}diff", *shown, fence, "", "</details>", ""]
-    text = "\n".join(["## Cards", "", *(parts or ["No card changes."])]) + "\n"
-    # A comment on GitHub holds 65,536 characters.
-    write_atomic(Path("card-changes.md"), (text if len(text) < 60_000 else text[:60_000] + "\n...\n").encode())
-    return text
-
-
-def workflow() -> Workflow | None:
-    """The run this is part of, or None outside of GitHub Actions."""
-    found = [os.environ.get(f"GITHUB_{name}") for name in ("SERVER_URL", "REPOSITORY", "SHA", "RUN_ID")]
-    if os.environ.get("GITHUB_ACTIONS") != "true" or not all(found):
-        return None
-    server, repository, commit, run = (str(one) for one in found)
-    return Workflow(repository=repository, commit=commit, run=f"{server}/{repository}/actions/runs/{run}")
-
-
-def output(**values: str) -> None:
-    """Step outputs; on a laptop they are printed."""
-    lines = "".join(f"{name}={value}\n" for name, value in values.items())
-    if any("\n" in value for value in values.values()):
-        raise HubpubError("a step output spans several lines")
-    _append("GITHUB_OUTPUT", lines)
-
-
-def summary(text: str) -> None:
-    """A part of the step summary, in Markdown; on a laptop it is printed."""
-    _append("GITHUB_STEP_SUMMARY", text.rstrip() + "\n\n")
-
-
-def _append(variable: str, text: str) -> None:
-    path = os.environ.get(variable)
-    if path:
-        with Path(path).open("a", encoding="utf-8") as file:
-            file.write(text)
-    else:
-        print(text, end="")
-
-
-@contextmanager
-def group(title: str) -> Iterator[None]:
-    """A part of the log that folds on GitHub."""
-    inside = os.environ.get("GITHUB_ACTIONS") == "true"
-    print(f"::group::{_escaped(title)}" if inside else title, flush=True)
-    try:
-        yield
-    finally:
-        if inside:
-            print("::endgroup::", flush=True)
-
-
-def annotation(error: HubpubError) -> str:
-    """`error` as an annotation of GitHub, on the file and line it is about."""
-    from hubpub.hub.client import redact
-
-    place = {"title": f"hubpub: {type(error).__name__}"}
-    if error.path:
-        root = Path(os.environ.get("GITHUB_WORKSPACE") or Path.cwd())
-        place["file"] = os.path.relpath(error.path, root)
-        place["line"] = str(error.line or 1)
-    where = ",".join(f"{key}={_escaped(value, property_=True)}" for key, value in place.items())
-    text = error.message + (f" ({error.hint})" if error.hint else "")
-    return f"::error {where}::{_escaped(redact(text))}"
-
-
-def _escaped(text: str, *, property_: bool = False) -> str:
-    text = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-    return text.replace(":", "%3A").replace(",", "%2C") if property_ else text
-
-
-def _at(error: HubpubError, card: Card, key: str) -> HubpubError:
-    """`error`, pointing at the line of the card that declares `key`."""
-    path, line = locate(card, key)
-    error.path, error.line = str(path), line
-    return error
-
-
 def _endpoint() -> str:
-    from hubpub.release import HUGGING_FACE
+    from hubpub.release.connect import HUGGING_FACE
 
     return os.environ.get("HF_ENDPOINT") or HUGGING_FACE
 
@@ -637,25 +388,3 @@ def _facts(job: Job) -> dict[str, CellFacts]:
     """The facts that arrived, by cell."""
     found = [load(CellFacts, path) for path in sorted(job.facts.glob("*.json"))]
     return {facts.cell: facts for facts in found}
-
-
-def _cell_table(found: Sequence[CellFacts]) -> list[str]:
-    lines = ["|file|recipe|size|top-1|KL|decode|memory|gates|", "|---|---|---:|---:|---:|---:|---:|---|"]
-    for facts in found:
-        missed = [gate.name for gate in facts.gates if not gate.passed]
-        row = [
-            f"`{facts.file.name}`",
-            facts.recipe,
-            _gb(facts.file.bytes),
-            f"{facts.parity.logits.top1_agreement:.1%}",
-            f"{facts.parity.logits.kl_mean:.2g}",
-            f"{facts.speed.decode_tokens_per_second:,.1f}/s",
-            _gb(facts.speed.peak_resident_bytes),
-            f"**failed: {', '.join(missed)}**" if missed else f"{len(facts.gates)} passed",
-        ]
-        lines.append("|" + "|".join(row) + "|")
-    return lines
-
-
-def _gb(count: int) -> str:
-    return f"{count / GB:.1f} GB" if count >= GB else f"{count / 1e6:.1f} MB"

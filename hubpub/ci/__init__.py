@@ -1,0 +1,1 @@
+"""The jobs of the workflows, and what GitHub understands of them."""

@@ -1,0 +1,1 @@
+"""The release: from facts to published repos."""

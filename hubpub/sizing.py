@@ -1,0 +1,157 @@
+"""What a cell needs: bytes of its file, of disk and of memory, worked out from shapes and recipe alone.
+
+Shapes come from the headers of the source checkpoint: a few kilobytes, read from the local cache or over HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+from hubpub.config import Recipe, Scheme
+from hubpub.errors import HubpubError, SourceError
+from hubpub.matrix import Cell
+
+if TYPE_CHECKING:
+    from hubpub.hub.client import Client
+    from hubpub.plan import Step
+
+Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Tensors of a checkpoint by name: dtype as safetensors names it, and shape."""
+
+
+GB = 1_000_000_000
+
+
+# Python, torch and the exported graph, and the widest table in float32 while it is worked on.
+EXPORT_BASE = 2 * GB
+
+
+# Python, torch, and logits over a passage of up to 2,048 tokens in float32: the program's beside two of the original.
+# The original itself stays mapped where its float32 copy does not fit.
+VALIDATE_BASE = 8 * GB
+
+
+_WIDTH = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1}
+
+
+@dataclass(frozen=True)
+class Size:
+    """A source checkpoint: bytes of all its shards, and text weights (each counted once) by what a recipe tells apart.
+
+    `width` is the bytes of one stored weight.
+    """
+
+    checkpoint: int
+    embedding: int
+    per_layer_embedding: int
+    matrices: int
+    vectors: int
+    width: int
+
+    @property
+    def text(self) -> int:
+        return self.embedding + self.per_layer_embedding + self.matrices + self.vectors
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes one cell needs: of its file, of disk (source and file), of memory while exporting and while validating.
+
+    Memory is anonymous memory: the mapped source comes on top, but the system takes those pages back when it must.
+    """
+
+    file: int
+    disk: int
+    export_memory: int
+    validate_memory: int
+
+    @property
+    def memory(self) -> int:
+        return max(self.export_memory, self.validate_memory)
+
+
+def size_of(tensors: Tensors, family: str) -> Size:
+    """The size of a checkpoint of `family` from its headers alone. Raises SourceError where it holds no text model."""
+    from hubpub.model.families import family as find
+
+    known = find(family)
+    counts = {"embedding": 0, "per_layer_embedding": 0, "matrices": 0, "vectors": 0}
+    prefix, widths = known.text_prefix, []
+    tables = {f"{known.embedding}.weight": "embedding", f"{known.per_layer_embedding}.weight": "per_layer_embedding"}
+    for name, (dtype, shape) in tensors.items():
+        if name.startswith(prefix):
+            below = "model." + name.removeprefix(prefix)
+            kind = tables.get(below, "matrices" if len(shape) > 1 else "vectors")
+            counts[kind] += prod(shape)
+            widths.append(_WIDTH.get(dtype, 4))
+    if not counts["embedding"]:
+        raise SourceError(
+            f"the checkpoint holds no {prefix}*: it is no {family} checkpoint", "look at variant.family in card.toml"
+        )
+    stored = sum(prod(shape) * _WIDTH.get(dtype, 4) for dtype, shape in tensors.values())
+    return Size(stored, **counts, width=max(widths))
+
+
+def need_of(size: Size, recipe: Recipe) -> Need:
+    """What a cell of `recipe` needs.
+
+    The file holds every weight in its recipe's form; the head is stored beside the embedding where the two differ.
+    Weights whose form is the stored one stream from the mapped source to the file and are never held; the others are
+    held from quantization until they are written. Validation holds the quantized weights once more, and logits.
+    """
+    plain = {"fp32": 4, "bf16": 2}[recipe.dtype]
+    parts = [
+        (size.embedding, recipe.embedding),
+        (size.per_layer_embedding, recipe.per_layer_embedding),
+        (size.matrices, recipe.linear),
+        (size.vectors, None),
+    ]
+    if recipe.head is not None or recipe.embedding is not None:
+        parts.append((size.embedding, recipe.head))
+    stored = [(int(count * _bytes_each(scheme, plain)), scheme) for count, scheme in parts]
+    file = sum(size for size, _ in stored)
+    held = sum(bytes_ for bytes_, scheme in stored if scheme is not None or plain != size.width)
+    return Need(file, size.checkpoint + file, EXPORT_BASE + held, VALIDATE_BASE + held)
+
+
+def _bytes_each(scheme: Scheme | None, plain: int) -> float:
+    """Bytes of one weight, with its share of a group's two-byte scale; scales per channel do not show."""
+    if scheme is None:
+        return plain
+    return {"int8": 1.0, "int4": 0.5}[scheme.weight] + (2 / scheme.group if scheme.group else 0)
+
+
+def sizes(steps: Sequence[Step], client: Client | None) -> dict[str, Size | HubpubError]:
+    """The size of every planned variant's source by variant, or why it is not known."""
+    found: dict[str, Size | HubpubError] = {}
+    for cell in {step.cell.variant.name: step.cell for step in steps if step.action != "skip"}.values():
+        try:
+            found[cell.variant.name] = size_of(_tensors(cell, client), cell.variant.family)
+        except HubpubError as error:
+            found[cell.variant.name] = error
+    return found
+
+
+def _tensors(cell: Cell, client: Client | None) -> Tensors:
+    from hubpub.hub.client import cached_source
+    from hubpub.model.checkpoint import Checkpoint
+
+    variant = cell.variant
+    folder = cached_source(variant.source, variant.revision)
+    if folder is not None:
+        try:
+            return {name: (one.dtype, one.shape) for name, one in Checkpoint.open(folder).tensors.items()}
+        except SourceError:
+            if client is None:
+                raise
+    if client is None:
+        raise SourceError(f"{variant.source} is not in the local cache", "run without --offline")
+    return client.stored_tensors(variant.source, variant.revision or "main")
+
+
+def gb(count: int) -> str:
+    """Bytes in units of 10^9, as disks and model pages count."""
+    return f"{count / GB:.1f} GB"
