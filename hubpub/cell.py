@@ -33,6 +33,8 @@ from hubpub.facts import (
     load,
     save,
 )
+from hubpub.gates import evaluate_gates
+from hubpub.machine import peak_resident_bytes, versions
 
 Progress = Callable[[str, float], None]
 
@@ -89,7 +91,6 @@ def run(job: Job, progress: Progress) -> CellFacts:
     Raises HubpubError; a cell that fails its gates is returned, with the gates saying so.
     """
     from hubpub.measure.inspect import inspect
-    from hubpub.measure.parity import judge
     from hubpub.model.checkpoint import TOKENIZER_FILES, digest
 
     checkpoint, exported = _exported(job, progress)
@@ -120,7 +121,7 @@ def run(job: Job, progress: Progress) -> CellFacts:
         program=program,
         parity=parity,
         speed=speed,
-        gates=judge(job.recipe.gates, parity, program, exported.vocabulary),
+        gates=evaluate_gates(job.recipe.gates, parity, program, exported.vocabulary),
         patches=exported.patches,
         toolchain=exported.toolchain,
         stages=exported.stages,
@@ -166,13 +167,11 @@ def export(checkpoint: Any, job: Job, progress: Progress) -> Exported:
     from hubpub.export.lower import export as lower
     from hubpub.export.quantize import quantize, register_operators
     from hubpub.export.write import write
-    from hubpub.measure.bench import peak_resident_bytes
     from hubpub.measure.model_facts import layers, parameters
     from hubpub.measure.parity import stop_tokens
     from hubpub.model import loader
     from hubpub.model.decoder import CachedDecoder, WindowDecoder, cached_attention
     from hubpub.model.patches import applied, check_version
-    from hubpub.plan import STACK, versions
 
     for package, allowed in (("executorch", ">=1.4,<1.5"), ("torch", ">=2.13,<2.14"), ("torchao", ">=0.18,<0.19")):
         check_version(package, allowed, "exporting")
@@ -232,7 +231,7 @@ def export(checkpoint: Any, job: Job, progress: Progress) -> Exported:
         toolchain={
             "hubpub": hubpub.__version__,
             "python": platform.python_version(),
-            **versions(STACK),
+            **versions(),
             "platform": f"{platform.system()} {platform.machine()}",
         },
         stages=Stages(

@@ -251,7 +251,7 @@ def _ci(arguments: argparse.Namespace) -> int:
 
 def _render(arguments: argparse.Namespace) -> int:
     from hubpub.cards.render import golden, stale
-    from hubpub.facts import write_atomic
+    from hubpub.files import write_atomic
 
     project = _project(arguments)
     old = stale(project)

@@ -8,13 +8,14 @@ can still be read; what changes the meaning of one raises `schema`.
 from __future__ import annotations
 
 import json
-import os
+import math
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, SupportsFloat, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hubpub.errors import ConfigError, HubpubError
+from hubpub.files import write_atomic
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -385,6 +386,12 @@ class CardFacts(Fact):
         return any(cell.source.scale_model for cell in self.cells)
 
 
+def rounded(value: SupportsFloat) -> float:
+    """Six significant digits: what a comparison of two releases can rely on. What is not finite stays as it is."""
+    number = float(value)
+    return float(f"{number:.6g}") if math.isfinite(number) else number
+
+
 def dump(fact: BaseModel) -> str:
     """`fact` as indented JSON with a final newline; the same fact always gives the same text."""
     return json.dumps(fact.model_dump(mode="json", by_alias=True), indent=2, ensure_ascii=False) + "\n"
@@ -393,20 +400,6 @@ def dump(fact: BaseModel) -> str:
 def save(fact: BaseModel, path: Path) -> None:
     """Write `fact` to `path` so that a reader sees the old file or the new one, never a part."""
     write_atomic(path, dump(fact).encode())
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` to `path` under a temporary name, flush it to disk, and rename it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load(model: type[T], path: Path) -> T:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubpub.config import Project
-from hubpub.errors import GateError, HubpubError, SourceError, ToolchainError, UsageError
+from hubpub.errors import HubpubError, SourceError, ToolchainError, UsageError
 from hubpub.facts import MEASURING, CellFacts
+from hubpub.gates import missed_gates, with_current_gates
 from hubpub.matrix import Cell
 from hubpub.plan import Step, remember
 from hubpub.progress import Display
@@ -70,7 +71,7 @@ def make(
         if step.action == "skip":
             display.finish(step.cell.id, step.reason)
         elif step.action == "reuse" and (known := step.facts()) and _measured_as_now(known):
-            facts[step.cell.id] = rejudged(step.cell, known)
+            facts[step.cell.id] = with_current_gates(step.cell, known)
         else:
             todo.append(step)
     if todo:
@@ -106,11 +107,8 @@ def make(
                 failures[done.name] = done.error
                 display.finish(done.name, f"failed: {done.error.message}")
     for name, found in facts.items():
-        if not found.passed:
-            missed = ", ".join(
-                f"{gate.name} {gate.measured:g} ({gate.kind} {gate.limit:g})" for gate in found.gates if not gate.passed
-            )
-            failures[name] = GateError(f"{name} did not pass: {missed}", "its repo is not published")
+        if (error := missed_gates(found)) is not None:
+            failures[name] = error
     return facts, failures
 
 
@@ -267,11 +265,3 @@ def _job(step: Step, sources: dict[str, Path], options: Options) -> Job:
 def _forget(step: Step) -> None:
     for name in ("export.json", "parity.json", "speed.json", "facts.json"):
         (step.folder / name).unlink(missing_ok=True)
-
-
-def rejudged(cell: Cell, facts: CellFacts) -> CellFacts:
-    """`facts` judged by the recipe's gates as they are now: changing a limit needs no new export."""
-    from hubpub.measure.parity import judge
-
-    gates = judge(cell.recipe.gates, facts.parity, facts.program, facts.vocabulary)
-    return facts.model_copy(update={"gates": gates, "summary": cell.recipe.summary})

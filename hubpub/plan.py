@@ -11,15 +11,14 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 from hubpub.config import PACKAGE
 from hubpub.facts import MEASURING, CellFacts, load
+from hubpub.machine import versions
 from hubpub.matrix import Cell
 
-STACK = ("torch", "executorch", "torchao", "transformers")
 Action = Literal["export", "reuse", "skip"]
 
 
@@ -122,7 +121,7 @@ def fingerprint(cell: Cell, *, rehearse: bool) -> Fingerprint:
         source=_hash(source),
         recipe=_hash(recipe),
         context=_hash(f"{cell.card.export.context}/{cell.card.export.prefill}"),
-        versions=_hash(json.dumps(versions(STACK))),
+        versions=_hash(json.dumps(versions())),
         code=_code(),
     )
 
@@ -131,18 +130,6 @@ def remember(step: Step) -> None:
     """Note beside a cell's files what its fingerprint is made of, so that a later plan can say what changed."""
     step.folder.mkdir(parents=True, exist_ok=True)
     (step.folder / "fingerprint.json").write_text(json.dumps(asdict(step.fingerprint), indent=2) + "\n")
-
-
-@cache
-def versions(packages: tuple[str, ...]) -> dict[str, str]:
-    """Installed versions, without local build tags; "missing" where a package is not installed."""
-    found = {}
-    for name in packages:
-        try:
-            found[name] = version(name).split("+")[0]
-        except PackageNotFoundError:
-            found[name] = "missing"
-    return found
 
 
 @cache

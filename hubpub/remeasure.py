@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hubpub.config import Card, Project, Recipe
 from hubpub.errors import ConfigError, SourceError, UsageError
 from hubpub.facts import CardFacts, CellFacts, DeviceSpeed, Fact, Gate, Parity, Speed, load, save
+from hubpub.gates import evaluate_gates
 from hubpub.matrix import Cell, cells, select
 from hubpub.plan import Step, plan
 
@@ -128,7 +129,7 @@ def validate(target: Target, work: Path, told: Told, *, scale_model: bool, where
 
     from hubpub import data
     from hubpub.measure.inspect import inspect
-    from hubpub.measure.parity import SCALE_TOKENS, judge, measure, text_length
+    from hubpub.measure.parity import SCALE_TOKENS, measure, text_length
     from hubpub.model.checkpoint import Checkpoint
 
     recipe = target.recipe
@@ -154,7 +155,7 @@ def validate(target: Target, work: Path, told: Told, *, scale_model: bool, where
         told("where", 0.0)
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
         drift = look(target.pte, checkpoint, recipe, tokenizer.encode(data.passage())[:WHERE_TOKENS])
-    return Validation(target.name, parity, judge(recipe.gates, parity, program, vocabulary), drift)
+    return Validation(target.name, parity, evaluate_gates(recipe.gates, parity, program, vocabulary), drift)
 
 
 def _text_config(checkpoint: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 from hubpub.config import PACKAGE, Card, Project
 from hubpub.errors import UsageError
-from hubpub.facts import write_atomic
+from hubpub.files import write_atomic
 from hubpub.matrix import cells
 
 # Whatever is under these changes what an export or a measurement gives.

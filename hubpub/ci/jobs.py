@@ -17,7 +17,9 @@ from hubpub.ci.changes import card_changes, changed_since
 from hubpub.ci.github import annotation, at_line, cell_table, gh, group, human, job_matrix, output, summary, workflow
 from hubpub.config import Card, Project
 from hubpub.errors import ConflictError, ExportError, GateError, HubError, RenderError, UsageError
-from hubpub.facts import MEASURING, CardFacts, CellFacts, dump, load, write_atomic
+from hubpub.facts import MEASURING, CardFacts, CellFacts, dump, load
+from hubpub.files import write_atomic
+from hubpub.gates import with_current_gates
 from hubpub.matrix import Cell, cells, select
 from hubpub.plan import Step, plan
 
@@ -201,7 +203,6 @@ def stage(job: Job, name: str) -> CellFacts:
     """Send one cell's file and tokenizer to its repo's staging branch, and keep its facts for the jobs to come."""
     from hubpub.hub.publish import stage as stage_files
     from hubpub.hub.release import LocalFile, RepoRelease
-    from hubpub.making import rejudged
     from hubpub.release.assemble import files_of, sources_here
 
     cell = job.cell(name)
@@ -209,7 +210,7 @@ def stage(job: Job, name: str) -> CellFacts:
     known = step.facts()
     if known is None:
         raise ExportError(f"{cell.id} has not been made on this machine", f"run: hubpub ci export {cell.id}")
-    facts = rejudged(cell, known).model_copy(update={"workflow": workflow()})
+    facts = with_current_gates(cell, known).model_copy(update={"workflow": workflow()})
     if not facts.passed:
         raise at_line(GateError(f"{cell.id} does not pass its gates"), cell.card, "export.recipes")
     if not job.dry_run:

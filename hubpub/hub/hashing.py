@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hubpub.errors import HubpubError
-from hubpub.facts import write_atomic
+from hubpub.files import write_atomic
 
 
 @dataclass

@@ -17,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from hubpub.errors import AccessError, ConfigError, ConflictError, HubError, HubpubError
-from hubpub.facts import write_atomic
+from hubpub.files import write_atomic
 from hubpub.hub.client import Add, Change, Client, Commit, Copy, Delete, Landed, Moved, NotFound, Refs, RemoteFile
 from hubpub.hub.hashing import HashCache, git_blob_id, parse_sha256sums
 from hubpub.hub.names import STAGE_PREFIX, check_repo_id, check_version, stage_branch

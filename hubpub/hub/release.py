@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hubpub.errors import ConfigError, HubpubError
-from hubpub.facts import write_atomic
+from hubpub.files import write_atomic
 from hubpub.hub.hashing import HashCache, sha256sums
 from hubpub.hub.names import check_paths, check_repo_id, check_version
 

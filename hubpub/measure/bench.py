@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from typing import Any
 
 from hubpub.errors import ExportError, UsageError
 from hubpub.facts import MEASURING, DeviceSpeed, FileFact, RunnerCheck, Speed
+from hubpub.machine import host, peak_resident_bytes, versions
 
 PREFILL, DECODE = 128, 32
 RUNS = 5
@@ -41,24 +41,11 @@ class Answer:
     prompt_tokens: int
 
 
-def host() -> str:
-    """The processor, cores and system a speed was measured on; nothing that identifies the machine."""
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    except OSError:
-        pass
-    return f"{name}, {os.cpu_count()} cores, {platform.system()}"
-
-
 def speed(pte: Path, context: int, tokenizer: Path | None = None, *, runs: int = RUNS) -> Speed:
     """Load `pte` in a fresh process, prefill and decode `runs` times, and report medians, ranges and peak memory.
 
     `context` is the exported one, in tokens. Raises ExportError where the runtime fails.
     """
-    from hubpub.plan import versions
-
     prefill = max(1, min(PREFILL, context - DECODE - 1))
     arguments = {
         "pte": str(pte),
@@ -337,21 +324,6 @@ class _Watch:
         # Time of guests is counted as the user's already.
         total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
         return total - idle - getattr(times, "steal", 0.0), own.user + own.system, time.perf_counter()
-
-
-def peak_resident_bytes() -> int:
-    """The most memory this process has had resident, in bytes."""
-    try:
-        # getrusage also counts what the parent held when it forked; the kernel's mark of this image does not.
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _runner(pte: str, tokenizer: str, prompt: str, new_tokens: int) -> dict[str, Any]:

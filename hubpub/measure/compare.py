@@ -1,100 +1,19 @@
 """Two measurements of the same cells side by side: what got smaller, faster, better or worse, and what is a regression.
 
-What counts as worse is stated in METRICS: a value that moved the wrong way by more than its tolerance. Speed and
-resident memory are compared where both were measured on one host with as many threads, while it was not busy with
-something else, and not otherwise.
+What counts as worse is stated in hubpub.gates: a value that moved the wrong way by more than its tolerance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from hubpub.config import Card, locate
-from hubpub.errors import ConfigError, GateError, UsageError
-from hubpub.facts import Accepted, CardFacts, CellFacts, Tensor
+from hubpub.errors import UsageError
+from hubpub.facts import CardFacts, CellFacts, Tensor
+from hubpub.gates import Change, Regression, changes
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-Verdict = Literal["better", "worse", "same", "changed", "not comparable"]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One measured value of a cell and which way is good.
-
-    The value may get worse by `relative` of its old value and by `absolute` in its own unit; beyond both it is a
-    regression. With neither, and where no way is good, it is shown and never judged.
-    """
-
-    name: str
-    unit: Literal["bytes", "nats", "share", "tokens/s", "", "s"]
-    read: Callable[[CellFacts], float]
-    good: Literal["less", "more", "neither"]
-    relative: float = 0.0
-    absolute: float = 0.0
-    per_host: bool = False
-
-    @property
-    def tolerance(self) -> str:
-        """In words, e.g. "+10% and +0.002"; "" for a value that is not judged."""
-        sign = "+" if self.good == "less" else "-"
-        parts = [f"{sign}{self.relative:.0%}"] if self.relative else []
-        if self.absolute:
-            parts.append(
-                f"{sign}{self.absolute * 100:g} points" if self.unit == "share" else f"{sign}{self.absolute:g}"
-            )
-        return " and ".join(parts)
-
-    def worsened(self, old: float, new: float) -> bool:
-        """Whether the value moved the wrong way by more than the tolerance."""
-        if self.good == "neither" or not (self.relative or self.absolute):
-            return False
-        loss = new - old if self.good == "less" else old - new
-        # A tolerance met to the last digit is met: the differences are of floats.
-        slack = 1e-9 * max(abs(old), abs(new))
-        return loss > self.relative * abs(old) + slack and loss > self.absolute + slack
-
-
-def _planned(cell: CellFacts) -> float:
-    return max((method.planned_bytes for method in cell.program.methods), default=0)
-
-
-METRICS = (
-    Metric("file size", "bytes", lambda cell: cell.file.bytes, "less", relative=0.01),
-    Metric("program memory", "bytes", _planned, "less", relative=0.01),
-    Metric("KV cache", "bytes", lambda cell: cell.program.kv_cache.bytes, "less", relative=0.01),
-    Metric("KL mean", "nats", lambda cell: cell.parity.logits.kl_mean, "less", relative=0.10, absolute=0.002),
-    Metric("top-1 agreement", "share", lambda cell: cell.parity.logits.top1_agreement, "more", absolute=0.005),
-    Metric("perplexity", "", lambda cell: cell.parity.logits.perplexity, "less"),
-    Metric("prefill", "tokens/s", lambda cell: cell.speed.prefill_tokens_per_second, "more", 0.10, per_host=True),
-    Metric("decode", "tokens/s", lambda cell: cell.speed.decode_tokens_per_second, "more", 0.10, per_host=True),
-    Metric("load", "s", lambda cell: cell.speed.load_seconds, "less", per_host=True),
-    Metric("peak memory", "bytes", lambda cell: cell.speed.peak_resident_bytes, "less", 0.10, per_host=True),
-    Metric("parameters", "", lambda cell: cell.parameters.total, "neither"),
-    Metric("context", "", lambda cell: cell.context.exported, "neither"),
-    Metric("delegated operators", "share", lambda cell: cell.program.operators.delegated_share, "more"),
-)
-
-
-@dataclass(frozen=True)
-class Change:
-    """One metric before and after. `verdict` is "not comparable" where the two were measured on different hosts."""
-
-    name: str
-    unit: str
-    old: float
-    new: float
-    verdict: Verdict
-    regression: bool
-    tolerance: str
-
-    @property
-    def relative(self) -> float | None:
-        """The change as a share of the old value; None where that was 0."""
-        return (self.new - self.old) / self.old if self.old else None
 
 
 @dataclass(frozen=True)
@@ -129,35 +48,13 @@ class CardDiff:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Regression:
-    """Something that got worse by more than `tolerance` allows; for a gate or a lost cell, old and new are 1 and 0."""
-
-    cell: str
-    name: str
-    old: float
-    new: float
-    tolerance: str
-
-    def __str__(self) -> str:
-        if not self.tolerance:
-            return f"{self.cell}: {self.name}"
-        return f"{self.cell}: {self.name} {self.old:.6g} -> {self.new:.6g} (allowed: {self.tolerance})"
-
-
 def compare_cells(old: CellFacts, new: CellFacts) -> CellDiff:
     """What changed from `old` to `new`, two measurements of one cell."""
-    same_host = (old.speed.host, old.speed.threads, old.speed.through) == (
-        new.speed.host,
-        new.speed.threads,
-        new.speed.through,
-    )
-    same_host = same_host and old.speed.representative and new.speed.representative
     before, after = set(old.program.operators.kernels), set(new.program.operators.kernels)
     held = {gate.name for gate in old.gates if gate.passed}
     return CellDiff(
         cell=new.cell,
-        changes=tuple(_change(metric, old, new, same_host) for metric in METRICS),
+        changes=changes(old, new),
         kernels_added=tuple(sorted(after - before)),
         kernels_removed=tuple(sorted(before - after)),
         interface=tuple(_interface(old, new)),
@@ -200,68 +97,6 @@ def regressions(old: CardFacts, new: CardFacts) -> tuple[Regression, ...]:
             if change.regression
         ]
     return tuple(found)
-
-
-def release_gate(old: CardFacts, new: CardFacts, card: Card) -> tuple[Accepted, ...]:
-    """Let `new` follow the published `old`: what got worse must be acknowledged in the card's [[accept]].
-
-    Returns what was acknowledged. Of scale models, speed says nothing, and one that was made anew is another model.
-    Raises GateError naming what got worse, and ConfigError for an acknowledgement of something that is not measured.
-    """
-    names = [metric.name for metric in METRICS]
-    path, line = locate(card, "accept")
-    for one in card.accept:
-        if one.what not in names or one.recipe not in card.export.recipes:
-            raise ConfigError(
-                f"{path}: accept: '{one.what}' of '{one.recipe}' is not measured",
-                f"metrics: {', '.join(names)}; recipes: {', '.join(card.export.recipes)}",
-                path=str(path),
-                line=line,
-            )
-    if old.scale_model != new.scale_model:
-        return ()
-    before = {cell.cell: cell for cell in old.cells}
-    known = {(one.recipe, one.what): one.reason for one in card.accept if one.since == old.version}
-    accepted, refused = [], []
-    for cell in new.cells:
-        was = before.get(cell.cell)
-        if was is None or (cell.source.scale_model and was.source.files != cell.source.files):
-            continue
-        per_host = {metric.name for metric in METRICS if metric.per_host}
-        for change in compare_cells(was, cell).changes:
-            if not change.regression or (cell.source.scale_model and change.name in per_host):
-                continue
-            reason = known.get((cell.recipe, change.name))
-            if reason is None:
-                refused.append(Regression(cell.cell, change.name, change.old, change.new, change.tolerance))
-            else:
-                accepted.append(
-                    Accepted(cell=cell.cell, what=change.name, old=change.old, new=change.new, reason=reason)
-                )
-    if refused:
-        first = refused[0]
-        raise GateError(
-            f"worse than {old.version}: " + "; ".join(map(str, refused)),
-            f'if that is wanted, say why in {path}: [[accept]] recipe = "{first.cell.rpartition("/")[2]}", '
-            f'what = "{first.name}", since = "{old.version}", reason = "..."',
-        )
-    return tuple(accepted)
-
-
-def _change(metric: Metric, old: CellFacts, new: CellFacts, same_host: bool) -> Change:
-    before, after = metric.read(old), metric.read(new)
-    comparable = same_host or not metric.per_host
-    verdict: Verdict
-    if not comparable:
-        verdict = "not comparable"
-    elif before == after:
-        verdict = "same"
-    elif metric.good == "neither":
-        verdict = "changed"
-    else:
-        verdict = "better" if (after < before) == (metric.good == "less") else "worse"
-    regression = comparable and metric.worsened(before, after)
-    return Change(metric.name, metric.unit, before, after, verdict, regression, metric.tolerance)
 
 
 def _interface(old: CellFacts, new: CellFacts) -> list[str]:

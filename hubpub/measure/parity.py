@@ -1,4 +1,4 @@
-"""Does the program say what the original says? Figures against the eager model, and the gates that judge them.
+"""Does the program say what the original says? Figures against the eager model; hubpub.gates says what must be met.
 
 Three comparisons tell what broke:
 
@@ -23,19 +23,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hubpub.config import Gates, Recipe
+from hubpub.config import Recipe
 from hubpub.errors import SourceError
 from hubpub.facts import (
     MEASURING,
-    Gate,
     Greedy,
     Logits,
     Lowering,
     Parity,
-    Program,
     TokenizerCheck,
-    write_atomic,
+    rounded,
 )
+from hubpub.files import write_atomic
 from hubpub.measure.runtime import Session
 
 NEW_TOKENS = 24
@@ -275,12 +274,12 @@ def _agreement(first: Any, second: Any, tokens: Sequence[int]) -> _Agreement:
         parts.append((kl, same.float(), (a - b).abs().amax(-1), -p.gather(1, next_)[:, 0], -q.gather(1, next_)[:, 0]))
     kl, same, error, surprise, ours = (torch.cat(column) for column in zip(*parts, strict=True))
     return _Agreement(
-        top1=_rounded(same.mean()),
-        kl_mean=_rounded(kl.mean()),
-        kl_p999=_rounded(kl.quantile(0.999)),
-        error_max=_rounded(error.max()),
-        perplexity=_rounded(ours[:-1].mean().exp()),
-        perplexity_of_first=_rounded(surprise[:-1].mean().exp()),
+        top1=rounded(same.mean()),
+        kl_mean=rounded(kl.mean()),
+        kl_p999=rounded(kl.quantile(0.999)),
+        error_max=rounded(error.max()),
+        perplexity=rounded(ours[:-1].mean().exp()),
+        perplexity_of_first=rounded(surprise[:-1].mean().exp()),
     )
 
 
@@ -304,7 +303,7 @@ def compare_logits(
         kl_mean=found.kl_mean,
         kl_p999=found.kl_p999,
         error_max=found.error_max,
-        prefill_error_max=_rounded(error),
+        prefill_error_max=rounded(error),
         perplexity=found.perplexity,
         perplexity_original=found.perplexity_of_first,
         floor_top1_agreement=original.floor_top1,
@@ -398,9 +397,9 @@ def compare_greedy(session: Session, original: Reference, progress: Progress) ->
     return Greedy(
         prompts=count,
         new_tokens=original.new_tokens,
-        first_token=_rounded(first / count),
-        exact=_rounded(exact / count),
-        mean_common_prefix=_rounded(prefix / count),
+        first_token=rounded(first / count),
+        exact=rounded(exact / count),
+        mean_common_prefix=rounded(prefix / count),
     )
 
 
@@ -416,54 +415,7 @@ def check_tokenizer(path: Path, config: dict[str, Any], texts: Iterable[str]) ->
     encoded = [(text, tokenizer.encode(text).ids) for text in texts]
     unchanged = [tokenizer.decode(ids, skip_special_tokens=True) == text for text, ids in encoded]
     return TokenizerCheck(
-        round_trips=_rounded(sum(unchanged) / len(unchanged)),
+        round_trips=rounded(sum(unchanged) / len(unchanged)),
         largest_id=max(tokenizer.get_vocab(with_added_tokens=True).values()),
         begins_with_bos=all(ids[:1] == [bos] for _, ids in encoded),
     )
-
-
-def judge(limits: Gates, parity: Parity, program: Program, vocabulary: int) -> tuple[Gate, ...]:
-    """Every gate with its limit and what was measured. A figure that is not finite passes no gate.
-
-    What facts of an older release do not hold, and what a layout does not have, is not judged.
-    """
-    logits, greedy, runner, lowering = parity.logits, parity.greedy, parity.runner, parity.lowering
-    gates = [
-        _gate("finite_logits", "min", 1.0, float(logits.finite)),
-        _gate("kl_mean", "max", limits.kl_mean_max, logits.kl_mean),
-        _gate("top1_agreement", "min", limits.top1_min, logits.top1_agreement),
-        _gate("prefill_error_max", "max", limits.prefill_error_max, logits.prefill_error_max),
-        _gate("greedy_first_token", "min", limits.greedy_first_token_min, greedy.first_token),
-        _gate("greedy_exact", "min", limits.greedy_exact_min, greedy.exact),
-    ]
-    if lowering is not None:
-        # Worse than not knowing: a model that reads with a foreign tokenizer, or whose weights are damaged.
-        gates.append(_gate("original_perplexity", "max", vocabulary / 2, logits.perplexity_original))
-        gates.append(_gate("lowering_kl_mean", "max", limits.lowering_kl_mean_max, lowering.kl_mean))
-        difference = _rounded(abs(logits.perplexity / lowering.perplexity - 1))
-        gates.append(_gate("lowering_perplexity", "max", limits.lowering_perplexity_max, difference))
-    if parity.stop_tokens is not None:
-        told = program.metadata.get("get_eos_ids", program.metadata.get("get_eos_id"))
-        ids = set(told) if isinstance(told, tuple) else {told}
-        gates.append(_gate("eos_ids", "min", 1.0, float(ids == set(parity.stop_tokens))))
-    if parity.tokenizer is not None:
-        fits = parity.tokenizer
-        counted = runner is None or runner.prompt_tokens == runner.prompt_tokens_original
-        good = fits.round_trips == 1 and fits.largest_id < vocabulary and fits.begins_with_bos and counted
-        gates.append(_gate("tokenizer_fits", "min", 1.0, float(good)))
-    if runner is not None:
-        gates.append(_gate("llm_runner_matches", "min", 1.0, float(runner.matches_decode_loop)))
-    if limits.logit_error_max is not None:
-        gates.append(_gate("logit_error_max", "max", limits.logit_error_max, logits.error_max))
-    return tuple(gates)
-
-
-def _gate(name: str, kind: Any, limit: float, measured: float) -> Gate:
-    passed = math.isfinite(measured) and (measured <= limit if kind == "max" else measured >= limit)
-    return Gate(name=name, kind=kind, limit=limit, measured=measured, passed=passed)
-
-
-def _rounded(value: Any) -> float:
-    """Six significant digits: what a comparison of two releases can rely on."""
-    number = float(value)
-    return float(f"{number:.6g}") if math.isfinite(number) else number

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from hubpub.config import Card, Project
 from hubpub.errors import ConflictError
-from hubpub.facts import CardFacts, CellFacts, dump, save, write_atomic
+from hubpub.facts import CardFacts, CellFacts, dump, save
+from hubpub.files import write_atomic
+from hubpub.gates import check_regressions
 from hubpub.plan import Step
 
 if TYPE_CHECKING:
@@ -51,7 +53,6 @@ def repo_release(
     """
     from hubpub.cards.render import render
     from hubpub.hub.release import LocalFile, RepoRelease
-    from hubpub.measure.compare import release_gate
     from hubpub.remeasure import with_devices
 
     previous = _previous(client, repo_id, version)
@@ -64,7 +65,7 @@ def repo_release(
     )
     facts = with_devices(facts, card)
     if previous is not None:
-        facts = facts.model_copy(update={"accepted": release_gate(previous, facts, card)})
+        facts = facts.model_copy(update={"accepted": check_regressions(previous, facts, card)})
     rendered = render(
         card,
         facts,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hubpub.config import Card, Project
 from hubpub.errors import ConfigError, GateError, UsageError
 from hubpub.facts import CellFacts, load
-from hubpub.making import rejudged
+from hubpub.gates import with_current_gates
 from hubpub.matrix import cells, select
 from hubpub.plan import plan
 from hubpub.progress import Display
@@ -105,7 +105,7 @@ def _measured(project: Project, card: Card, folder: Path | None, options: Option
             )
         if facts.file.name != cell.file:
             raise ConfigError(f"{cell.id}: its facts are of {facts.file.name}, not of {cell.file}")
-        judged = rejudged(cell, facts)
+        judged = with_current_gates(cell, facts)
         if not judged.passed:
             raise GateError(f"{card.repo} cannot be promoted: {cell.id} does not pass its gates")
         result.append(judged)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from hubpub.config import PACKAGE, Card, Project, locate
 from hubpub.errors import ConfigError, ConflictError, GateError, HubpubError, UsageError
 from hubpub.facts import CellFacts, dump, load
-from hubpub.making import make, rejudged
+from hubpub.gates import with_current_gates
+from hubpub.making import make
 from hubpub.matrix import cells, select
 from hubpub.plan import Step, plan
 from hubpub.progress import Display
@@ -258,7 +259,7 @@ def _complete(
                     f"{repo} cannot be published: {step.cell.id} was not selected and has not been made",
                     f"select all of it ('{step.cell.variant.name}/*'), or exclude the recipe in its card.toml",
                 )
-            facts[step.cell.id] = rejudged(step.cell, known)
+            facts[step.cell.id] = with_current_gates(step.cell, known)
             if not facts[step.cell.id].passed:
                 raise GateError(f"{repo} cannot be published: {step.cell.id} does not pass its gates")
         found.append((card, {step.cell.id: step for step in all_steps}))
@@ -268,7 +269,7 @@ def _complete(
 def _here(card: Card, steps: dict[str, Step], options: Options) -> tuple[tuple[CellFacts, ...], dict[str, Path]]:
     """The facts of cells that were made on this machine, and where each of their files lies."""
     found = [(step, step.facts()) for step in steps.values()]
-    measured = tuple(rejudged(step.cell, facts) for step, facts in found if facts)
+    measured = tuple(with_current_gates(step.cell, facts) for step, facts in found if facts)
     return measured, sources_here(card, steps.values(), options)
 
 
@@ -279,7 +280,7 @@ def _rehearsal_version(project: Project, cards: Sequence[tuple[Card, dict[str, S
         digest.update((card.folder / "card.toml").read_bytes())
         for step in steps.values():
             facts = load(CellFacts, step.folder / "facts.json")
-            digest.update(dump(rejudged(step.cell, facts)).encode())
+            digest.update(dump(with_current_gates(step.cell, facts)).encode())
     for path in sorted(project.templates_dir.rglob("*")):
         if path.is_file():
             digest.update(path.read_bytes())

@@ -13,7 +13,8 @@ from rich.console import Console
 from hubpub import facts
 from hubpub.config import Card, load_card
 from hubpub.errors import GateError, UsageError
-from hubpub.measure.compare import METRICS, compare, compare_cells, regressions, release_gate, render_diff
+from hubpub.gates import METRICS, check_regressions
+from hubpub.measure.compare import compare, compare_cells, regressions, render_diff
 
 
 def cell(**changed: Any) -> facts.CellFacts:
@@ -221,15 +222,15 @@ def declared(folder: Path, accept: str = "") -> Card:
 def test_a_regression_is_refused_unless_acknowledged_for_this_release(tmp_path: Path) -> None:
     old, new = card(cell()), card(cell(parity__logits__kl_mean=0.05), version="1.1.0")
     with pytest.raises(GateError, match=r"worse than 1\.0\.0: toy/8da4w: KL mean 0\.02 -> 0\.05") as refused:
-        release_gate(old, new, declared(tmp_path / "none"))
+        check_regressions(old, new, declared(tmp_path / "none"))
     assert '[[accept]] recipe = "8da4w", what = "KL mean", since = "1.0.0"' in str(refused.value.hint)
     accept = '[[accept]]\nrecipe = "8da4w"\nwhat = "KL mean"\nsince = "{}"\nreason = "smaller groups"\n'
-    (noted,) = release_gate(old, new, declared(tmp_path / "told", accept.format("1.0.0")))
+    (noted,) = check_regressions(old, new, declared(tmp_path / "told", accept.format("1.0.0")))
     assert (noted.what, noted.old, noted.new, noted.reason) == ("KL mean", 0.02, 0.05, "smaller groups")
     with pytest.raises(GateError):
-        release_gate(old, new, declared(tmp_path / "stale", accept.format("0.9.0")))
+        check_regressions(old, new, declared(tmp_path / "stale", accept.format("0.9.0")))
 
 
 def test_speed_of_scale_models_holds_no_release_back(tmp_path: Path) -> None:
     slow = cell(speed__decode_tokens_per_second=1, source__scale_model=True)
-    assert release_gate(card(cell(source__scale_model=True)), card(slow), declared(tmp_path / "none")) == ()
+    assert check_regressions(card(cell(source__scale_model=True)), card(slow), declared(tmp_path / "none")) == ()

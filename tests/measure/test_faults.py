@@ -26,9 +26,10 @@ from hubpub.config import Project, Recipe
 from hubpub.errors import SourceError
 from hubpub.export.quantize import quantize, register_operators
 from hubpub.facts import Gate, Parity, load
+from hubpub.gates import evaluate_gates
 from hubpub.matrix import cells, select
 from hubpub.measure.inspect import inspect
-from hubpub.measure.parity import hold, judge, measure
+from hubpub.measure.parity import hold, measure
 from hubpub.measure.runtime import Session
 from hubpub.measure.where import where
 from hubpub.model.checkpoint import Checkpoint
@@ -64,7 +65,7 @@ class Healthy:
         program = inspect(pte)
         vocabulary = program.metadata["get_vocab_size"]
         assert isinstance(vocabulary, int)
-        return {gate.name: gate for gate in judge(self.recipe.gates, parity, program, vocabulary)}
+        return {gate.name: gate for gate in evaluate_gates(self.recipe.gates, parity, program, vocabulary)}
 
     def damaged(self, path: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Path:
         """A copy of the program at `path` in which the bytes of one weight are changed."""

@@ -1,0 +1,241 @@
+"""From what was measured to what may be published: limits and verdicts, and what must not get worse. Pure.
+
+A cell passes the gates of its recipe, or its repo is not published. Beside the last release, what counts as worse is
+stated in METRICS: a value that moved the wrong way by more than its tolerance. Speed and resident memory are compared
+where both were measured on one host with as many threads, while it was not busy with something else, and not
+otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from hubpub.config import Card, Gates, locate
+from hubpub.errors import ConfigError, GateError
+from hubpub.facts import Accepted, CardFacts, CellFacts, Gate, Parity, Program, rounded
+from hubpub.matrix import Cell
+
+Verdict = Literal["better", "worse", "same", "changed", "not comparable"]
+
+
+def evaluate_gates(limits: Gates, parity: Parity, program: Program, vocabulary: int) -> tuple[Gate, ...]:
+    """Every gate with its limit and what was measured. A figure that is not finite passes no gate.
+
+    What facts of an older release do not hold, and what a layout does not have, is not judged.
+    """
+    logits, greedy, runner, lowering = parity.logits, parity.greedy, parity.runner, parity.lowering
+    gates = [
+        _gate("finite_logits", "min", 1.0, float(logits.finite)),
+        _gate("kl_mean", "max", limits.kl_mean_max, logits.kl_mean),
+        _gate("top1_agreement", "min", limits.top1_min, logits.top1_agreement),
+        _gate("prefill_error_max", "max", limits.prefill_error_max, logits.prefill_error_max),
+        _gate("greedy_first_token", "min", limits.greedy_first_token_min, greedy.first_token),
+        _gate("greedy_exact", "min", limits.greedy_exact_min, greedy.exact),
+    ]
+    if lowering is not None:
+        # Worse than not knowing: a model that reads with a foreign tokenizer, or whose weights are damaged.
+        gates.append(_gate("original_perplexity", "max", vocabulary / 2, logits.perplexity_original))
+        gates.append(_gate("lowering_kl_mean", "max", limits.lowering_kl_mean_max, lowering.kl_mean))
+        difference = rounded(abs(logits.perplexity / lowering.perplexity - 1))
+        gates.append(_gate("lowering_perplexity", "max", limits.lowering_perplexity_max, difference))
+    if parity.stop_tokens is not None:
+        told = program.metadata.get("get_eos_ids", program.metadata.get("get_eos_id"))
+        ids = set(told) if isinstance(told, tuple) else {told}
+        gates.append(_gate("eos_ids", "min", 1.0, float(ids == set(parity.stop_tokens))))
+    if parity.tokenizer is not None:
+        fits = parity.tokenizer
+        counted = runner is None or runner.prompt_tokens == runner.prompt_tokens_original
+        good = fits.round_trips == 1 and fits.largest_id < vocabulary and fits.begins_with_bos and counted
+        gates.append(_gate("tokenizer_fits", "min", 1.0, float(good)))
+    if runner is not None:
+        gates.append(_gate("llm_runner_matches", "min", 1.0, float(runner.matches_decode_loop)))
+    if limits.logit_error_max is not None:
+        gates.append(_gate("logit_error_max", "max", limits.logit_error_max, logits.error_max))
+    return tuple(gates)
+
+
+def with_current_gates(cell: Cell, facts: CellFacts) -> CellFacts:
+    """`facts` with the recipe's gates as they are now: changing a limit needs no new export."""
+    gates = evaluate_gates(cell.recipe.gates, facts.parity, facts.program, facts.vocabulary)
+    return facts.model_copy(update={"gates": gates, "summary": cell.recipe.summary})
+
+
+def missed_gates(facts: CellFacts) -> GateError | None:
+    """The error that says which gates a cell does not pass, or None where it passes all of them."""
+    missed = [f"{gate.name} {gate.measured:g} ({gate.kind} {gate.limit:g})" for gate in facts.gates if not gate.passed]
+    if not missed:
+        return None
+    return GateError(f"{facts.cell} did not pass: {', '.join(missed)}", "its repo is not published")
+
+
+def _gate(name: str, kind: Literal["max", "min"], limit: float, measured: float) -> Gate:
+    passed = math.isfinite(measured) and (measured <= limit if kind == "max" else measured >= limit)
+    return Gate(name=name, kind=kind, limit=limit, measured=measured, passed=passed)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One measured value of a cell and which way is good.
+
+    The value may get worse by `relative` of its old value and by `absolute` in its own unit; beyond both it is a
+    regression. With neither, and where no way is good, it is shown and never judged.
+    """
+
+    name: str
+    unit: Literal["bytes", "nats", "share", "tokens/s", "", "s"]
+    read: Callable[[CellFacts], float]
+    good: Literal["less", "more", "neither"]
+    relative: float = 0.0
+    absolute: float = 0.0
+    per_host: bool = False
+
+    @property
+    def tolerance(self) -> str:
+        """In words, e.g. "+10% and +0.002"; "" for a value that is not judged."""
+        sign = "+" if self.good == "less" else "-"
+        parts = [f"{sign}{self.relative:.0%}"] if self.relative else []
+        if self.absolute:
+            parts.append(
+                f"{sign}{self.absolute * 100:g} points" if self.unit == "share" else f"{sign}{self.absolute:g}"
+            )
+        return " and ".join(parts)
+
+    def worsened(self, old: float, new: float) -> bool:
+        """Whether the value moved the wrong way by more than the tolerance."""
+        if self.good == "neither" or not (self.relative or self.absolute):
+            return False
+        loss = new - old if self.good == "less" else old - new
+        # A tolerance met to the last digit is met: the differences are of floats.
+        slack = 1e-9 * max(abs(old), abs(new))
+        return loss > self.relative * abs(old) + slack and loss > self.absolute + slack
+
+
+def _planned(cell: CellFacts) -> float:
+    return max((method.planned_bytes for method in cell.program.methods), default=0)
+
+
+METRICS = (
+    Metric("file size", "bytes", lambda cell: cell.file.bytes, "less", relative=0.01),
+    Metric("program memory", "bytes", _planned, "less", relative=0.01),
+    Metric("KV cache", "bytes", lambda cell: cell.program.kv_cache.bytes, "less", relative=0.01),
+    Metric("KL mean", "nats", lambda cell: cell.parity.logits.kl_mean, "less", relative=0.10, absolute=0.002),
+    Metric("top-1 agreement", "share", lambda cell: cell.parity.logits.top1_agreement, "more", absolute=0.005),
+    Metric("perplexity", "", lambda cell: cell.parity.logits.perplexity, "less"),
+    Metric("prefill", "tokens/s", lambda cell: cell.speed.prefill_tokens_per_second, "more", 0.10, per_host=True),
+    Metric("decode", "tokens/s", lambda cell: cell.speed.decode_tokens_per_second, "more", 0.10, per_host=True),
+    Metric("load", "s", lambda cell: cell.speed.load_seconds, "less", per_host=True),
+    Metric("peak memory", "bytes", lambda cell: cell.speed.peak_resident_bytes, "less", 0.10, per_host=True),
+    Metric("parameters", "", lambda cell: cell.parameters.total, "neither"),
+    Metric("context", "", lambda cell: cell.context.exported, "neither"),
+    Metric("delegated operators", "share", lambda cell: cell.program.operators.delegated_share, "more"),
+)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One metric before and after. `verdict` is "not comparable" where the two were measured on different hosts."""
+
+    name: str
+    unit: str
+    old: float
+    new: float
+    verdict: Verdict
+    regression: bool
+    tolerance: str
+
+    @property
+    def relative(self) -> float | None:
+        """The change as a share of the old value; None where that was 0."""
+        return (self.new - self.old) / self.old if self.old else None
+
+
+@dataclass(frozen=True)
+class Regression:
+    """Something that got worse by more than `tolerance` allows; for a gate or a lost cell, old and new are 1 and 0."""
+
+    cell: str
+    name: str
+    old: float
+    new: float
+    tolerance: str
+
+    def __str__(self) -> str:
+        if not self.tolerance:
+            return f"{self.cell}: {self.name}"
+        return f"{self.cell}: {self.name} {self.old:.6g} -> {self.new:.6g} (allowed: {self.tolerance})"
+
+
+def changes(old: CellFacts, new: CellFacts) -> tuple[Change, ...]:
+    """Every metric of a cell before and after."""
+    same_host = (old.speed.host, old.speed.threads, old.speed.through) == (
+        new.speed.host,
+        new.speed.threads,
+        new.speed.through,
+    )
+    same_host = same_host and old.speed.representative and new.speed.representative
+    return tuple(_change(metric, old, new, same_host) for metric in METRICS)
+
+
+def check_regressions(old: CardFacts, new: CardFacts, card: Card) -> tuple[Accepted, ...]:
+    """Let `new` follow the published `old`: what got worse must be acknowledged in the card's [[accept]].
+
+    Returns what was acknowledged. Of scale models, speed says nothing, and one that was made anew is another model.
+    Raises GateError naming what got worse, and ConfigError for an acknowledgement of something that is not measured.
+    """
+    names = [metric.name for metric in METRICS]
+    path, line = locate(card, "accept")
+    for one in card.accept:
+        if one.what not in names or one.recipe not in card.export.recipes:
+            raise ConfigError(
+                f"{path}: accept: '{one.what}' of '{one.recipe}' is not measured",
+                f"metrics: {', '.join(names)}; recipes: {', '.join(card.export.recipes)}",
+                path=str(path),
+                line=line,
+            )
+    if old.scale_model != new.scale_model:
+        return ()
+    before = {cell.cell: cell for cell in old.cells}
+    known = {(one.recipe, one.what): one.reason for one in card.accept if one.since == old.version}
+    accepted, refused = [], []
+    for cell in new.cells:
+        was = before.get(cell.cell)
+        if was is None or (cell.source.scale_model and was.source.files != cell.source.files):
+            continue
+        per_host = {metric.name for metric in METRICS if metric.per_host}
+        for change in changes(was, cell):
+            if not change.regression or (cell.source.scale_model and change.name in per_host):
+                continue
+            reason = known.get((cell.recipe, change.name))
+            if reason is None:
+                refused.append(Regression(cell.cell, change.name, change.old, change.new, change.tolerance))
+            else:
+                accepted.append(
+                    Accepted(cell=cell.cell, what=change.name, old=change.old, new=change.new, reason=reason)
+                )
+    if refused:
+        first = refused[0]
+        raise GateError(
+            f"worse than {old.version}: " + "; ".join(map(str, refused)),
+            f'if that is wanted, say why in {path}: [[accept]] recipe = "{first.cell.rpartition("/")[2]}", '
+            f'what = "{first.name}", since = "{old.version}", reason = "..."',
+        )
+    return tuple(accepted)
+
+
+def _change(metric: Metric, old: CellFacts, new: CellFacts, same_host: bool) -> Change:
+    before, after = metric.read(old), metric.read(new)
+    comparable = same_host or not metric.per_host
+    verdict: Verdict
+    if not comparable:
+        verdict = "not comparable"
+    elif before == after:
+        verdict = "same"
+    elif metric.good == "neither":
+        verdict = "changed"
+    else:
+        verdict = "better" if (after < before) == (metric.good == "less") else "worse"
+    regression = comparable and metric.worsened(before, after)
+    return Change(metric.name, metric.unit, before, after, verdict, regression, metric.tolerance)

@@ -1,0 +1,64 @@
+"""What this machine is: versions of the export stack, processor and system, memory, and how many processes fit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+STACK = ("torch", "executorch", "torchao", "transformers")
+"""The packages whose versions decide the bytes of a `.pte`."""
+
+
+@cache
+def versions(packages: tuple[str, ...] = STACK) -> dict[str, str]:
+    """Installed versions, without local build tags; "missing" where a package is not installed."""
+    found = {}
+    for name in packages:
+        try:
+            found[name] = version(name).split("+")[0]
+        except PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def system() -> str:
+    """Operating system and processor architecture, e.g. "Linux x86_64"."""
+    return f"{platform.system()} {platform.machine()}"
+
+
+def host() -> str:
+    """The processor, cores and system a speed was measured on; nothing that identifies the machine."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    except OSError:
+        pass
+    return f"{name}, {os.cpu_count()} cores, {platform.system()}"
+
+
+def processes_that_fit(tasks: int, bytes_each: int) -> int:
+    """As many processes for `tasks` as there are cores and as fit into the memory that is free, at least one."""
+    import psutil
+
+    fitting = psutil.virtual_memory().available // max(bytes_each, 1)
+    return max(1, min(tasks, os.cpu_count() or 1, int(fitting)))
+
+
+def peak_resident_bytes() -> int:
+    """The most memory this process has had resident, in bytes."""
+    try:
+        # getrusage also counts what the parent held when it forked; the kernel's mark of this image does not.
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
