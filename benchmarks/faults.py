@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from hubpub.hub.client import Client, Retry
-from hubpub.hub.upkeep import verify
+from hubpub.hub.maintenance import verify
 from hubpub.localhub import Fault, LocalHub
 
 ROOT = Path(__file__).parent.parent

@@ -24,9 +24,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hubpub.hub.client import Client
+from hubpub.hub.content import LocalFile, RepoRelease
 from hubpub.hub.hashing import HashCache
 from hubpub.hub.publish import publish_all
-from hubpub.hub.release import LocalFile, RepoRelease
 
 
 def _random_file(path: Path, size: int) -> None:

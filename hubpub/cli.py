@@ -517,7 +517,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     from contextlib import ExitStack
     from dataclasses import asdict
 
-    from hubpub.hub.upkeep import verify
+    from hubpub.hub.maintenance import verify
     from hubpub.release.connect import connect
 
     repo, _, revision = arguments.repo.partition("@")
@@ -540,7 +540,7 @@ def _status(arguments: argparse.Namespace) -> int:
     from contextlib import ExitStack
     from dataclasses import asdict
 
-    from hubpub.hub.upkeep import status
+    from hubpub.hub.maintenance import status
     from hubpub.release.connect import connect
 
     options = _hub_options(arguments)
@@ -560,7 +560,7 @@ def _status(arguments: argparse.Namespace) -> int:
 def _yank(arguments: argparse.Namespace) -> int:
     from contextlib import ExitStack
 
-    from hubpub.hub.upkeep import yank
+    from hubpub.hub.maintenance import yank
     from hubpub.release.connect import connect
 
     repo, _, tag = arguments.repo.partition("@")
@@ -581,7 +581,8 @@ def _yank(arguments: argparse.Namespace) -> int:
 def _unstage(arguments: argparse.Namespace) -> int:
     from contextlib import ExitStack
 
-    from hubpub.hub.publish import preflight, staged_versions, unstage
+    from hubpub.hub.publish import preflight
+    from hubpub.hub.staging import staged_versions, unstage
     from hubpub.release.connect import connect
 
     with ExitStack() as stack:

@@ -68,7 +68,7 @@ def examine(
 
 
 def _is_cached(cards: Sequence[Card], variant: str) -> bool:
-    from hubpub.hub.client import cached_source
+    from hubpub.hub.sources import cached_source
 
     card = next(card for card in cards if card.variant.name == variant)
     return cached_source(card.variant.source, card.variant.revision) is not None

@@ -196,7 +196,7 @@ def _sources(todo: Sequence[Step], options: Options, display: Display) -> dict[s
     """The checkpoint folder of every variant: a scale model in a rehearsal, else a download."""
     variants = {step.cell.variant.name: step.cell.variant for step in todo}
     if not options.rehearse:
-        from hubpub.hub.client import download_source
+        from hubpub.hub.sources import download_source
 
         found = {}
         for name, variant in variants.items():

@@ -118,7 +118,7 @@ def _source(cell: Cell, work: Path, rehearse: bool) -> Path:
         from hubpub.model.scale import build
 
         return build(cell.variant.name, cell.variant.family, work / "scale")
-    from hubpub.hub.client import download_source
+    from hubpub.hub.sources import download_source
 
     return download_source(cell.variant.source, revision=cell.variant.revision)
 

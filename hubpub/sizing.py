@@ -136,7 +136,7 @@ def sizes(steps: Sequence[Step], client: Client | None) -> dict[str, Size | Hubp
 
 
 def _tensors(cell: Cell, client: Client | None) -> Tensors:
-    from hubpub.hub.client import cached_source
+    from hubpub.hub.sources import cached_source
     from hubpub.model.checkpoint import Checkpoint
 
     variant = cell.variant

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from hubpub.doctor import Check
-    from hubpub.hub.release import Receipt
-    from hubpub.hub.upkeep import RepoStatus, Verification
+    from hubpub.hub.maintenance import RepoStatus, Verification
+    from hubpub.hub.receipts import Receipt
     from hubpub.plan import Step
     from hubpub.release.run import Report
 

@@ -172,7 +172,7 @@ def fetch(job: Job, name: str) -> None:
     cell = job.cell(name)
     if job.rehearse:
         return
-    from hubpub.hub.client import download_source
+    from hubpub.hub.sources import download_source
 
     _trust(os.environ.get("HUBPUB_SOURCE_USER"))
     variant = cell.variant
@@ -201,8 +201,8 @@ def export(job: Job, name: str, display: Display) -> CellFacts:
 
 def stage(job: Job, name: str) -> CellFacts:
     """Send one cell's file and tokenizer to its repo's staging branch, and keep its facts for the jobs to come."""
-    from hubpub.hub.publish import stage as stage_files
-    from hubpub.hub.release import LocalFile, RepoRelease
+    from hubpub.hub.content import LocalFile, RepoRelease
+    from hubpub.hub.staging import stage as stage_files
     from hubpub.release.assemble import files_of, sources_here
 
     cell = job.cell(name)
@@ -244,9 +244,9 @@ def promote(job: Job, repo: str) -> dict[str, Any]:
 
     Raises ExportError where a cell of the repo was not staged; the repo stays as it was.
     """
+    from hubpub.hub.maintenance import verify
     from hubpub.hub.publish import promote as promote_release
     from hubpub.hub.publish import publish_all
-    from hubpub.hub.upkeep import verify
     from hubpub.release.assemble import repo_release
 
     card = job.card(repo)

@@ -281,15 +281,24 @@ class Client:
                 f"make a token with write access to {repo_id} at {self.endpoint}/settings/tokens",
             )
 
-    def check_source(self, repo_id: str) -> None:
-        """Raise AccessError where the terms of a source model were not accepted with this token, or it is hidden."""
-        hint = f"accept its terms at {self.endpoint}/{repo_id}, then set HF_TOKEN"
-        try:
-            self._call(f"asking for access to {repo_id}", self._api.auth_check, check_repo_id(repo_id))
-        except AccessError as error:
-            raise AccessError(f"the source {repo_id} cannot be read: {error.message}", hint) from None
-        except NotFound as error:
-            raise AccessError(f"the source {repo_id} cannot be read: {error.message}", hint) from None
+    def check_read(self, repo_id: str) -> None:
+        """Raise AccessError where this token may not read `repo_id` (its terms, say), NotFound where none shows."""
+        self._call(f"asking for access to {repo_id}", self._api.auth_check, check_repo_id(repo_id))
+
+    def snapshot(self, repo_id: str, revision: str, patterns: Sequence[str]) -> Path:
+        """Download the files of `repo_id` that match `patterns`, but those the local cache holds; their folder."""
+        fetch = partial(
+            _hub().snapshot_download,
+            check_repo_id(repo_id),
+            revision=check_revision(revision),
+            endpoint=self.endpoint,
+            token=self._token or False,
+            allow_patterns=list(patterns),
+            library_name="hubpub",
+        )
+        # Gigabytes: whoever watches wants to see them come.
+        with _bars() if sys.stderr.isatty() else nullcontext():
+            return Path(self._call(f"downloading {repo_id}", fetch))
 
     def refs(self, repo_id: str, *, pulls: bool = False) -> Refs | None:
         """Branches and tags of `repo_id`, or None where there is no such repo (or it is hidden from this token)."""
@@ -770,38 +779,11 @@ class _Ear(logging.Handler):
         log.info("%s", text)
 
 
-def download_source(repo_id: str, *, revision: str | None, endpoint: str | None = None) -> Path:
-    """Download a source checkpoint (weights, configuration, tokenizer; never pickles) and return its folder.
-
-    What the local cache holds already is not fetched again. Raises AccessError where the terms were not accepted yet.
-    """
-    client = Client.from_environment(endpoint)
-    fetch = partial(
-        _hub().snapshot_download,
-        check_repo_id(repo_id),
-        revision=check_revision(revision or "main"),
-        endpoint=client.endpoint,
-        token=client._token or False,
-        allow_patterns=["*.safetensors", "*.json", "*.model", "*.jinja", "LICENSE*", "README.md"],
-        library_name="hubpub",
-    )
-    try:
-        # Gigabytes: whoever watches wants to see them come.
-        with _bars() if sys.stderr.isatty() else nullcontext():
-            return Path(client._call(f"downloading {repo_id}", fetch))
-    except AccessError as error:
-        raise AccessError(
-            error.message, f"accept its terms at {client.endpoint}/{repo_id}, then set HF_TOKEN"
-        ) from None
-
-
-def cached_source(repo_id: str, revision: str | None) -> Path | None:
-    """The folder of a source that lies complete in the local cache, or None. Asks nobody."""
+def cached_snapshot(repo_id: str, revision: str, patterns: Sequence[str]) -> Path | None:
+    """The folder in the local cache with every file of `repo_id` that matches `patterns`, or None. Asks nobody."""
     try:
         return Path(
-            _hub().snapshot_download(
-                check_repo_id(repo_id), revision=check_revision(revision or "main"), local_files_only=True
-            )
+            _hub().snapshot_download(check_repo_id(repo_id), revision=check_revision(revision), local_files_only=True)
         )
     except (OSError, ValueError):
         return None

@@ -40,7 +40,7 @@ def load_text_decoder(
     """
     folder = Path(path_or_repo_id)
     if not folder.is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_repo_id)):
-        from hubpub.hub.client import download_source
+        from hubpub.hub.sources import download_source
 
         folder = download_source(str(path_or_repo_id), revision=revision)
     return load(Checkpoint.open(folder), dtype=dtype)

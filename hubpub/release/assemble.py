@@ -16,7 +16,7 @@ from hubpub.plan import Step
 if TYPE_CHECKING:
     from hubpub.cards.render import Rendered
     from hubpub.hub.client import Client
-    from hubpub.hub.release import LocalFile, RepoRelease
+    from hubpub.hub.content import LocalFile, RepoRelease
     from hubpub.release.run import Options
 
 
@@ -30,7 +30,7 @@ def sources_here(card: Card, steps: Iterable[Step], options: Options) -> dict[st
 
 def files_of(measured: Sequence[CellFacts], sources: Mapping[str, Path]) -> list[LocalFile]:
     """Programs and tokenizer of `measured`; a file that is not in `sources` was staged by another machine."""
-    from hubpub.hub.release import LocalFile
+    from hubpub.hub.content import LocalFile
 
     wanted = [*(facts.file for facts in measured), *measured[0].tokenizer]
     return [LocalFile(one.name, sources.get(one.name), one.bytes, one.sha256) for one in wanted]
@@ -52,7 +52,7 @@ def repo_release(
     Files that are not in `sources` were staged by other machines. `made` is added to the commit's message.
     """
     from hubpub.cards.render import render
-    from hubpub.hub.release import LocalFile, RepoRelease
+    from hubpub.hub.content import LocalFile, RepoRelease
     from hubpub.remeasure import with_devices
 
     previous = _previous(client, repo_id, version)
@@ -124,7 +124,7 @@ def tokenizer_folder(card: Card, options: Options) -> Path:
         from hubpub.model.scale import build
 
         return build(card.variant.name, card.variant.family, options.work / "scale")
-    from hubpub.hub.client import download_source
+    from hubpub.hub.sources import download_source
 
     return download_source(card.variant.source, revision=card.variant.revision)
 

@@ -18,7 +18,7 @@ from hubpub.release.connect import connect
 from hubpub.release.version import VERSION
 
 if TYPE_CHECKING:
-    from hubpub.hub.release import Receipt
+    from hubpub.hub.receipts import Receipt
     from hubpub.release.run import Options
 
 
@@ -28,7 +28,9 @@ def promote(project: Project, options: Options, facts_dir: Path | None, display:
     The files themselves need not be here: the facts.json of every cell, below `facts_dir` or else in the work folder,
     say what must have been staged. All repos are checked before the first is promoted.
     """
-    from hubpub.hub.publish import preflight, promote_all, promote_pull, staged_versions
+    from hubpub.hub.publish import preflight, promote_all
+    from hubpub.hub.pulls import promote_pull
+    from hubpub.hub.staging import staged_versions
 
     version = options.version
     if version is None or not VERSION.fullmatch(version):

@@ -27,7 +27,8 @@ from hubpub.release.version import VERSION
 
 if TYPE_CHECKING:
     from hubpub.hub.client import Client
-    from hubpub.hub.release import LocalFile, Receipt, Staged
+    from hubpub.hub.content import LocalFile
+    from hubpub.hub.receipts import Receipt, Staged
 
 
 @dataclass(frozen=True)
@@ -171,8 +172,8 @@ def _stage(
     display: Display,
 ) -> tuple[Staged, ...]:
     """Put the selected cells that passed their gates, and their tokenizers, on the staging branch of each repo."""
-    from hubpub.hub.publish import stage
-    from hubpub.hub.release import RepoRelease
+    from hubpub.hub.content import RepoRelease
+    from hubpub.hub.staging import stage
 
     assert options.version is not None
     files: dict[str, dict[str, LocalFile]] = {}
@@ -221,14 +222,15 @@ def _preflight(client: Client, repo_ids: Sequence[str], options: Options) -> Non
 
 def _check_sources(steps: Sequence[Step]) -> None:
     """Raise AccessError before the first download where a source that has to be fetched may not be read."""
-    from hubpub.hub.client import Client, cached_source
+    from hubpub.hub.client import Client
+    from hubpub.hub.sources import cached_source, check_source
 
     todo = {step.cell.variant.source: step.cell.variant for step in steps if step.action == "export"}
     missing = [variant.source for variant in todo.values() if cached_source(variant.source, variant.revision) is None]
     client = Client.from_environment() if missing else None
     for source in missing:
         assert client is not None
-        client.check_source(source)
+        check_source(client, source)
 
 
 def _complete(

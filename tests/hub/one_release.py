@@ -9,9 +9,9 @@ from pathlib import Path
 
 from hubpub.errors import HubpubError
 from hubpub.hub.client import Client, Retry
+from hubpub.hub.content import LocalFile, RepoRelease
 from hubpub.hub.hashing import HashCache
 from hubpub.hub.publish import publish_all
-from hubpub.hub.release import LocalFile, RepoRelease
 
 
 def main(url: str, token: str, repo: str, version: str, folder: str, work: str) -> int:

@@ -19,7 +19,7 @@ import pytest
 from hubpub.errors import HubError
 from hubpub.hub.client import Client, Retry
 from hubpub.hub.publish import publish_all
-from hubpub.hub.release import Published, TagOnly
+from hubpub.hub.receipts import Published, TagOnly
 from hubpub.localhub import Fault, LocalHub
 
 from .conftest import FAST, SIZES, Maker, both, random_files, sent_to

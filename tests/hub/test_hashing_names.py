@@ -11,9 +11,9 @@ import pytest
 from hubpub.errors import ConfigError, HubError, HubpubError
 from hubpub.hub import names
 from hubpub.hub.client import Client, Identity, redact
+from hubpub.hub.content import LocalFile, RepoRelease
 from hubpub.hub.hashing import HashCache, git_blob_id, parse_sha256sums, sha256sums
-from hubpub.hub.release import LocalFile, RepoRelease
-from hubpub.hub.upkeep import _withdrawn
+from hubpub.hub.maintenance import _withdrawn
 
 
 def test_a_file_is_hashed_once(tmp_path: Path) -> None:

@@ -19,11 +19,13 @@ import pytest
 
 from hubpub.errors import AccessError, ConflictError, HubError, HubpubError
 from hubpub.hub.client import Add, Client
+from hubpub.hub.content import LocalFile
 from hubpub.hub.hashing import parse_sha256sums
+from hubpub.hub.maintenance import status, verify, yank
 from hubpub.hub.names import stage_branch
-from hubpub.hub.publish import preflight, promote, publish_all, stage, unstage
-from hubpub.hub.release import LocalFile, NoChanges, Planned, Published, PullRequest, TagOnly, load_receipt
-from hubpub.hub.upkeep import status, verify, yank
+from hubpub.hub.publish import preflight, promote, publish_all
+from hubpub.hub.receipts import NoChanges, Planned, Published, PullRequest, TagOnly, load_receipt
+from hubpub.hub.staging import stage, unstage
 from hubpub.localhub import Fault, LocalHub
 
 from .conftest import CARD, FAST, SIZES, Maker, both, random_files, sent_to

@@ -1,90 +1,19 @@
-"""The values of publishing: what one repo is to get, and what came of it. All of them are JSON files too."""
+"""What came of staging and publishing, as the Hub answered; kept as JSON in the work folder."""
 
 from __future__ import annotations
 
-import builtins
-import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hubpub.errors import ConfigError, HubpubError
+from hubpub.errors import HubpubError
 from hubpub.files import write_atomic
-from hubpub.hub.hashing import HashCache, sha256sums
-from hubpub.hub.names import check_paths, check_repo_id, check_version
+from hubpub.hub.names import check_repo_id, check_version
 
-CARD, SUMS = "README.md", "SHA256SUMS"
-CardMerge = Callable[[str | None], str]
-"""The card to publish, given the text that is published now (None: none). Merging twice must change nothing more."""
 Progress = Callable[[str, str, int, int], None]
 """Told (repo id, path, bytes sent so far, bytes in all) while files travel."""
-
-
-@dataclass(frozen=True)
-class LocalFile:
-    """A file of a release. `source` is None where another machine staged it: then `sha256` says what must be there."""
-
-    path_in_repo: str
-    source: Path | bytes | None = field(repr=False)
-    bytes: int
-    sha256: str
-
-    @classmethod
-    def of(cls, path_in_repo: str, source: Path, hashes: HashCache) -> LocalFile:
-        """The file at `source`, hashed once. Raises HubpubError where it cannot be read."""
-        digest = hashes.sha256(source)
-        return cls(path_in_repo, source, source.stat().st_size, digest)
-
-    @classmethod
-    def text(cls, path_in_repo: str, content: str | builtins.bytes) -> LocalFile:
-        """A small file that exists in memory alone."""
-        data = content.encode() if isinstance(content, str) else content
-        return cls(path_in_repo, data, len(data), hashlib.sha256(data).hexdigest())
-
-    @property
-    def large(self) -> bool:
-        """Whether the file is staged ahead of the commit rather than carried by it."""
-        return self.bytes >= 256 << 10 or self.path_in_repo.endswith(".pte")
-
-
-@dataclass(frozen=True)
-class RepoRelease:
-    """One version of one repo. `version` is the tag. `retire` names files of earlier versions to remove from main.
-
-    SHA256SUMS is written here where `files` does not bring one. With `card_merge` the card is made from the text that
-    is published at that moment, so that what people wrote there stays.
-    """
-
-    repo_id: str
-    version: str
-    files: tuple[LocalFile, ...]
-    message: str
-    card_merge: CardMerge | None = field(default=None, repr=False)
-    retire: tuple[str, ...] = ()
-    private: bool = False
-
-    def __post_init__(self) -> None:
-        check_repo_id(self.repo_id)
-        check_version(self.version)
-        paths = [file.path_in_repo for file in self.files]
-        check_paths([*paths, *self.retire])
-        if CARD in paths and self.card_merge:
-            raise ConfigError(f"{self.repo_id}: the card is given both as a file and as a merge")
-        for file in self.files:
-            if len(file.sha256) != 64 or set(file.sha256) - set("0123456789abcdef") or file.bytes < 0:
-                raise ConfigError(f"{self.repo_id}: {file.path_in_repo} has no valid SHA-256 and size")
-
-    def complete(self, published_card: str | None) -> tuple[LocalFile, ...]:
-        """Every file of the commit, given the card that is published now; SHA256SUMS covers all but the card."""
-        files = list(self.files)
-        if self.card_merge:
-            files.append(LocalFile.text(CARD, self.card_merge(published_card)))
-        if not any(file.path_in_repo == SUMS for file in files):
-            listed = [(f.path_in_repo, f.sha256) for f in files if f.path_in_repo != CARD]
-            files.append(LocalFile.text(SUMS, sha256sums(listed)))
-        return tuple(sorted(files, key=lambda f: f.path_in_repo))
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from pydantic import ValidationError
 from hubpub.errors import ConfigError, ConflictError, HubError
 from hubpub.facts import CardFacts
 from hubpub.hub.client import Add, Client, Landed, Moved
+from hubpub.hub.content import CARD, SUMS, CardMerge, LocalFile
 from hubpub.hub.hashing import parse_sha256sums
 from hubpub.hub.names import STAGE_PREFIX, check_path, check_repo_id, check_version
-from hubpub.hub.publish import STAGE_TITLE
-from hubpub.hub.release import CARD, SUMS, CardMerge, LocalFile, Progress, PullRequest, Receipt, load_receipt
+from hubpub.hub.receipts import Progress, PullRequest, Receipt, load_receipt
+from hubpub.hub.staging import STAGE_TITLE
 
 FACTS = "facts.json"
 
