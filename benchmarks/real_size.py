@@ -102,7 +102,7 @@ def checkpoint(variant: str, root: Path) -> Path:
     if (folder / "generation_config.json").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"architectures": [kind.architecture], "model_type": kind.model_type, "text_config": text_config(variant)}
+    config = {"architectures": [kind.architecture], "model_type": kind.name, "text_config": text_config(variant)}
     config |= {"dtype": "bfloat16", "bos_token_id": 2, "eos_token_id": 1, "vision_config": {}, "audio_config": {}}
     (folder / "config.json").write_text(json.dumps(config))
     text = transformers.AutoConfig.from_pretrained(folder).get_text_config()

@@ -44,10 +44,17 @@ def _revision(value: str) -> str:
     return value
 
 
+def _family(value: str) -> str:
+    known = sorted(path.stem for path in (PACKAGE / "model" / "families").glob("[a-z]*.py"))
+    if value not in known:
+        raise ValueError(f"must be one of {', '.join(known)}")
+    return value
+
+
 Name = Annotated[str, AfterValidator(_name)]
 RepoId = Annotated[str, AfterValidator(_repo_id)]
 Revision = Annotated[str, AfterValidator(_revision)]
-Family = Literal["gemma3n", "gemma4"]
+Family = Annotated[str, AfterValidator(_family)]
 License = Literal["gemma", "apache-2.0"]
 
 
@@ -140,12 +147,18 @@ class Recipe(Frozen):
 
 
 class Variant(Frozen):
-    """One source model at one pinned revision; without one it can be rehearsed and not released."""
+    """One source model at one pinned revision; without one it can be rehearsed and not released.
+
+    `chat` says that it was tuned to chat. `size` is its size as its family names it, e.g. "E2B": what stands in for it in
+    a rehearsal depends on that.
+    """
 
     name: Name
     source: RepoId
     revision: Revision | None = None
     family: Family
+    size: Name | None = None
+    chat: bool = False
     license: License
 
 

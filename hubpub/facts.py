@@ -68,11 +68,12 @@ class Layers(Fact):
 
 
 class Context(Fact):
-    """Tokens: of the exported program, of one prefill call, of the sliding window, and of the source model."""
+    """Tokens: of the exported program, of one prefill call, of the sliding window (None: there is none), and of the
+    source model."""
 
     exported: int
     max_prefill: int
-    sliding_window: int
+    sliding_window: int | None
     source: int
 
 

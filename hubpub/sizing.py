@@ -80,7 +80,9 @@ def size_of(tensors: Tensors, family: str) -> Size:
     known = find(family)
     counts = {"embedding": 0, "per_layer_embedding": 0, "matrices": 0, "vectors": 0}
     prefix, widths = known.text_prefix, []
-    tables = {f"{known.embedding}.weight": "embedding", f"{known.per_layer_embedding}.weight": "per_layer_embedding"}
+    tables = {f"{known.embedding}.weight": "embedding"}
+    if known.per_layer_embedding is not None:
+        tables[f"{known.per_layer_embedding}.weight"] = "per_layer_embedding"
     for name, (dtype, shape) in tensors.items():
         if name.startswith(prefix):
             below = "model." + name.removeprefix(prefix)

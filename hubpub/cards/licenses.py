@@ -5,15 +5,14 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from hubpub.config import PACKAGE, Family, License, Variant
+from hubpub.config import PACKAGE, Variant
 from hubpub.errors import RenderError
+from hubpub.model.families import family
 
 GEMMA_TERMS = "https://ai.google.dev/gemma/terms"
 # The sentence section 3.1 of the Gemma Terms of Use asks for, word for word.
 GEMMA_NOTICE = "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms"
 GEMMA_POLICY = "https://ai.google.dev/gemma/prohibited_use_policy"
-# What each family was published under; a card that says otherwise would pass on rights nobody gave.
-_FAMILIES: dict[Family, License] = {"gemma3n": "gemma", "gemma4": "apache-2.0"}
 
 
 def notice_name(variant: Variant) -> str:
@@ -26,18 +25,20 @@ def files(variant: Variant) -> dict[str, bytes]:
 
     Raises RenderError where the declared licence is not the one of the family, or a text it needs cannot be had.
     """
-    granted = _FAMILIES[variant.family]
-    if variant.license != granted:
+    source = family(variant.family)
+    # A card that says otherwise than the publisher would pass on rights nobody gave.
+    if source.license not in (None, variant.license):
         raise RenderError(
-            f"variant.license: {variant.name} is a {variant.family} model, which comes under '{granted}', "
+            f"variant.license: {variant.name} is a {variant.family} model, which comes under '{source.license}', "
             f"not '{variant.license}'",
-            f'set license = "{granted}"',
+            f'set license = "{source.license}"',
         )
     revision = f"revision {variant.revision}" if variant.revision else "a revision that is not pinned yet"
+    what = "the text decoder was extracted from the multimodal model," if source.multimodal else "the model was"
     modified = (
         f"The files in this repository were modified from {variant.source} at {revision}:\n"
-        "the text decoder was taken out of the multimodal model, converted to ExecuTorch programs and, where a\n"
-        "file's recipe says so, quantized.\n"
+        f"{what} converted to ExecuTorch programs and, where a file's recipe says so,\n"
+        "quantized.\n"
     )
     if variant.license == "gemma":
         text = (

@@ -350,7 +350,7 @@ def _changes(previous: CardFacts | None, facts: CardFacts) -> CardDiff | None:
 
 def _chat(card: Card) -> str | None:
     """A user's turn as the chat template writes it, without <bos>; None for a model that was not tuned to chat."""
-    if not card.variant.name.endswith("-it"):
+    if not card.variant.chat:
         return None
     question = "What is the capital of France?"
     if card.variant.family == "gemma4":

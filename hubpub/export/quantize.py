@@ -30,10 +30,9 @@ def quantize(model: Any, recipe: Recipe, family: Family) -> dict[str, int]:
     What is left in floating point becomes the recipe's dtype.
     """
     used: dict[str, int] = {}
-    tables = {
-        family.embedding: recipe.embedding,
-        family.per_layer_embedding: recipe.per_layer_embedding,
-    }
+    tables = {family.embedding: recipe.embedding}
+    if family.per_layer_embedding is not None:
+        tables[family.per_layer_embedding] = recipe.per_layer_embedding
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[recipe.dtype]
     if recipe.head is not None or recipe.embedding is not None:
         # The two shared one tensor; from here on each module replaces its own reference.

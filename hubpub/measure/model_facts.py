@@ -13,7 +13,8 @@ def parameters(model: Any, family: Family) -> Parameters:
     """Parameters the text model uses, each tensor once: the head tied to the embedding counts as one table."""
     total = sum(parameter.numel() for parameter in model.parameters())
     embedding = model.get_submodule(family.embedding).weight.numel()
-    per_layer = model.get_submodule(family.per_layer_embedding).weight.numel()
+    table = family.per_layer_embedding
+    per_layer = model.get_submodule(table).weight.numel() if table else 0
     return Parameters(
         total=total, embedding=embedding, per_layer_embedding=per_layer, other=total - embedding - per_layer
     )

@@ -39,11 +39,15 @@ class KVLayer:
 
 @dataclass(frozen=True)
 class Shape:
-    """What the decoder needs to know of a text model; `owners` lists the layers with keys and values of their own."""
+    """What the decoder needs to know of a text model; `owners` lists the layers with keys and values of their own.
+
+    `sliding_window` is None where every layer attends to everything before it. Such a model takes one attention mask,
+    the others one for each kind of layer.
+    """
 
     layer_kinds: tuple[str, ...]
     owners: tuple[KVLayer, ...]
-    sliding_window: int
+    sliding_window: int | None
     vocabulary: int
     max_context: int
 
@@ -121,8 +125,9 @@ class CachedDecoder(nn.Module):
         self.prefill = prefill
         self.owners = {owner.index: owner for owner in shape.owners}
         # A window as long as the context never hides anything: such layers are plain causal ones.
-        self.windowed = SLIDING in shape.layer_kinds and shape.sliding_window < context
-        self.ring = min(shape.sliding_window + prefill - 1, context) if self.windowed else context
+        window = shape.sliding_window
+        self.windowed = window is not None and SLIDING in shape.layer_kinds and window < context
+        self.ring = min(window + prefill - 1, context) if window is not None and self.windowed else context
         self.buffers_ = KVBuffers(shape.owners, {FULL: context, SLIDING: self.ring}, cache_dtype)
 
     def forward(self, tokens: torch.Tensor, input_pos: torch.Tensor) -> torch.Tensor:
@@ -138,7 +143,7 @@ class CachedDecoder(nn.Module):
         logits = self.model(
             input_ids=tokens,
             position_ids=positions.unsqueeze(0),
-            attention_mask={FULL: None, SLIDING: mask},
+            attention_mask=None if self.shape.sliding_window is None else {FULL: None, SLIDING: mask},
             past_key_values=_Step(self.buffers_, self.owners, start, slots),
             use_cache=False,
             logits_to_keep=1,
@@ -148,6 +153,7 @@ class CachedDecoder(nn.Module):
 
     def _mask(self, positions: torch.Tensor) -> torch.Tensor:
         """The additive mask [1, 1, S, ring] of sliding layers: 0 where a query may see what a slot holds, else -inf."""
+        assert self.shape.sliding_window is not None
         last = positions[-1:]
         # The newest position of each slot. A slot that nothing was written to yet gets a negative one.
         held = last - (last - torch.arange(self.ring)) % self.ring
@@ -167,19 +173,21 @@ class WindowDecoder(nn.Module):
         self.model = model
         places = torch.arange(window)
         distance = places.unsqueeze(1) - places.unsqueeze(0)
-        for kind, hidden in (
-            (FULL, distance < 0),
-            (SLIDING, torch.logical_or(distance < 0, distance >= shape.sliding_window)),
-        ):
-            mask = torch.zeros(1, 1, window, window).masked_fill(hidden, float("-inf"))
+        hidden = {FULL: distance < 0}
+        if shape.sliding_window is not None:
+            hidden[SLIDING] = torch.logical_or(distance < 0, distance >= shape.sliding_window)
+        for kind, unseen in hidden.items():
+            mask = torch.zeros(1, 1, window, window).masked_fill(unseen, float("-inf"))
             self.register_buffer(kind, mask.to(next(model.parameters()).dtype), persistent=False)
+        self.kinds = tuple(hidden)
         self.register_buffer("positions", places.unsqueeze(0), persistent=False)
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        masks = {kind: self.get_buffer(kind) for kind in self.kinds}
         logits: torch.Tensor = self.model(
             input_ids=input_ids,
             position_ids=self.positions,
-            attention_mask={FULL: self.get_buffer(FULL), SLIDING: self.get_buffer(SLIDING)},
+            attention_mask=masks if SLIDING in masks else masks[FULL],
             use_cache=False,
         ).logits
         return logits

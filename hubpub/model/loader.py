@@ -67,7 +67,7 @@ def load(checkpoint: Checkpoint, *, dtype: torch.dtype | None = None) -> Any:
         output_loading_info=True,
     )
     # transformers fills what it did not find with random numbers, and says so only in its log.
-    if lost := sorted(set(report["missing_keys"]) - {"lm_head.weight"}):
+    if lost := sorted(set(report["missing_keys"]) - _tied(config)):
         raise ToolchainError(
             f"transformers did not read {len(lost)} tensors that {checkpoint.folder} holds, e.g. {lost[0]}",
             "this hubpub does not know the layout of this checkpoint; report its repo and revision",
@@ -110,24 +110,33 @@ def verify(checkpoint: Checkpoint, config: Any, model_class: Any) -> None:
     """Raise SourceError unless the checkpoint holds every tensor of the text model, in the right shape."""
     with torch.device("meta"):
         wanted = {
-            name.removeprefix("model."): tuple(value.shape)
+            name: tuple(value.shape)
             for name, value in model_class(config).state_dict().items()
-            if name != "lm_head.weight"
+            if name not in _tied(config)
         }
-    stored = checkpoint.text_tensors
-    missing = sorted(wanted.keys() - stored.keys())
+    prefix = checkpoint.family.text_prefix
+    # The head lies beside the text model, not in it.
+    names = {name: prefix + name.removeprefix("model.") if name.startswith("model.") else name for name in wanted}
+    stored = checkpoint.tensors
+    missing = sorted(names[name] for name in wanted if names[name] not in stored)
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise SourceError(
-            f"{checkpoint.folder}: tensor {checkpoint.family.text_prefix}{missing[0]} is missing{more}",
+            f"{checkpoint.folder}: tensor {missing[0]} is missing{more}",
             "download the checkpoint again; a fine-tune must be merged into full weights first",
         )
     for name, shape in wanted.items():
-        if stored[name].shape != shape:
+        found = stored[names[name]]
+        if found.shape != shape:
             raise SourceError(
-                f"{checkpoint.folder / stored[name].shard}: tensor {checkpoint.family.text_prefix}{name} is "
-                f"{list(stored[name].shape)} where config.json asks for {list(shape)}"
+                f"{checkpoint.folder / found.shard}: tensor {names[name]} is {list(found.shape)} where config.json asks "
+                f"for {list(shape)}"
             )
+
+
+def _tied(config: Any) -> set[str]:
+    """Tensors that a model has and its checkpoint need not hold: a head that is the embedding."""
+    return {"lm_head.weight"} if config.tie_word_embeddings else set()
 
 
 def _text_config(checkpoint: Checkpoint) -> Any:

@@ -6,9 +6,10 @@ A family is one small module that defines `FAMILY`; everything else in hubpub re
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,35 +17,50 @@ if TYPE_CHECKING:
     from hubpub.model.patches import Patch
 
 
+def _unchanged(model: Any) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 @dataclass(frozen=True)
 class Family:
-    """One architecture. Class names are of transformers; paths are of modules below the text model.
+    """One architecture. Class names are of transformers; paths are of modules of the text model.
 
-    `architecture` is the published multimodal class, `text_class` its text-only sibling, `text_prefix` where the
-    checkpoint keeps the text weights, `ignored` a pattern of stored text tensors that the model does not use. While
-    `last_token_only(model)` is open, layers without keys and values of their own compute just a prompt's last token;
-    while `cheaper(model)` is open, the model computes the same with operators that cost less in the runtime.
+    `architecture` is the class that a published checkpoint names, `text_class` the one of its text decoder with a head
+    (the same where a checkpoint holds nothing else), `text_prefix` where the checkpoint keeps the text weights, `ignored`
+    a pattern of stored text tensors that the model does not use.
+
+    `license` is what every model of the family was published under, None where each has its own. `begins_with_bos` says
+    whether the models want <bos> at the start of a text, None where that is as their tokenizers have it.
+
+    While `last_token_only(model)` is open, layers without keys and values of their own compute just a prompt's last
+    token; while `cheaper(model)` is open, the model computes the same with operators that cost less in the runtime.
     """
 
     name: str
-    model_type: str
     architecture: str
     text_class: str
     text_prefix: str
-    ignored: str
-    embedding: str
-    per_layer_embedding: str
     shape: Callable[[Any], Shape]
     patches: Callable[[], tuple[Patch, ...]]
-    last_token_only: Callable[[Any], AbstractContextManager[None]]
-    cheaper: Callable[[Any], AbstractContextManager[None]]
+    license: str | None
+    begins_with_bos: bool | None
+    embedding: str = "model.embed_tokens"
+    per_layer_embedding: str | None = None
+    ignored: str = r"(?!)"
+    last_token_only: Callable[[Any], AbstractContextManager[None]] = _unchanged
+    cheaper: Callable[[Any], AbstractContextManager[None]] = _unchanged
+
+    @property
+    def multimodal(self) -> bool:
+        """Whether a checkpoint holds more than the text decoder."""
+        return self.architecture != self.text_class
 
 
 def family(name: str) -> Family:
     """The family called `name`, e.g. "gemma3n"."""
-    found = import_module(f"hubpub.model.families.{name}").FAMILY
+    found = import_module(f"{__name__}.{name}").FAMILY
     assert isinstance(found, Family)
     return found
 
 
-FAMILIES = ("gemma3n", "gemma4")
+FAMILIES = tuple(sorted(module.name for module in iter_modules(__path__)))

@@ -89,15 +89,15 @@ def _cheaper(model: Any) -> Iterator[None]:
 
 FAMILY = Family(
     name="gemma3n",
-    model_type="gemma3n",
     architecture="Gemma3nForConditionalGeneration",
     text_class="Gemma3nForCausalLM",
     text_prefix="model.language_model.",
     ignored=r"layers\.\d+\.self_attn\.(k_proj|v_proj|k_norm|v_norm)\.weight",
-    embedding="model.embed_tokens",
     per_layer_embedding="model.embed_tokens_per_layer",
     shape=_shape,
     patches=_patches,
+    license="gemma",
+    begins_with_bos=True,
     last_token_only=_last_token_only,
     cheaper=_cheaper,
 )

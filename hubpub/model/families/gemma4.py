@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from hubpub.model.families import Family
@@ -33,18 +32,16 @@ def _patches() -> tuple[Patch, ...]:
     return (sdpa_meta.PATCH,)
 
 
+# Rows of a prompt that no shared layer needs are left out by the model itself when one row of logits is asked for.
 FAMILY = Family(
     name="gemma4",
-    model_type="gemma4",
     architecture="Gemma4ForConditionalGeneration",
     text_class="Gemma4ForCausalLM",
     text_prefix="model.language_model.",
     ignored=r"layers\.\d+\.self_attn\.(k_proj|v_proj|k_norm|v_norm)\.weight",
-    embedding="model.embed_tokens",
     per_layer_embedding="model.embed_tokens_per_layer",
     shape=_shape,
     patches=_patches,
-    # The model does so by itself when one row of logits is asked for.
-    last_token_only=lambda model: nullcontext(),
-    cheaper=lambda model: nullcontext(),
+    license="apache-2.0",
+    begins_with_bos=True,
 )

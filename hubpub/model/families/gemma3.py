@@ -1,0 +1,39 @@
+"""Gemma 3, the text-only sizes (270M and 1B): sliding and full layers with keys and values of their own, one head size."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hubpub.model.families import Family
+
+if TYPE_CHECKING:
+    from hubpub.model.decoder import Shape
+    from hubpub.model.patches import Patch
+
+
+def _shape(config: Any) -> Shape:
+    from hubpub.model.decoder import KVLayer, Shape
+
+    kinds = tuple(config.layer_types)
+    owners = tuple(
+        KVLayer(index, kind, config.num_key_value_heads, config.head_dim) for index, kind in enumerate(kinds)
+    )
+    return Shape(kinds, owners, config.sliding_window, config.vocab_size, config.max_position_embeddings)
+
+
+def _patches() -> tuple[Patch, ...]:
+    from hubpub.model.patches import sdpa_meta
+
+    return (sdpa_meta.PATCH,)
+
+
+FAMILY = Family(
+    name="gemma3",
+    architecture="Gemma3ForCausalLM",
+    text_class="Gemma3ForCausalLM",
+    text_prefix="model.",
+    shape=_shape,
+    patches=_patches,
+    license="gemma",
+    begins_with_bos=True,
+)
