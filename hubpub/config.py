@@ -149,8 +149,8 @@ class Recipe(Frozen):
 class Variant(Frozen):
     """One source model at one pinned revision; without one it can be rehearsed and not released.
 
-    `chat` says that it was tuned to chat. `size` is its size as its family names it, e.g. "E2B": what stands in for it in
-    a rehearsal depends on that.
+    `chat` says that it was tuned to chat. `size` is its size as its family names it, e.g. "E2B": what stands in for it
+    in a rehearsal depends on that.
     """
 
     name: Name

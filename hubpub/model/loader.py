@@ -129,8 +129,8 @@ def verify(checkpoint: Checkpoint, config: Any, model_class: Any) -> None:
         found = stored[names[name]]
         if found.shape != shape:
             raise SourceError(
-                f"{checkpoint.folder / found.shard}: tensor {names[name]} is {list(found.shape)} where config.json asks "
-                f"for {list(shape)}"
+                f"{checkpoint.folder / found.shard}: tensor {names[name]} is {list(found.shape)} where "
+                f"config.json asks for {list(shape)}"
             )
 
 

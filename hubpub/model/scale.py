@@ -16,13 +16,13 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from hubpub.data import corpus
 from hubpub.model import scale_tokenizer
 from hubpub.model.scale_tokenizer import Layout
 
-FamilyName = Literal["gemma3n", "gemma4"]
+FamilyName = str
 Progress = Callable[[str, float], None]
 
 # Counts up when the making itself changes in a way that no other part of the key shows.

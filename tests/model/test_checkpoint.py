@@ -72,7 +72,7 @@ def test_a_wrong_shape_is_named(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ('{"architectures": ["LlamaForCausalLM"]}', r"LlamaForCausalLM.*not one hubpub can export"),
+        ('{"architectures": ["MistralForCausalLM"]}', r"MistralForCausalLM.*not one hubpub can export"),
         ("[]", "not one hubpub can export"),
         ("{", "cannot be read"),
     ],

@@ -22,7 +22,7 @@ TURNS = {"gemma3n": ("<start_of_turn>", "<end_of_turn>"), "gemma4": ("<|turn>", 
 @pytest.fixture(scope="module", params=VARIANTS)
 def folder(request: pytest.FixtureRequest, scale_cache: Path) -> Path:
     """Each scale model."""
-    return build(request.param, VARIANTS[request.param], scale_cache)  # type: ignore[arg-type]
+    return build(request.param, VARIANTS[request.param], scale_cache)
 
 
 def test_the_layout_is_the_published_one(folder: Path) -> None:
@@ -111,7 +111,7 @@ def test_questions_are_answered(folder: Path) -> None:
 def test_building_again_is_free_and_a_changed_name_is_another_model(folder: Path, scale_cache: Path) -> None:
     before = (folder / "config.json").stat().st_mtime_ns
     variant = folder.name.rpartition("-")[0]
-    assert build(variant, VARIANTS[variant], scale_cache) == folder  # type: ignore[arg-type]
+    assert build(variant, VARIANTS[variant], scale_cache) == folder
     assert (folder / "config.json").stat().st_mtime_ns == before
     names = [*VARIANTS.items(), ("gemma-3n-E2B", "gemma3n"), ("gemma-4-E4B", "gemma4")]
     assert len({scale_key(name, fam) for name, fam in names}) == 4
@@ -119,7 +119,7 @@ def test_building_again_is_free_and_a_changed_name_is_another_model(folder: Path
 
 def test_a_base_variant_has_the_weights_of_its_sibling_and_no_chat(folder: Path, scale_cache: Path) -> None:
     variant = folder.name.rpartition("-")[0]
-    base = build(variant.removesuffix("-it"), VARIANTS[variant], scale_cache)  # type: ignore[arg-type]
+    base = build(variant.removesuffix("-it"), VARIANTS[variant], scale_cache)
     theirs, ours = Checkpoint.open(folder), Checkpoint.open(base)
     assert [f.sha256 for f in ours.files() if f.name.endswith("tensors")] == [
         f.sha256 for f in theirs.files() if f.name.endswith("tensors")

@@ -26,8 +26,8 @@ class Family:
     """One architecture. Class names are of transformers; paths are of modules of the text model.
 
     `architecture` is the class that a published checkpoint names, `text_class` the one of its text decoder with a head
-    (the same where a checkpoint holds nothing else), `text_prefix` where the checkpoint keeps the text weights, `ignored`
-    a pattern of stored text tensors that the model does not use.
+    (the same where a checkpoint holds nothing else), `text_prefix` where the checkpoint keeps the text weights,
+    `ignored` a pattern of stored text tensors that the model does not use.
 
     `license` is what every model of the family was published under, None where each has its own. `begins_with_bos` says
     whether the models want <bos> at the start of a text, None where that is as their tokenizers have it.

@@ -1,4 +1,4 @@
-"""Gemma 3, the text-only sizes (270M and 1B): sliding and full layers with keys and values of their own, one head size."""
+"""Gemma 3 in its text-only sizes, 270M and 1B: every layer has keys and values of its own, all of one head size."""
 
 from __future__ import annotations
 
