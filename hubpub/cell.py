@@ -91,6 +91,7 @@ def run(job: Job, progress: Progress) -> CellFacts:
     Raises HubpubError; a cell that fails its gates is returned, with the gates saying so.
     """
     from hubpub.measure.inspect import inspect
+    from hubpub.measure.prompting import prompt_format
     from hubpub.model.checkpoint import TOKENIZER_FILES, digest
 
     checkpoint, exported = _exported(job, progress)
@@ -125,6 +126,7 @@ def run(job: Job, progress: Progress) -> CellFacts:
         patches=exported.patches,
         toolchain=exported.toolchain,
         stages=exported.stages,
+        prompt=prompt_format(job.checkpoint),
     )
     save(facts, job.folder / "facts.json")
     return facts

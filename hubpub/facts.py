@@ -228,6 +228,28 @@ class RunnerCheck(Fact):
     prompt_tokens_original: int | None = None
 
 
+class Turns(Fact):
+    """The texts that the chat template puts around messages; the model's own first token is none of them.
+
+    `opening` stands before the first message of a user and `reply` after every one, so that the model answers; `again`
+    stands between an answer and the next message of the user, and begins with `end`, which closes a turn. With a
+    message of the system, `system` stands around that in place of `opening`; None where the template has no such role.
+    """
+
+    opening: str
+    reply: str
+    again: str
+    end: str
+    system: tuple[str, str] | None = None
+
+
+class PromptFormat(Fact):
+    """What the shipped tokenizer puts around a text: `bos` is the token it begins every text with ("" for none)."""
+
+    bos: str
+    turns: Turns | None = None
+
+
 class Parity(Fact):
     """The program held against the original. `runner` is None for a layout that the LLM runner does not run.
 
@@ -355,6 +377,7 @@ class CellFacts(Fact):
     stages: Stages
     workflow: Workflow | None = None
     devices: tuple[DeviceSpeed, ...] = ()
+    prompt: PromptFormat | None = None
 
     @property
     def passed(self) -> bool:

@@ -1,0 +1,71 @@
+"""What is written around prompts: read out of the shipped tokenizer and its chat template."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hubpub.errors import SourceError
+from hubpub.measure.prompting import prompt_format
+
+CHATML = (
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nBe helpful.<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+NO_SYSTEM = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}"
+    "{{ raise_exception('no system role') }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def written(folder: Path, template: str | None, *, adds_bos: bool) -> Path:
+    """A tokenizer in `folder` that begins a text with <s> where `adds_bos`."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    specials = ["<s>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>"]
+    vocabulary = {text: number for number, text in enumerate([*specials, "a", "b"])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(specials)
+    if adds_bos:
+        tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "<|im_end|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"additional_special_tokens": specials}))
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
+def test_turns_are_read_out_of_the_template(tmp_path: Path) -> None:
+    found = prompt_format(written(tmp_path, CHATML, adds_bos=False))
+    assert found.bos == ""
+    assert found.turns is not None
+    assert found.turns.opening == "<|im_start|>system\nBe helpful.<|im_end|>\n<|im_start|>user\n"
+    assert found.turns.reply == "<|im_end|>\n<|im_start|>assistant\n"
+    assert (found.turns.again, found.turns.end) == ("<|im_end|>\n<|im_start|>user\n", "<|im_end|>")
+    assert found.turns.system == ("<|im_start|>system\n", "<|im_end|>\n<|im_start|>user\n")
+
+
+def test_the_first_token_is_no_part_of_the_turns(tmp_path: Path) -> None:
+    found = prompt_format(written(tmp_path, NO_SYSTEM, adds_bos=True))
+    assert found.bos == "<s>"
+    assert found.turns is not None
+    assert found.turns.opening == "<|im_start|>user\n"
+    assert found.turns.system is None
+
+
+def test_a_base_model_has_no_turns(tmp_path: Path) -> None:
+    found = prompt_format(written(tmp_path, None, adds_bos=True))
+    assert (found.bos, found.turns) == ("<s>", None)
+
+
+def test_no_tokenizer_is_an_error_of_the_source(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="cannot be read"):
+        prompt_format(tmp_path)
