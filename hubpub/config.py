@@ -305,22 +305,6 @@ def load_card(folder: Path) -> Card:
     return _validate(Card, {**data, "folder": folder}, path)
 
 
-def pin(card: Card, revision: str) -> Path:
-    """Write `revision` as the pinned one into the card's file, changing nothing else. Returns the file."""
-    path = card.folder / "card.toml"
-    text = path.read_text("utf-8")
-    head, opened, rest = text.partition("[variant]\n")
-    table, following, tail = rest.partition("\n[")
-    assert opened, "a card has a table [variant]"
-    line = f'revision = "{_revision(revision)}"'
-    if re.search(r"(?m)^revision\s*=", table):
-        table = re.sub(r"(?m)^revision\s*=.*$", line, table)
-    else:
-        table = re.sub(r"(?m)^(source\s*=.*)$", rf"\1\n{line}", table, count=1)
-    path.write_text(head + opened + table + following + tail, "utf-8")
-    return path
-
-
 def locate(card: Card, key: str) -> tuple[Path, int | None]:
     """The file that declares `card`, and the line (1-based) of the dotted `key` in it where it can be found."""
     path = card.folder / "card.toml"

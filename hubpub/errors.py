@@ -19,11 +19,18 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from traceback import extract_tb
+
+from hubpub.redaction import redact
+
 
 class HubpubError(Exception):
     """Base of every error shown to a user: a message that names the thing, and a hint that names the way out.
 
-    `path` and `line` (1-based) say which declaration it is about, where that is known.
+    `path` and `line` (1-based) say which declaration it is about, where that is known. Secrets are taken out when it
+    is made, so that none is in it wherever it goes.
     """
 
     exit_code = 1
@@ -31,9 +38,9 @@ class HubpubError(Exception):
     line: int | None = None
 
     def __init__(self, message: str, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = redact(message)
+        self.hint = redact(hint) if hint else hint
+        super().__init__(self.message)
 
 
 class UsageError(HubpubError):
@@ -92,3 +99,10 @@ class AccessError(HubError):
 
 class ConflictError(HubError):
     exit_code = 11
+
+
+def place(error: BaseException) -> str:
+    """File and line where `error` was raised, as "loader.py:41": the innermost of ours, where there is one."""
+    frames = extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if f"{os.sep}hubpub{os.sep}" in frame.filename] or frames
+    return f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "unknown place"

@@ -16,8 +16,6 @@ from hubpub.matrix import Cell, cells, select
 from hubpub.plan import Step, plan
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from hubpub.measure.where import Drift
 
 Told = Callable[[str, float], None]
@@ -220,60 +218,3 @@ def with_devices(facts: CardFacts, card: Card) -> CardFacts:
         return cell.model_copy(update={"devices": found})
 
     return facts.model_copy(update={"cells": tuple(map(own, facts.cells))})
-
-
-def render_validation(found: Validation) -> RenderableType:
-    """One row per gate, what was compared, and where it drifts."""
-    from rich import box
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
-    for name in ("gate", ">measured", ">limit", ""):
-        table.add_column(name.lstrip(">"), justify="right" if name.startswith(">") else "left")
-    for gate in found.gates:
-        sign = "<=" if gate.kind == "max" else ">="
-        verdict = Text("passed", style="green") if gate.passed else Text("FAILED", style="bold red")
-        table.add_row(gate.name, f"{gate.measured:.4g}", f"{sign} {gate.limit:g}", verdict)
-    logits, greedy = found.parity.logits, found.parity.greedy
-    text = (
-        f"over {logits.tokens} tokens: perplexity {logits.perplexity:.4g}, of the original "
-        f"{logits.perplexity_original:.4g}; KL mean {logits.kl_mean:.3g}, 99.9 % {logits.kl_p999:.3g}"
-        f" (of the original in bfloat16: {logits.floor_kl_mean or 0:.3g})\n"
-        f"{greedy.prompts} prompts: {greedy.first_token:.0%} begin alike, {greedy.exact:.0%} are alike for "
-        f"{greedy.new_tokens} tokens, common beginning {greedy.mean_common_prefix:.1f} tokens on average"
-    )
-    lines: list[RenderableType] = [Text(found.name, style="bold"), table, Text(text, style="dim")]
-    if found.drift:
-        from hubpub.measure.where import render_where
-
-        lines += [Text(), render_where(found.drift)]
-    return Group(*lines, Text())
-
-
-def render_speed(name: str, found: Speed) -> RenderableType:
-    """The speed of one program for a terminal."""
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    from hubpub.measure.inspect import human_bytes
-
-    def ranged(value: float, spread: tuple[float, float] | None) -> str:
-        return f"{value:,.1f} tokens/s" + (f"  ({spread[0]:,.1f} to {spread[1]:,.1f})" if spread else "")
-
-    table = Table.grid(padding=(0, 2))
-    first = f"{found.first_token_seconds:.3f} s" if found.first_token_seconds is not None else ""
-    for row in (
-        ("load", f"{found.load_seconds:.2f} s"),
-        ("first token", f"{first} after {found.prefill_tokens} tokens"),
-        ("prefill", ranged(found.prefill_tokens_per_second, found.prefill_range)),
-        ("decode", ranged(found.decode_tokens_per_second, found.decode_range)),
-        ("peak memory", human_bytes(found.peak_resident_bytes)),
-        ("runs", f"{found.runs}, median and range, through: {found.through}"),
-        ("host", f"{found.host}, {found.threads} threads; {found.system}; {found.runtime}"),
-    ):
-        table.add_row(*row)
-    note = Text("representative") if found.representative else Text(f"not representative: {found.reason}", "yellow")
-    return Group(Text(name, style="bold"), table, note, Text())

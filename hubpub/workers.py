@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import hubpub.errors
-from hubpub.errors import HubpubError
+from hubpub.errors import HubpubError, place
 
 T = TypeVar("T")
 Told = Callable[[str, str, float], None]
@@ -112,18 +112,8 @@ def _call(name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -
     except HubpubError as error:
         return "error", (type(error).__name__, error.message, error.hint)
     except Exception as error:
-        where = traceback_place(error)
+        where = place(error)
         return "error", ("HubpubError", f"{name}: {type(error).__name__}: {error} ({where})", None)
-
-
-def traceback_place(error: BaseException) -> str:
-    """File and line where `error` was raised, as "loader.py:41"."""
-    from pathlib import Path
-    from traceback import extract_tb
-
-    frames = extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if f"{os.sep}hubpub{os.sep}" in frame.filename] or frames
-    return f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "unknown place"
 
 
 def _listen(events: Any, told: Told) -> None:

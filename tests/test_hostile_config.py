@@ -12,6 +12,7 @@ import pytest
 from hubpub import cli
 from hubpub.config import Project
 from hubpub.errors import ConfigError, SourceError
+from hubpub.facts import CardFacts
 from hubpub.making import refuse_links
 from hubpub.matrix import cells
 
@@ -101,10 +102,10 @@ def test_no_token_in_what_an_error_prints(
 ) -> None:
     secret = "hf_" + "Secret" * 5
 
-    def broken(_: object) -> int:
+    def broken(**_: object) -> dict[str, object]:
         raise RuntimeError(f"GET https://hub/x?token={secret} with Bearer {secret}")
 
-    monkeypatch.setitem(cli.COMMANDS, "schema", broken)
+    monkeypatch.setattr(CardFacts, "model_json_schema", broken)
     assert cli.main(["schema", *flags]) == 1
     captured = capsys.readouterr()
     assert "Secret" not in captured.out + captured.err and "RuntimeError" in captured.err

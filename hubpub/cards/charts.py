@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from hubpub.cards.words import number, size
 from hubpub.facts import CellFacts
+from hubpub.units import number, size
 
 WIDTH, HEIGHT = 720, 420
 _LEFT, _RIGHT, _TOP, _BOTTOM = 96, 48, 58, 58

@@ -7,16 +7,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from hubpub.cards.blocks import BLOCK, FRONT, Conflict, merge, metadata, unified
-from hubpub.cards.words import cell, code, counted, size, valued
+from hubpub.cards.words import cell, code, counted
 from hubpub.errors import UsageError
 from hubpub.facts import CardFacts, FileFact
 from hubpub.measure.compare import CardDiff, compare
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+from hubpub.units import size, valued
 
 README = "README.md"
 _HASH = re.compile(r"(<!-- hubpub:begin [a-z]+) sha256:[0-9a-f]{12} -->")
@@ -86,6 +84,28 @@ class CardChange:
         """Whether publishing would change nothing."""
         return not (self.metadata or self.readme or self.files or self.conflicts or self.refused)
 
+    @property
+    def headline(self) -> str:
+        """The repo and the two versions, in one line."""
+        if self.empty:
+            return f"{self.repo}: nothing would change"
+        new = self.new_version or "the next release"
+        if self.first:
+            return f"{self.repo}: nothing is published yet; {new} would be the first"
+        return f"{self.repo}: {self.old_version or 'no release'} → {new}"
+
+    @property
+    def moved(self) -> CardDiff | None:
+        """`figures` without what stayed as it was."""
+        if self.figures is None:
+            return None
+        cells = []
+        for one in self.figures.cells:
+            changes = tuple(change for change in one.changes if change.verdict not in {"same", "not comparable"})
+            if changes or one.interface or one.kernels_added or one.kernels_removed or one.gates_lost:
+                cells.append(replace(one, changes=changes))
+        return replace(self.figures, cells=tuple(cells))
+
     def as_json(self) -> dict[str, Any]:
         """The whole difference as values that json can write; the new card itself is left out."""
         return {**{key: value for key, value in asdict(self).items() if key != "text"}, "empty": self.empty}
@@ -134,41 +154,6 @@ def state(files: Mapping[str, bytes], facts: CardFacts | None) -> Published:
     )
 
 
-def render_change(change: CardChange) -> RenderableType:
-    """`change` for a terminal."""
-    from rich import box
-    from rich.console import Group
-    from rich.syntax import Syntax
-    from rich.table import Table
-    from rich.text import Text
-
-    from hubpub.measure.compare import render_diff
-
-    parts: list[RenderableType] = [Text(_headline(change), style="bold")]
-    if change.empty:
-        return Group(*parts)
-    if change.refused:
-        parts.append(Text(f"! the Hub would refuse this card: {change.refused}", style="bold red"))
-    parts += [Text(f"! edited on the Hub: {one.block}\n{one.diff}", style="bold red") for one in change.conflicts]
-    if change.metadata:
-        parts.append(Text("\nMetadata", style="bold"))
-        parts += [Text(f"{one.key}: {_value(one.old)} → {_value(one.new)}") for one in change.metadata]
-    if change.files:
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
-        for name in ("file", "", ">before", ">after"):
-            table.add_column(name.lstrip(">"), justify="right" if name.startswith(">") else "left")
-        styles = {"added": "green", "dropped": "red", "changed": ""}
-        for file in change.files:
-            table.add_row(file.name, file.kind, _bytes(file.old_bytes), _bytes(file.new_bytes), style=styles[file.kind])
-        parts += [Text(""), table]
-    if change.figures and (moved := _moved(change.figures)).cells:
-        parts += [Text(""), render_diff(moved)]
-    if change.readme:
-        parts += [Text(f"Card ({', '.join(change.blocks) or 'text'})", style="bold")]
-        parts.append(Syntax(change.readme, "diff", background_color="default", word_wrap=True))
-    return Group(*parts)
-
-
 def _metadata(old: dict[str, Any], new: dict[str, Any]) -> tuple[MetadataChange, ...]:
     keys = dict.fromkeys([*new, *old])
     return tuple(MetadataChange(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key))
@@ -214,25 +199,6 @@ def _figures(old: CardFacts | None, new: CardFacts | None) -> CardDiff | None:
         return None
 
 
-def _moved(figures: CardDiff) -> CardDiff:
-    """`figures` without what stayed as it was."""
-    cells = []
-    for one in figures.cells:
-        changes = tuple(change for change in one.changes if change.verdict not in {"same", "not comparable"})
-        if changes or one.interface or one.kernels_added or one.kernels_removed or one.gates_lost:
-            cells.append(replace(one, changes=changes))
-    return replace(figures, cells=tuple(cells))
-
-
-def _headline(change: CardChange) -> str:
-    if change.empty:
-        return f"{change.repo}: nothing would change"
-    new = change.new_version or "the next release"
-    if change.first:
-        return f"{change.repo}: nothing is published yet; {new} would be the first"
-    return f"{change.repo}: {change.old_version or 'no release'} → {new}"
-
-
 def _bytes(count: int | None) -> str:
     return "" if count is None else size(count)
 
@@ -242,7 +208,7 @@ def _value(value: Any) -> str:
 
 
 def _markdown(change: CardChange) -> str:
-    lines = [f"### {cell(_headline(change))}", ""]
+    lines = [f"### {cell(change.headline)}", ""]
     if change.refused:
         lines += ["> [!WARNING]", f"> The Hub would refuse this card: {cell(change.refused)}", ""]
     for conflict in change.conflicts:
@@ -259,7 +225,7 @@ def _markdown(change: CardChange) -> str:
         lines += ["| metadata | before | after |", "|---|---|---|"]
         lines += [f"| {code(one.key)} | {cell(_value(one.old))} | {cell(_value(one.new))} |" for one in change.metadata]
         lines.append("")
-    lines += _figures_markdown(change.figures)
+    lines += _figures_markdown(change.moved)
     if change.first:
         lines += _folded("The card", change.text, "markdown")
     elif change.readme:
@@ -275,7 +241,7 @@ def _figures_markdown(figures: CardDiff | None) -> list[str]:
     rows = [
         f"| {code(one.cell)} | {change.name} | {valued(change.old, change.unit)} | {valued(change.new, change.unit)} | "
         f"{'**regression**' if change.regression else change.verdict} |"
-        for one in _moved(figures).cells
+        for one in figures.cells
         for change in one.changes
     ]
     notes = [f"- {code(name)} is new" for name in figures.added] + [

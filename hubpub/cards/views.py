@@ -17,10 +17,10 @@ from hubpub.cards.diff import Published, state
 from hubpub.cards.markdown import code_html, to_html
 from hubpub.cards.published import change as change_of
 from hubpub.cards.render import Rendered, golden, render
-from hubpub.cards.words import size
 from hubpub.config import Card, Project, load_card
 from hubpub.errors import HubpubError
 from hubpub.facts import CardFacts, FileFact, dump
+from hubpub.units import size
 
 if TYPE_CHECKING:
     from jinja2 import Environment

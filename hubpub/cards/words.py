@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 
 from hubpub.cards.prose import plain
 from hubpub.facts import Gate
+from hubpub.units import number, percent, size, valued
 
 _GATES = {
     "finite_logits": "all logits are finite",
@@ -26,36 +27,6 @@ _GATES = {
 }
 _SHARES = {"top1_agreement", "greedy_first_token", "greedy_exact", "lowering_perplexity"}
 _FLAGS = {"finite_logits", "llm_runner_matches", "eos_ids", "tokenizer_fits"}
-
-
-def size(count: float) -> str:
-    """Bytes in decimal units with three significant digits, e.g. "1.30 MB"."""
-    value, unit = float(count), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 999.5 or unit == "TB":
-            break
-        value /= 1000
-    if unit == "B":
-        return f"{count:.0f} B"
-    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {unit}"
-
-
-def number(value: float) -> str:
-    """A measured value with three significant digits, e.g. "0.0145", "546" or "1,964"."""
-    if not math.isfinite(value):
-        return "not finite"
-    if abs(value) >= 99.95:
-        return f"{value:,.0f}"
-    text = f"{value:.3g}"
-    return f"{value:.1e}".replace("e-0", "e-") if "e" in text or (value and abs(value) < 0.001) else text
-
-
-def percent(share: float) -> str:
-    """A share of 1 as a percentage; only what is complete is written 100%."""
-    text = f"{share:.1%}"
-    if text == "100.0%" and share < 1:
-        return "99.9%"
-    return text.replace(".0%", "%")
 
 
 def cell(text: str) -> str:
@@ -92,17 +63,6 @@ def gate(one: Gate) -> str:
     # Not a number is on neither side of a limit.
     text = text if math.isfinite(one.measured) else f"not finite, limit {shown(one.limit)}"
     return text if one.passed else f"**{text}**"
-
-
-def valued(value: float, unit: str) -> str:
-    """A metric's value with its unit, as `hubpub.measure.compare` names units."""
-    if unit == "bytes":
-        return size(value)
-    if unit == "share":
-        return percent(value)
-    if unit == "" and float(value).is_integer():
-        return f"{value:,.0f}"
-    return f"{number(value)} {unit}".rstrip()
 
 
 def counted(count: int, one: str, many: str | None = None) -> str:

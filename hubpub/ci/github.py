@@ -112,8 +112,6 @@ def group(title: str) -> Iterator[None]:
 
 def annotation(error: HubpubError) -> str:
     """`error` as an annotation of GitHub, on the file and line it is about."""
-    from hubpub.hub.client import redact
-
     place = {"title": f"hubpub: {type(error).__name__}"}
     if error.path:
         root = Path(os.environ.get("GITHUB_WORKSPACE") or Path.cwd())
@@ -121,7 +119,7 @@ def annotation(error: HubpubError) -> str:
         place["line"] = str(error.line or 1)
     where = ",".join(f"{key}={_escaped(value, property_=True)}" for key, value in place.items())
     text = error.message + (f" ({error.hint})" if error.hint else "")
-    return f"::error {where}::{_escaped(redact(text))}"
+    return f"::error {where}::{_escaped(text)}"
 
 
 def _escaped(text: str, *, property_: bool = False) -> str:

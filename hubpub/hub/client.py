@@ -28,6 +28,7 @@ from urllib.parse import quote, urlsplit
 
 from hubpub.errors import AccessError, ConflictError, HubError
 from hubpub.hub.names import check_path, check_repo_id, check_revision
+from hubpub.redaction import keep_secret, redact
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi
@@ -38,23 +39,7 @@ Told = Callable[[int, int], None]
 
 log = logging.getLogger(__name__)
 
-_SECRETS: set[str] = set()
-_HIDDEN = (
-    re.compile(r"hf_[A-Za-z0-9]{6,}"),
-    re.compile(r"(?i)bearer\s+\S+"),
-    re.compile(r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_.-]+"),
-    re.compile(r"(?i)(?<=[?&])(?:x-amz-[a-z-]*(?:signature|credential|token)|signature|token|sig)=[^&\s'\"]+"),
-)
 _counts = threading.local()
-
-
-def redact(text: str) -> str:
-    """`text` without tokens, signatures of addresses, and anything else that would let its reader in."""
-    for secret in _SECRETS:
-        text = text.replace(secret, "[hidden]")
-    for pattern in _HIDDEN:
-        text = pattern.sub("[hidden]", text)
-    return text
 
 
 class Moved(ConflictError):
@@ -183,15 +168,14 @@ class Client:
         """Raises HubError for an endpoint that is no http(s) address or would carry the token in clear."""
         parts = urlsplit(endpoint)
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.query:
-            raise HubError(f"'{redact(endpoint)}' is not the address of a Hub", "for example https://huggingface.co")
+            raise HubError(f"'{endpoint}' is not the address of a Hub", "for example https://huggingface.co")
         local = parts.hostname in {"localhost", "::1"} or parts.hostname.startswith("127.")
         if token and parts.scheme == "http" and not local:
             raise HubError(f"{endpoint} is not https: the token would travel in clear", "use an https address")
         self.endpoint = endpoint.rstrip("/")
         self.retry = retry or Retry()
         self._given = token.strip() if token else None
-        if self._given:
-            _SECRETS.add(self._given)
+        keep_secret(self._given)
         self._renew: Callable[[], str | None] | None = None
         self._identity: Identity | None = None
 
@@ -224,7 +208,7 @@ class Client:
     @property
     def _token(self) -> str | None:
         if self._renew and (fresh := _translated("renewing the token", self._renew)) and fresh != self._given:
-            _SECRETS.add(fresh)
+            keep_secret(fresh)
             self._given = fresh
         return self._given
 
@@ -452,7 +436,7 @@ class Client:
         from huggingface_hub._oidc import oidc_login
 
         answer = self._call(f"asking for a token for {resource}", oidc_login, resource=resource, endpoint=self.endpoint)
-        _SECRETS.add(str(answer["access_token"]))
+        keep_secret(str(answer["access_token"]))
         return float(answer.get("expires_in", 3600))
 
     def create_branch(self, repo_id: str, branch: str, commit: str) -> None:

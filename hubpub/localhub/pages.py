@@ -12,13 +12,13 @@ from markupsafe import Markup
 
 from hubpub.cards.blocks import chips
 from hubpub.cards.markdown import code_html, css
-from hubpub.cards.words import size
 from hubpub.localhub import metadata
 from hubpub.localhub.cardview import render_card
 from hubpub.localhub.patterns import LARGE_FROM
 from hubpub.localhub.site import Site
 from hubpub.localhub.store import BRANCH, TAG, Commit, Entry, Repo
 from hubpub.localhub.wire import HttpError, Request, Response
+from hubpub.units import size
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -6,14 +6,11 @@ What counts as worse is stated in hubpub.gates: a value that moved the wrong way
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hubpub.errors import UsageError
 from hubpub.facts import CardFacts, CellFacts, Tensor
 from hubpub.gates import Change, Regression, changes
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 
 @dataclass(frozen=True)
@@ -129,55 +126,3 @@ def _interface(old: CellFacts, new: CellFacts) -> list[str]:
 
 def _signature(tensors: tuple[Tensor, ...]) -> str:
     return ", ".join(f"{tensor.dtype} {[*tensor.shape]}".replace("'", "") for tensor in tensors)
-
-
-def render_diff(difference: CardDiff) -> RenderableType:
-    """`difference` for a terminal: a table for each cell, and what apps would notice under it."""
-    from rich import box
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    styles = {"better": "green", "worse": "yellow", "same": "dim", "changed": "", "not comparable": "dim"}
-    parts: list[RenderableType] = [
-        Text(f"{difference.repo}: {difference.old_version} -> {difference.new_version}", style="bold"),
-        Text(""),
-    ]
-    parts += [Text(f"+ {name}, a new cell", style="green") for name in difference.added]
-    parts += [Text(f"- {name}, no longer there", style="red") for name in difference.removed]
-    for cell in difference.cells:
-        made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
-        for name in ("metric", ">before", ">after", ">change", "", "allowed"):
-            made.add_column(name.lstrip(">"), justify="right" if name.startswith(">") else "left")
-        for change in cell.changes:
-            verdict = Text(change.verdict, style=styles[change.verdict])
-            if change.regression:
-                verdict = Text("REGRESSION", style="bold red")
-            relative = "" if change.relative is None or change.old == change.new else f"{change.relative:+.1%}"
-            made.add_row(
-                change.name,
-                _shown(change.old, change.unit),
-                _shown(change.new, change.unit),
-                relative if change.verdict != "not comparable" else "",
-                verdict,
-                change.tolerance,
-            )
-        parts += [Text(cell.cell, style="bold"), made]
-        parts += [Text(f"gate {gate} no longer passes", style="bold red") for gate in cell.gates_lost]
-        parts += [Text(f"+ kernel {name}", style="yellow") for name in cell.kernels_added]
-        parts += [Text(f"- kernel {name}") for name in cell.kernels_removed]
-        parts += [Text(f"! {line}", style="yellow") for line in cell.interface]
-        parts.append(Text(""))
-    return Group(*parts)
-
-
-def _shown(value: float, unit: str) -> str:
-    from hubpub.measure.inspect import human_bytes
-
-    if unit == "bytes":
-        return human_bytes(int(value))
-    if unit == "share":
-        return f"{value:.1%}"
-    if unit == "":
-        return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
-    return f"{value:.4g} {unit}"

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isfinite, prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hubpub.facts import KVCache, Method, Operators, Program, Tensor
 from hubpub.measure import xnnpack
@@ -34,9 +34,6 @@ from hubpub.measure.pte import (
     length,
     opened,
 )
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 Value = int | float | bool | str
 
@@ -387,103 +384,3 @@ def _leaves(node: Any, name: str) -> Iterator[str]:
 def _sorted(counts: dict[str, int]) -> dict[str, int]:
     """By count, the largest first, then by name."""
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
-def render_inspect(program: Program, title: str = "") -> RenderableType:
-    """`program` for a terminal: its methods, where the bytes are, operators, backends and metadata.
-
-    `title` is what to call it, for instance the file's name. Text from the file is shown without control characters.
-    """
-    from rich import box
-    from rich.columns import Columns
-    from rich.console import Group
-    from rich.padding import Padding
-    from rich.table import Table
-    from rich.text import Text
-
-    def clean(text: str, limit: int = 200) -> Text:
-        shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text[:limit])
-        return Text(shown + ("…" if len(text) > limit else ""))
-
-    def grid(caption: str, columns: tuple[str, ...], rows: list[tuple[str | Text, ...]]) -> RenderableType:
-        """A table under a heading; a column whose name begins with ">" is set to the right."""
-        made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
-        for name in columns:
-            made.add_column(name.lstrip(">"), justify="right" if name.startswith(">") else "left", overflow="fold")
-        for row in rows:
-            made.add_row(*(clean(cell) if isinstance(cell, str) else cell for cell in row))
-        return Padding(Group(Text(caption, style="bold"), made), (0, 2, 1, 0))
-
-    def counts(caption: str, found: dict[str, int]) -> RenderableType:
-        return grid(caption, ("operator", ">count"), [(name, f"{count:,}") for name, count in found.items()])
-
-    def shares(caption: str, column: str, found: dict[str, int]) -> RenderableType:
-        total = sum(found.values()) or 1
-        rows: list[tuple[str | Text, ...]] = [
-            (name, human_bytes(size), f"{size / total:.1%}", Text("█" * round(12 * size / total), style="cyan"))
-            for name, size in sorted(found.items(), key=lambda item: -item[1])
-        ]
-        return grid(caption, (column, ">bytes", ">", ""), rows)
-
-    def signature(tensors: tuple[Tensor, ...]) -> Text:
-        lines = (f"{tensor.name}: {tensor.dtype} [{', '.join(map(str, tensor.shape))}]" for tensor in tensors)
-        return Text("\n").join(clean(line) for line in lines)
-
-    head = clean(title or "program")
-    head.stylize("bold")
-    head.append(f"   {human_bytes(sum(program.layout.values()))}, schema version {program.schema_version}")
-    if program.external_bytes:
-        head.append(f", needs {human_bytes(program.external_bytes)} of weights from another file", style="yellow")
-    methods = grid(
-        "Methods",
-        ("method", "inputs", "outputs", ">memory", ">state", ">instructions", ">delegate calls"),
-        [
-            (
-                method.name,
-                signature(method.inputs),
-                signature(method.outputs),
-                human_bytes(method.planned_bytes),
-                human_bytes(method.state_bytes),
-                f"{method.instructions:,}",
-                f"{method.delegates:,}",
-            )
-            for method in program.methods
-        ],
-    )
-    small = [shares("Where the bytes are", "part", program.layout)]
-    if program.weights:
-        small.append(shares("Weights", "dtype", program.weights))
-    if program.backends:
-        rows: list[tuple[str | Text, ...]] = [
-            (name, f"{count:,}", human_bytes(program.backend_bytes.get(name, 0)))
-            for name, count in program.backends.items()
-        ]
-        small.append(grid("Backends", ("backend", ">delegates", ">bytes"), rows))
-    cache = program.kv_cache
-    if cache.bytes:
-        rows = [(shape, f"{count:,}") for shape, count in cache.shapes.items()]
-        caption = f"KV cache: {human_bytes(cache.bytes)}, {cache.dtype}, {cache.layers} layers"
-        small.append(grid(caption, ("shape of a buffer", ">count"), rows))
-    operators = program.operators
-    lists = []
-    if operators.kernels:
-        lists.append(counts("Kernels an app must link", operators.kernels))
-    if operators.delegated:
-        lists.append(counts(f"In delegates ({operators.delegated_share:.0%} of operators)", operators.delegated))
-    if program.metadata:
-        rows = [
-            (name, str(list(value)) if isinstance(value, tuple) else str(value))
-            for name, value in program.metadata.items()
-        ]
-        lists.append(grid("Metadata", ("method", "value"), rows))
-    return Group(head, Text(""), methods, Columns(small), Columns(lists))
-
-
-def human_bytes(size: int) -> str:
-    """`size` in decimal units with three digits, as file sizes are given on the Hub: 4.03 GB."""
-    amount, unit = float(size), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if amount < 1000 or unit == "TB":
-            break
-        amount /= 1000
-    return f"{size} B" if unit == "B" else f"{amount:.{2 if amount < 10 else 1 if amount < 100 else 0}f} {unit}"

@@ -11,13 +11,10 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hubpub.config import Recipe
 from hubpub.errors import UsageError
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 # What the order of additions may change of a residual stream, as a share of its norm; where values are rounded to
 # bfloat16 or int8 on the way, a difference in the last bit becomes a whole step.
@@ -243,25 +240,3 @@ def _replace(tensor: Any, stored: bytes) -> str:
         if (ratio - ratio[0]).abs().max() < 1e-3:
             return f"{int(changed.sum())} of {new.numel()} values times {float(ratio[0]):.3g}"
     return f"{int(changed.sum())} of {new.numel()} values differ"
-
-
-def render_where(found: Drift) -> RenderableType:
-    """The drift for a terminal: a row per layer, weights that differ, and the verdict."""
-    from rich import box
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
-    table.add_column("residual stream after")
-    table.add_column("recipe vs original", justify="right")
-    table.add_column("file vs recipe", justify="right")
-    table.add_column("")
-    for layer in found.layers:
-        over = not layer.file <= found.limit
-        mark = "drifts first" if layer.name == found.first else ""
-        table.add_row(layer.name, f"{layer.quantization:.2e}", f"{layer.file:.2e}", mark, style="red" if over else "")
-    note = f"relative error of the norm; {found.found} of {found.weights} weights were found in the file"
-    lines: list[RenderableType] = [table, Text(f"{note}; allowed: {found.limit:g}", style="dim")]
-    lines += [Text(f"! {one.name}: {one.how}", style="yellow") for one in found.differing]
-    return Group(*lines, Text(found.verdict, style="bold"))

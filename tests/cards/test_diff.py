@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 from cards.sample import facts as sample
-from hubpub.cards.diff import Published, diff, render_change, state
+from hubpub.cards.diff import Published, diff, state
 from hubpub.cards.render import render
+from hubpub.cli import tables
 from hubpub.config import Project
 from hubpub.facts import CardFacts, FileFact
 
@@ -64,7 +65,7 @@ def test_files_sizes_metadata_prose_and_figures(project: Project, facts: CardFac
     assert "**regression**" in text
     assert json.loads(json.dumps(change.as_json()))["old_version"] == "v1.0.0"
     console = Console(width=120, record=True, file=None, quiet=True)
-    console.print(render_change(change))
+    console.print(tables.card_change(change))
 
 
 def test_files_of_others_stay_and_files_without_a_hash_are_compared_by_size(project: Project, facts: CardFacts) -> None:

@@ -10,10 +10,11 @@ import pytest
 
 from hubpub.errors import ConfigError, HubError, HubpubError
 from hubpub.hub import names
-from hubpub.hub.client import Client, Identity, redact
+from hubpub.hub.client import Client, Identity
 from hubpub.hub.content import LocalFile, RepoRelease
 from hubpub.hub.hashing import HashCache, git_blob_id, parse_sha256sums, sha256sums
 from hubpub.hub.maintenance import _withdrawn
+from hubpub.redaction import redact
 
 
 def test_a_file_is_hashed_once(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ import pytest
 from rich.console import Console
 
 from hubpub import facts
+from hubpub.cli import tables
 from hubpub.config import Card, load_card
 from hubpub.errors import GateError, UsageError
 from hubpub.gates import METRICS, check_regressions
-from hubpub.measure.compare import compare, compare_cells, regressions, render_diff
+from hubpub.measure.compare import compare, compare_cells, regressions
 
 
 def cell(**changed: Any) -> facts.CellFacts:
@@ -193,7 +194,7 @@ def test_forms() -> None:
     assert again["new_version"] == "1.1.0"
     assert again["cells"][0]["changes"][0]["regression"] is True
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(render_diff(found))
+    console.print(tables.difference(found))
     text = console.export_text()
     for expected in ("toy-pte: 1.0.0 -> 1.1.0", "4.00 GB", "5.00 GB", "+25.0%", "REGRESSION", "+1%", "not comparable"):
         assert expected in text

@@ -21,10 +21,11 @@ import torch
 from rich.console import Console
 
 from hubpub import facts
+from hubpub.cli import tables
 from hubpub.errors import SourceError
 from hubpub.measure import xnnpack
 from hubpub.measure.flatbuffer import Buffer, Malformed
-from hubpub.measure.inspect import human_bytes, inspect, render_inspect
+from hubpub.measure.inspect import inspect
 from hubpub.measure.pte import SCALARS, opened
 
 CONTEXT, LAYERS, HEADS, DIM, VOCABULARY = 16, 2, 2, 16, 50
@@ -356,7 +357,7 @@ def test_facts_survive_json(programs: dict[str, Path], tmp_path: Path) -> None:
 
 def test_terminal_output(programs: dict[str, Path]) -> None:
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(render_inspect(inspect(programs["quantized"]), "toy [bold]/8da4w"))
+    console.print(tables.program(inspect(programs["quantized"]), "toy [bold]/8da4w"))
     text = console.export_text()
     for expected in (
         "toy [bold]/8da4w",
@@ -373,7 +374,7 @@ def test_terminal_output_has_no_control_characters(programs: dict[str, Path], tm
     path = tmp_path / "hostile.pte"
     path.write_bytes(programs["portable"].read_bytes().replace(b"get_bos_id", b"get\x1b[2J_id"))
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(render_inspect(inspect(path)))
+    console.print(tables.program(inspect(path)))
     assert "\x1b" not in console.export_text()
 
 
@@ -464,7 +465,7 @@ def test_damage_is_an_error_or_a_program(programs: dict[str, Path], tmp_path: Pa
             try:
                 found = inspect(path)
                 facts.dump(found)
-                Console(width=100, file=io.StringIO()).print(render_inspect(found))
+                Console(width=100, file=io.StringIO()).print(tables.program(found))
             except SourceError as error:
                 assert error.hint
                 refused += 1
@@ -491,8 +492,3 @@ def test_reading_needs_no_torch(programs: dict[str, Path]) -> None:
         "assert inspect(Path(sys.argv[1])).methods; assert not {'torch', 'executorch', 'numpy'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", script, str(programs["quantized"])], check=True)
-
-
-def test_sizes_for_people() -> None:
-    shown = [human_bytes(size) for size in (0, 999, 1000, 12_345, 999_999, 4_030_000_000, 10**13)]
-    assert shown == ["0 B", "999 B", "1.00 kB", "12.3 kB", "1000 kB", "4.03 GB", "10.0 TB"]

@@ -1,0 +1,7 @@
+"""`python -m hubpub.cli`: the same as `hubpub`."""
+
+import sys
+
+from hubpub.cli.app import main
+
+sys.exit(main())

@@ -1,0 +1,128 @@
+"""Looking after what is published and staged; the local Hub."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from hubpub.cli import options, tables
+from hubpub.cli.options import command
+from hubpub.cli.terminal import Terminal
+from hubpub.config import Project
+from hubpub.errors import HubError, UsageError
+from hubpub.hub.maintenance import status, verify, yank
+from hubpub.hub.publish import preflight
+from hubpub.hub.staging import staged_versions, unstage
+from hubpub.localhub import LocalHub, serve
+from hubpub.release.connect import LOCAL_PORT, connect
+from hubpub.release.run import Options
+
+
+@command(name="status")
+@options.hub
+@options.namespace
+def status_command(terminal: Terminal, project: Project, work: Path, hub: str | None, namespace: str | None) -> None:
+    with ExitStack() as stack:
+        client, _ = connect(Options((), work, hub=hub, namespace=namespace), stack)
+        owner = namespace or client.namespace
+        found = status(client, [f"{owner}/{card.repo}" for card in project.cards], work)
+    terminal.answer({"repos": [asdict(one) for one in found]}, tables.status(found))
+
+
+@command(name="verify")
+@click.argument("repo", metavar="REPO[@TAG]")
+@options.hub
+@options.namespace
+@click.option("--download", is_flag=True, help="Read every byte, not just what the Hub recorded.")
+def verify_command(
+    terminal: Terminal, work: Path, repo: str, hub: str | None, namespace: str | None, download: bool
+) -> None:
+    """Check published files against their sums.
+
+    REPO is e.g. someone/gemma-3n-E2B-it-pte, or someone/gemma-3n-E2B-it-pte@v1.0.0.
+    """
+    name, _, revision = repo.partition("@")
+    with ExitStack() as stack:
+        client, _ = connect(Options((), work, hub=hub, namespace=namespace), stack)
+        found = verify(client, name, revision or "main", download=download)
+    terminal.answer({**asdict(found), "ok": found.ok}, tables.verification(found))
+    if not found.ok:
+        raise HubError(f"{repo} is not intact: {found.problems[0]}", "release a new version; tags never move")
+
+
+@command(name="yank")
+@click.argument("repo", metavar="REPO@TAG")
+@click.option("--reason", required=True, metavar="TEXT", help="What is wrong with it, in a sentence.")
+@click.option("--new-version", metavar="REPO", help="Another repo that takes over, for the Hub to link to.")
+@options.hub
+@options.namespace
+def yank_command(
+    terminal: Terminal,
+    work: Path,
+    repo: str,
+    reason: str,
+    new_version: str | None,
+    hub: str | None,
+    namespace: str | None,
+) -> None:
+    """Mark a bad version on its card; the tag stays.
+
+    REPO@TAG is e.g. someone/gemma-3n-E2B-it-pte@v1.0.0.
+    """
+    name, _, tag = repo.partition("@")
+    if not tag:
+        raise UsageError(f"'{repo}' names no version", "write it as OWNER/REPO@vX.Y.Z")
+    with ExitStack() as stack:
+        client, _ = connect(Options((), work, hub=hub, namespace=namespace), stack)
+        commit = yank(client, name, tag, reason, new_version=new_version)
+    said = f"{name}: the card says so already"
+    if commit:
+        said = f"{name}: the card says that {tag} was withdrawn (commit {commit[:12]}); the tag and its files stay"
+    terminal.answer({"repo": name, "tag": tag, "reason": reason, "commit": commit}, said)
+
+
+@command(name="unstage")
+@click.argument("repo", metavar="REPO")
+@click.option("--version", metavar="vX.Y.Z", help="Of this version alone (default: of all).")
+@options.hub
+@options.namespace
+def unstage_command(
+    terminal: Terminal, work: Path, repo: str, version: str | None, hub: str | None, namespace: str | None
+) -> None:
+    """Drop what was staged and never promoted.
+
+    REPO is e.g. someone/gemma-3n-E2B-it-pte.
+    """
+    with ExitStack() as stack:
+        client, _ = connect(Options((), work, hub=hub, namespace=namespace), stack)
+        preflight(client, [repo])
+        waiting = [version] if version else list(staged_versions(client, repo))
+        dropped = [one for one in waiting if unstage(client, repo, one)]
+    said = f"{repo}: dropped {', '.join(dropped)}" if dropped else f"{repo}: nothing was staged"
+    terminal.answer({"repo": repo, "dropped": dropped}, said)
+
+
+@click.group("hub")
+def hub_command() -> None:
+    """The embedded local Hub."""
+
+
+@command(hub_command, "serve")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=LOCAL_PORT,
+    metavar="PORT",
+    help=f"Default: {LOCAL_PORT}; 0: any that is free.",
+)
+def hub_serve(terminal: Terminal, work: Path, port: int) -> None:
+    """Serve the local Hub until Ctrl-C."""
+
+    def ready(hub: LocalHub) -> None:
+        said = f"local Hub at {hub.url}  (stored in {hub.root}; Ctrl-C stops it)"
+        terminal.announce({"url": hub.url, "root": str(hub.root)}, said)
+
+    serve(work / "hub", port, ready=ready)

@@ -1,0 +1,157 @@
+"""One file or one cell at a time: export, look inside, ask something, validate, bench."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich.console import Group
+from rich.text import Text
+
+from hubpub import remeasure
+from hubpub.cli import options, tables
+from hubpub.cli.options import PATH, POSITIVE, command
+from hubpub.cli.terminal import Terminal, table
+from hubpub.config import Project
+from hubpub.errors import GateError, UsageError
+from hubpub.making import export_from
+from hubpub.matrix import cells, select
+from hubpub.measure.chat import run
+from hubpub.measure.inspect import inspect
+from hubpub.units import seconds, size
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@command(name="export")
+@options.selectors(required=True)
+@click.option("--source", type=PATH, required=True, metavar="DIR", help="Folder with the checkpoint.")
+@click.option("--out", type=PATH, required=True, metavar="DIR", help="Where the files go.")
+@click.option("--context", type=POSITIVE, metavar="N", help="Tokens (default: as the card says).")
+@options.jobs
+def export_command(
+    terminal: Terminal,
+    project: Project,
+    selectors: tuple[str, ...],
+    source: Path,
+    out: Path,
+    context: int | None,
+    jobs: int | None,
+) -> None:
+    chosen = [cell for cell in select(cells(project), selectors) if not cell.excluded]
+    with terminal.progress() as progress:
+        made = export_from(chosen, source, out, jobs, context, progress)
+    shown = table("cell", "file", ">size", ">export", "sha256")
+    for cell, one in made.items():
+        spent = sum(one.stages.model_dump(exclude={"peak_resident_bytes"}).values())
+        shown.add_row(cell, str(out / one.file.name), size(one.file.bytes), seconds(spent), one.file.sha256)
+    terminal.answer({"files": [{"cell": cell, **one.model_dump(mode="json")} for cell, one in made.items()]}, shown)
+
+
+@command(name="inspect")
+@click.argument("file", type=PATH, metavar="FILE.pte")
+def inspect_command(terminal: Terminal, file: Path) -> None:
+    found = inspect(file)
+    terminal.answer(found.model_dump(mode="json"), tables.program(found, file.name))
+
+
+@command(name="run")
+@click.argument("file", type=PATH, metavar="FILE.pte")
+@click.option("--prompt", required=True, metavar="TEXT", help="What to ask, or how the text begins.")
+@click.option("--chat", is_flag=True, help="Put the prompt into the chat template, as a user's turn.")
+@click.option("--tokenizer", type=PATH, metavar="PATH", help="tokenizer.json (default: beside the file).")
+@click.option("--max-new-tokens", type=POSITIVE, default=128, metavar="N", help="Default: 128.")
+@click.option("--temperature", type=float, default=0.0, metavar="T", help="Default: 0, the likeliest token.")
+def run_command(
+    terminal: Terminal,
+    file: Path,
+    prompt: str,
+    chat: bool,
+    tokenizer: Path | None,
+    max_new_tokens: int,
+    temperature: float,
+) -> None:
+    reply = run(
+        file, prompt, tokenizer=tokenizer, new_tokens=max_new_tokens, temperature=temperature, chat=chat,
+        stream=not terminal.json,
+    )  # fmt: skip
+    terminal.answer(asdict(reply), "")
+    if not terminal.json:
+        terminal.aside(tables.reply(reply))
+
+
+def measured(function: F) -> F:
+    """What `validate` and `bench` are told of the program they measure."""
+    for option in (
+        click.option("--recipe", metavar="NAME", help="What a file was made by, where its name does not say it."),
+        click.option("--source", type=PATH, metavar="DIR", help="The original's checkpoint (default: the card's)."),
+        click.option("--rehearse", is_flag=True, help="The cells of a rehearsal, on scale models."),
+        options.one_target,
+    ):
+        function = option(function)
+    return function
+
+
+@command(name="validate")
+@measured
+@click.option("--where", is_flag=True, help="Find the first layer that drifts, and its weights.")
+def validate_command(
+    terminal: Terminal,
+    project: Project,
+    work: Path,
+    target: str,
+    rehearse: bool,
+    source: Path | None,
+    recipe: str | None,
+    where: bool,
+) -> None:
+    # Threads that spin while they wait take the processor from each other; read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    targets = remeasure.find(project, target, work, rehearse=rehearse, source=source, recipe=recipe)
+    found = []
+    with terminal.progress() as progress:
+        for one in targets:
+            told = partial(progress.update, one.name)
+            found.append(remeasure.validate(one, work, told, scale_model=rehearse, where=where))
+            progress.finish(one.name, "done")
+    terminal.answer({"targets": [one.as_json() for one in found]}, Group(*map(tables.validation, found)))
+    if failed := [one for one in found if one.missed]:
+        raise GateError(f"{failed[0].name} did not pass: {', '.join(failed[0].missed)}", "see the table of gates")
+
+
+@command(name="bench")
+@measured
+@click.option("--runs", type=POSITIVE, default=5, metavar="N", help="Timed runs (default: 5).")
+@click.option("--tokenizer", type=PATH, metavar="FILE", help="tokenizer.json (default: beside the file).")
+@click.option("--import", "stats", type=PATH, metavar="STATS", help="Keep what the C++ runner measured elsewhere.")
+@click.option("--device", metavar="NAME", help='Where that was, e.g. "Pixel 9".')
+def bench_command(
+    terminal: Terminal,
+    project: Project,
+    work: Path,
+    target: str,
+    rehearse: bool,
+    source: Path | None,
+    recipe: str | None,
+    runs: int,
+    tokenizer: Path | None,
+    stats: Path | None,
+    device: str | None,
+) -> None:
+    if stats:
+        if not device:
+            raise UsageError("--import needs the name of the device", 'add --device, e.g. --device "Pixel 9"')
+        path = remeasure.import_stats(project, target, stats, device, work, rehearse=rehearse)
+        terminal.answer({"written": str(path)}, f"kept in {path}; 'hubpub render' shows it on the card")
+        return
+    targets = remeasure.find(project, target, work, rehearse=rehearse, source=source, recipe=recipe)
+    found = {one.name: remeasure.bench(one, tokenizer, runs) for one in targets}
+    terminal.answer(
+        {name: one.model_dump(mode="json") for name, one in found.items()},
+        Group(*(tables.speed(name, one) for name, one in found.items())) if found else Text(),
+    )

@@ -1,0 +1,128 @@
+"""How a command speaks to whoever typed it: one answer on stdout, as tables or as JSON, and progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from hubpub.progress import Display
+
+
+@dataclass
+class Terminal:
+    """Where the answer of one command goes. `answered` tells that stdout has its one JSON value already."""
+
+    json: bool = False
+    verbose: bool = False
+    answered: bool = False
+
+    def answer(self, value: object, shown: RenderableType) -> None:
+        """Print `value` as JSON where that was asked for, else `shown`; text is printed as it is."""
+        if self.json:
+            print(json.dumps(value, indent=2))
+            self.answered = True
+        elif isinstance(shown, str):
+            print(shown)
+        else:
+            # A log has no width of its own: tables are not folded there.
+            Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(shown)
+
+    def announce(self, value: object, shown: str) -> None:
+        """One line at once, JSON or text, for a command that goes on running."""
+        print(json.dumps(value) if self.json else shown, flush=True)
+        self.answered = True
+
+    def aside(self, text: str) -> None:
+        """A remark that is no part of the answer."""
+        _err().print(Text(text, style="dim"))
+
+    @contextmanager
+    def progress(self) -> Iterator[Display]:
+        """Bars where stderr is a terminal, lines where it is a log."""
+        console = _err()
+        if not console.is_terminal:
+            yield Lines(console)
+            return
+        bars = Bars(console)
+        with bars.progress:
+            yield bars
+
+
+def _err() -> Console:
+    return Console(stderr=True, highlight=False)
+
+
+def table(*columns: str) -> Table:
+    """An empty table as every command draws them; a column whose name begins with ">" is set to the right."""
+    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
+    for name in columns:
+        made.add_column(name.lstrip(">"), justify="right" if name.startswith(">") else "left", overflow="fold")
+    return made
+
+
+def clean(text: str, limit: int = 200) -> Text:
+    """Text of a file that others made, without control characters and at most `limit` characters long."""
+    shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text[:limit])
+    return Text(shown + ("…" if len(text) > limit else ""))
+
+
+class Lines:
+    """One line per stage of each task, with the seconds since the start."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.started = time.monotonic()
+        self.stages: dict[str, str] = {}
+
+    def update(self, name: str, stage: str, fraction: float) -> None:
+        if self.stages.get(name) != stage:
+            self.stages[name] = stage
+            self.note(f"{name}: {stage}")
+
+    def finish(self, name: str, outcome: str) -> None:
+        self.note(f"{name}: {outcome}")
+
+    def note(self, text: str) -> None:
+        seconds = time.monotonic() - self.started
+        self.console.print(f"[{seconds:7.1f}s] {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+class Bars:
+    """One bar per task that is under way; finished tasks become a line above."""
+
+    def __init__(self, console: Console) -> None:
+        self.progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[stage]}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        )
+        self.tasks: dict[str, TaskID] = {}
+
+    def update(self, name: str, stage: str, fraction: float) -> None:
+        if name not in self.tasks:
+            self.tasks[name] = self.progress.add_task(name, total=1.0, stage=stage)
+        # Stages that cannot tell how far they are pulse instead of standing at zero.
+        total = 1.0 if fraction > 0 else None
+        self.progress.update(self.tasks[name], total=total, completed=fraction, stage=stage)
+
+    def finish(self, name: str, outcome: str) -> None:
+        if name in self.tasks:
+            self.progress.remove_task(self.tasks.pop(name))
+        self.note(f"{name}: {outcome}")
+
+    def note(self, text: str) -> None:
+        self.progress.console.print(text, markup=False, highlight=False)
