@@ -23,9 +23,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from hubpub.files import HashCache
 from hubpub.hub.client import Client
 from hubpub.hub.content import LocalFile, RepoRelease
-from hubpub.hub.hashing import HashCache
 from hubpub.hub.publish import publish_all
 
 

@@ -12,7 +12,7 @@ import math
 from pathlib import Path
 from typing import Literal, SupportsFloat, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hubpub.errors import ConfigError, HubpubError
 from hubpub.files import write_atomic
@@ -253,7 +253,8 @@ class PromptFormat(Fact):
 class Parity(Fact):
     """The program held against the original. `runner` is None for a layout that the LLM runner does not run.
 
-    `stop_tokens` are the ids that end a generation of the original; `measuring` says in which way this was measured.
+    `stop_tokens` are the ids that end a generation of the original; `measuring` says in which way this was measured,
+    and `sha256` on which file ("" in facts of older releases).
     """
 
     logits: Logits
@@ -263,6 +264,7 @@ class Parity(Fact):
     tokenizer: TokenizerCheck | None = None
     stop_tokens: tuple[int, ...] | None = None
     measuring: int = 1
+    sha256: str = ""
 
 
 class Speed(Fact):
@@ -270,7 +272,8 @@ class Speed(Fact):
 
     `load_seconds` is from nothing to the first answer of two tokens, `first_token_seconds` from a prompt of
     `prefill_tokens` to its first new token. `peak_resident_bytes` is what loading and running the program added to the
-    process at its peak. `through` says what ran it. Where `representative` is false, `reason` says why.
+    process at its peak. `through` says what ran it. Where `representative` is false, `reason` says why. `measuring` and
+    `sha256` are as in `Parity`.
     """
 
     host: str
@@ -291,6 +294,7 @@ class Speed(Fact):
     representative: bool = True
     reason: str = ""
     measuring: int = 1
+    sha256: str = ""
 
 
 class DeviceSpeed(Fact):
@@ -340,6 +344,19 @@ class Stages(Fact):
     peak_resident_bytes: int
 
 
+class Exported(Fact):
+    """What only the export knows: counts on the model, patches, seconds. Kept as export.json beside the file."""
+
+    file: FileFact
+    parameters: Parameters
+    layers: Layers
+    context: Context
+    vocabulary: int
+    patches: tuple[Patch, ...]
+    toolchain: dict[str, str]
+    stages: Stages
+
+
 class Workflow(Fact):
     """The run of a workflow that made a file: "owner/name", the commit that was checked out, and the run's page."""
 
@@ -379,9 +396,21 @@ class CellFacts(Fact):
     devices: tuple[DeviceSpeed, ...] = ()
     prompt: PromptFormat | None = None
 
+    @model_validator(mode="after")
+    def _of_one_file(self) -> CellFacts:
+        for what, measured in (("parity", self.parity), ("speed", self.speed)):
+            if measured.sha256 not in ("", self.file.sha256):
+                raise ValueError(f"{what} was measured on another file than {self.file.name}")
+        return self
+
     @property
     def passed(self) -> bool:
         return all(gate.passed for gate in self.gates)
+
+    @property
+    def measured_as_now(self) -> bool:
+        """Whether everything was measured in the way it is measured now, on the file these facts are of."""
+        return all(one.measuring == MEASURING and one.sha256 == self.file.sha256 for one in (self.parity, self.speed))
 
 
 class Accepted(Fact):

@@ -16,8 +16,11 @@ from typing import Any, Literal
 
 from hubpub.config import PACKAGE
 from hubpub.facts import MEASURING, CellFacts, load
+from hubpub.files import HashCache, write_atomic
+from hubpub.gates import with_current_gates
 from hubpub.machine import versions
 from hubpub.matrix import Cell
+from hubpub.workspace import Workspace
 
 Action = Literal["export", "reuse", "skip"]
 
@@ -44,22 +47,35 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class Step:
-    """One cell of a plan: what would be done with it and why. `folder` is where its files lie."""
+    """One cell of a plan: what would be done with it and why."""
 
     cell: Cell
     action: Action
     reason: str
     fingerprint: Fingerprint
-    folder: Path
+    workspace: Workspace
+
+    @property
+    def folder(self) -> Path:
+        """Where the files of this cell lie that were made with this fingerprint."""
+        return self.workspace.cells_of(self.cell.variant.name, self.cell.recipe.name) / self.fingerprint.value
 
     @property
     def pte(self) -> Path:
         return self.folder / self.cell.file
 
     def facts(self) -> CellFacts | None:
-        """What was measured of this very fingerprint, or None where that was not finished."""
+        """What was measured of the very file that is here, with the gates as they are now; None where nothing was.
+
+        Reads the whole file where its hash is not on record.
+        """
         path = self.folder / "facts.json"
-        return load(CellFacts, path) if path.exists() and self.pte.exists() else None
+        if not path.exists() or not self.pte.exists():
+            return None
+        found = load(CellFacts, path)
+        if self.workspace.hashes.sha256(self.pte) != found.file.sha256:
+            return None
+        return with_current_gates(self.cell, found)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -73,26 +89,27 @@ class Step:
         }
 
 
-def plan(cells: Iterable[Cell], work: Path, *, rehearse: bool, force: bool = False) -> tuple[Step, ...]:
-    """A step for every cell. Reads only small files under `work`; needs neither torch nor a network."""
-    return tuple(_step(cell, work, rehearse, force) for cell in cells)
+def plan(cells: Iterable[Cell], workspace: Workspace, *, force: bool = False) -> tuple[Step, ...]:
+    """A step for every cell. Reads only small files of the work folder; needs neither torch nor a network."""
+    hashes = workspace.hashes
+    return tuple(_step(cell, workspace, hashes, force) for cell in cells)
 
 
-def _step(cell: Cell, work: Path, rehearse: bool, force: bool) -> Step:
-    mark = fingerprint(cell, rehearse=rehearse)
-    home = work / "cells" / ("rehearsal" if rehearse else "release") / cell.variant.name / cell.recipe.name
-    folder = home / mark.value
+def _step(cell: Cell, workspace: Workspace, hashes: HashCache, force: bool) -> Step:
+    mark = fingerprint(cell, rehearsal=workspace.rehearsal)
 
     def step(action: Action, reason: str) -> Step:
-        return Step(cell, action, reason, mark, folder)
+        return Step(cell, action, reason, mark, workspace)
 
     if cell.excluded:
         return step("skip", f"excluded: {cell.excluded}")
     if force:
         return step("export", "forced")
-    if (folder / "facts.json").exists() and (folder / cell.file).exists():
-        return step("reuse", "up to date" if _measured_as_now(folder / "facts.json") else "to be measured again")
-    if folder.exists():
+    home = workspace.cells_of(cell.variant.name, cell.recipe.name)
+    here = home / mark.value
+    if (here / "facts.json").exists() and (here / cell.file).exists():
+        return step(*_measured(here / "facts.json", hashes.known(here / cell.file)))
+    if here.exists():
         return step("export", "not finished")
     older = _latest(home)
     if older is None:
@@ -100,17 +117,23 @@ def _step(cell: Cell, work: Path, rehearse: bool, force: bool) -> Step:
     return step("export", "changed: " + ", ".join(mark.changes(older)))
 
 
-def _measured_as_now(path: Path) -> bool:
+def _measured(path: Path, sha256: str | None) -> tuple[Action, str]:
+    """What is to be done with a cell whose facts are at `path` and whose file is known to hash to `sha256`."""
+    again: tuple[Action, str] = ("reuse", "to be measured again")
     try:
         facts = json.loads(path.read_text("utf-8"))
-        return bool(facts["parity"]["measuring"] == facts["speed"]["measuring"] == MEASURING)
+        file, parity, speed = facts["file"]["sha256"], facts["parity"], facts["speed"]
+        if sha256 not in (None, file):
+            return "export", "the file is not the one that was measured"
+        current = all(one["measuring"] == MEASURING and one["sha256"] == file for one in (parity, speed))
     except (ValueError, KeyError, TypeError):
-        return False
+        return again
+    return ("reuse", "up to date") if current else again
 
 
-def fingerprint(cell: Cell, *, rehearse: bool) -> Fingerprint:
+def fingerprint(cell: Cell, *, rehearsal: bool) -> Fingerprint:
     """The fingerprint of a cell; in a rehearsal the source is the scale model that stands in for the variant."""
-    if rehearse:
+    if rehearsal:
         from hubpub.model.scale import scale_key
 
         source = "scale-" + scale_key(cell.variant.name, cell.variant.family)
@@ -128,8 +151,7 @@ def fingerprint(cell: Cell, *, rehearse: bool) -> Fingerprint:
 
 def remember(step: Step) -> None:
     """Note beside a cell's files what its fingerprint is made of, so that a later plan can say what changed."""
-    step.folder.mkdir(parents=True, exist_ok=True)
-    (step.folder / "fingerprint.json").write_text(json.dumps(asdict(step.fingerprint), indent=2) + "\n")
+    write_atomic(step.folder / "fingerprint.json", (json.dumps(asdict(step.fingerprint), indent=2) + "\n").encode())
 
 
 @cache
@@ -138,7 +160,7 @@ def _code() -> str:
     for room in ("export", "model"):
         for path in sorted((PACKAGE / room).rglob("*.py")):
             # Scale models have a key of their own, which is part of the source.
-            if not path.name.startswith("scale"):
+            if not path.relative_to(PACKAGE / room).parts[0].startswith("scale"):
                 digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
 

@@ -13,7 +13,7 @@ from hubpub import cli
 from hubpub.config import Project
 from hubpub.errors import ConfigError, SourceError
 from hubpub.facts import CardFacts
-from hubpub.making import refuse_links
+from hubpub.make.run import refuse_links
 from hubpub.matrix import cells
 
 ROOT = Path(__file__).parent.parent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hubpub.config import Project
 from hubpub.facts import MEASURING
 from hubpub.matrix import Cell, cells
 from hubpub.plan import Step, plan, remember
+from hubpub.workspace import Workspace
 
 
 @pytest.fixture
@@ -20,15 +22,19 @@ def cell(project: Project) -> Cell:
 
 
 def one(cell: Cell, work: Path, *, rehearse: bool = True, force: bool = False) -> Step:
-    (step,) = plan([cell], work, rehearse=rehearse, force=force)
+    (step,) = plan([cell], Workspace(Project(work, work), work, rehearse), force=force)
     return step
 
 
 def finish(step: Step) -> None:
+    """Lay down what a cell that was made leaves behind, as far as a plan looks at it."""
     remember(step)
     step.pte.write_bytes(b"program")
-    measured = {"measuring": MEASURING}
-    (step.folder / "facts.json").write_text(json.dumps({"parity": measured, "speed": measured}))
+    sha256 = hashlib.sha256(b"program").hexdigest()
+    step.workspace.hashes.record(step.pte, sha256)
+    measured = {"measuring": MEASURING, "sha256": sha256}
+    facts = {"file": {"sha256": sha256}, "parity": measured, "speed": measured}
+    (step.folder / "facts.json").write_text(json.dumps(facts))
 
 
 def test_a_cell_is_new_then_unfinished_then_up_to_date(cell: Cell, tmp_path: Path) -> None:
@@ -75,3 +81,28 @@ def test_a_pinned_revision_is_the_source(cell: Cell, tmp_path: Path) -> None:
 def test_an_excluded_cell_is_skipped_with_its_reason(cell: Cell, tmp_path: Path) -> None:
     step = one(Cell(cell.card, cell.recipe, "too large"), tmp_path)
     assert (step.action, step.reason) == ("skip", "excluded: too large")
+
+
+def test_another_file_than_was_measured_is_exported_again(cell: Cell, tmp_path: Path) -> None:
+    step = one(cell, tmp_path)
+    finish(step)
+    step.pte.write_bytes(b"another")
+    # Nothing is known of it yet: whoever reads the facts hashes it first.
+    assert one(cell, tmp_path).action == "reuse"
+    step.workspace.hashes.sha256(step.pte)
+    assert (one(cell, tmp_path).action, one(cell, tmp_path).reason) == (
+        "export",
+        "the file is not the one that was measured",
+    )
+
+
+@pytest.mark.parametrize("stale", ["parity", "speed"])
+def test_what_was_measured_on_another_file_is_measured_again(cell: Cell, tmp_path: Path, stale: str) -> None:
+    step = one(cell, tmp_path)
+    finish(step)
+    path = step.folder / "facts.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps({**facts, stale: {**facts[stale], "sha256": "0" * 64}}))
+    assert one(cell, tmp_path).reason == "to be measured again"
+    path.write_text(json.dumps({**facts, stale: {"measuring": MEASURING}}))
+    assert one(cell, tmp_path).reason == "to be measured again"

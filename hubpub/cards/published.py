@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubpub.cards.diff import README, CardChange, Published, diff, state
@@ -17,6 +16,7 @@ from hubpub.hub.hashing import parse_sha256sums
 
 if TYPE_CHECKING:
     from hubpub.hub.client import Client
+    from hubpub.workspace import Workspace
 
 # What may lie beside the large files, whether SHA256SUMS names it or not.
 _SMALL = ("config.json", "LICENSE", "NOTICE", "Notice", *CHARTS)
@@ -37,20 +37,20 @@ def chosen(project: Project, names: Sequence[str]) -> tuple[Card, ...]:
     return tuple(card for card in project.cards if not names or any(matches(card, name) for name in names))
 
 
-def candidate(project: Project, card: Card, work: Path, *, rehearse: bool) -> tuple[CardFacts | None, str]:
+def candidate(workspace: Workspace, card: Card) -> tuple[CardFacts | None, str]:
     """The facts a release of `card` would publish now, and where they are from.
 
-    Those measured in `work`, where every cell of the card is up to date there; else the committed ones, if any.
+    Those measured in the work folder, where every cell of the card is up to date there; else the committed ones.
     """
     from hubpub.matrix import cells
     from hubpub.plan import plan
 
-    own = [cell for cell in cells(project) if cell.card.repo == card.repo and not cell.excluded]
-    measured = [step.facts() for step in plan(own, work, rehearse=rehearse)]
+    own = [cell for cell in cells(workspace.project) if cell.card.repo == card.repo and not cell.excluded]
+    measured = [step.facts() for step in plan(own, workspace)]
     found = tuple(one for one in measured if one is not None)
     if found and len(found) == len(measured):
         made = CardFacts(repo=f"NAMESPACE/{card.repo}", version="NEXT", variant=card.variant.name, cells=found)
-        return made, f"measured in {work}"
+        return made, f"measured in {workspace.root}"
     committed = golden_facts(card)
     if committed is None:
         return None, "no facts yet"

@@ -15,7 +15,7 @@ from hubpub.files import write_atomic
 from hubpub.matrix import cells
 
 # Whatever is under these changes what an export or a measurement gives.
-_MAKING = ("hubpub/model/", "hubpub/export/", "hubpub/measure/", "hubpub/data/", "hubpub/cell.py", "pyproject.toml")
+_MAKING = ("hubpub/model/", "hubpub/export/", "hubpub/measure/", "hubpub/data/", "hubpub/make/", "pyproject.toml")
 
 
 def changed_since(project: Project, base: str) -> dict[str, str]:

@@ -22,6 +22,7 @@ from hubpub.files import write_atomic
 from hubpub.gates import with_current_gates
 from hubpub.matrix import Cell, cells, select
 from hubpub.plan import Step, plan
+from hubpub.workspace import Workspace
 
 if TYPE_CHECKING:
     from hubpub.hub.client import Client
@@ -42,6 +43,10 @@ class Job:
     facts: Path
     receipts: Path
 
+    @property
+    def workspace(self) -> Workspace:
+        return Workspace(self.project, self.work, self.rehearse)
+
     def cell(self, name: str) -> Cell:
         """The one cell called `name`. Raises ConfigError or UsageError."""
         found = select(cells(self.project), (name,))
@@ -61,7 +66,7 @@ class Job:
         return f"{self.namespace}/{card.repo}"
 
     def step(self, cell: Cell) -> Step:
-        (step,) = plan([cell], self.work, rehearse=self.rehearse)
+        (step,) = plan([cell], self.workspace)
         return step
 
     def options(self, *names: str) -> Options:
@@ -87,7 +92,7 @@ def tag_version(given: str | None) -> str:
 def plan_jobs(job: Job, selectors: Sequence[str]) -> dict[str, Any]:
     """Outputs `version`, `cells` and `repos`; fails before any machine is started for what cannot be released."""
     chosen = select(cells(job.project), selectors)
-    steps = plan(chosen, job.work, rehearse=job.rehearse)
+    steps = plan(chosen, job.workspace)
     picked = {cell.id for cell in chosen}
     for card in {cell.card.repo: cell.card for cell in chosen}.values():
         job.repo_id(card)
@@ -182,14 +187,15 @@ def fetch(job: Job, name: str) -> None:
 
 def export(job: Job, name: str, display: Display) -> CellFacts:
     """Export, inspect, validate and bench one cell. Needs no token. Raises GateError where it does not pass."""
-    from hubpub.making import make
+    from hubpub.make.run import make
 
     # A step cannot be kept from the means to prove who it is, so they are dropped before model code runs.
     for variable in ("ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN", "HF_TOKEN", "HF_OIDC_RESOURCE"):
         os.environ.pop(variable, None)
     cell = job.cell(name)
     with group(f"{cell.id}: export, inspect, validate, bench"):
-        facts, failures = make(job.project, (job.step(cell),), job.options(cell.id), display)
+        made = make((job.step(cell),), job.workspace, display)
+    facts, failures = made.facts, made.failures
     if cell.id in facts:
         summary("\n".join(cell_table([facts[cell.id]])))
     for error in failures.values():
@@ -330,14 +336,16 @@ def rehearse(project: Project, work: Path, base: str | None, selectors: Sequence
     Raises the worst of what went wrong after everything was tried.
     """
     from hubpub.cards.render import stale
-    from hubpub.making import make
-    from hubpub.release.run import Options, Report
+    from hubpub.make.run import make
+    from hubpub.release.run import Report
 
     reasons = changed_since(project, base) if base else {}
     chosen = [cell for cell in select(cells(project), selectors) if base is None or cell.id in reasons]
-    steps = plan(chosen, work, rehearse=True)
+    workspace = Workspace(project, work, rehearsal=True)
+    steps = plan(chosen, workspace)
     lines = ["## Rehearsal", ""]
-    facts, failures = make(project, steps, Options(tuple(selectors), work, rehearse=True), display)
+    made = make(steps, workspace, display)
+    facts, failures = made.facts, made.failures
     lines += cell_table(list(facts.values())) if facts else ["No cell would come out differently."]
     lines += [""] + [f"- **{name}** failed: {error.message}" for name, error in failures.items()]
     summary("\n".join(lines))

@@ -18,6 +18,7 @@ from hubpub.errors import ToolchainError
 from hubpub.hub.client import Client, Retry
 from hubpub.matrix import Cell, cells, select
 from hubpub.plan import plan
+from hubpub.workspace import Workspace
 
 
 @command(name="plan")
@@ -36,7 +37,7 @@ def plan_command(
     changed_since: str | None,
     github: bool,
 ) -> None:
-    steps = plan(_chosen(project, selectors, changed_since), work, rehearse=rehearse, force=force)
+    steps = plan(_chosen(project, selectors, changed_since), Workspace(project, work, rehearse), force=force)
     if github:
         terminal.json = True
         terminal.answer(job_matrix(steps, rehearse=rehearse), "")
@@ -73,7 +74,7 @@ def doctor_command(
     namespace: str | None,
     offline: bool,
 ) -> None:
-    steps = plan(_chosen(project, selectors, changed_since), work, rehearse=rehearse, force=force)
+    steps = plan(_chosen(project, selectors, changed_since), Workspace(project, work, rehearse), force=force)
     client = None
     if not offline and not rehearse:
         client = Client.from_environment(hub)

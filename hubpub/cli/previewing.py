@@ -22,6 +22,7 @@ from hubpub.errors import AccessError, HubError
 from hubpub.hub.client import Retry
 from hubpub.release.connect import connect
 from hubpub.release.run import Options
+from hubpub.workspace import Workspace
 
 
 @command(name="preview")
@@ -94,7 +95,7 @@ def diff_command(
         except AccessError as error:
             raise type(error)(error.message, f"name the owner with --namespace; or {error.hint}") from None
         for card in chosen(project, cards):
-            facts, origin = candidate(project, card, work, rehearse=asked.endpoint == "local")
+            facts, origin = candidate(Workspace(project, work, asked.endpoint == "local"), card)
             repo = f"{owner}/{card.repo}"
             one = change(project, card, facts, published(client, repo, files_of(facts)), repo, version)
             found.append((replace(one, refused=client.card_fault(one.text)), origin))

@@ -13,17 +13,18 @@ import click
 from rich.console import Group
 from rich.text import Text
 
-from hubpub import remeasure
 from hubpub.cli import options, tables
 from hubpub.cli.options import PATH, POSITIVE, command
 from hubpub.cli.terminal import Terminal, table
 from hubpub.config import Project
 from hubpub.errors import GateError, UsageError
-from hubpub.making import export_from
+from hubpub.make import devices, existing
+from hubpub.make.run import export_from
 from hubpub.matrix import cells, select
 from hubpub.measure.chat import run
 from hubpub.measure.inspect import inspect
 from hubpub.units import seconds, size
+from hubpub.workspace import Workspace
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -112,12 +113,13 @@ def validate_command(
 ) -> None:
     # Threads that spin while they wait take the processor from each other; read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    targets = remeasure.find(project, target, work, rehearse=rehearse, source=source, recipe=recipe)
+    workspace = Workspace(project, work, rehearse)
+    targets = existing.find(workspace, target, source=source, recipe=recipe)
     found = []
     with terminal.progress() as progress:
         for one in targets:
             told = partial(progress.update, one.name)
-            found.append(remeasure.validate(one, work, told, scale_model=rehearse, where=where))
+            found.append(existing.validate(one, workspace, told, where=where))
             progress.finish(one.name, "done")
     terminal.answer({"targets": [one.as_json() for one in found]}, Group(*map(tables.validation, found)))
     if failed := [one for one in found if one.missed]:
@@ -146,11 +148,12 @@ def bench_command(
     if stats:
         if not device:
             raise UsageError("--import needs the name of the device", 'add --device, e.g. --device "Pixel 9"')
-        path = remeasure.import_stats(project, target, stats, device, work, rehearse=rehearse)
+        path = devices.import_stats(Workspace(project, work, rehearse), target, stats, device)
         terminal.answer({"written": str(path)}, f"kept in {path}; 'hubpub render' shows it on the card")
         return
-    targets = remeasure.find(project, target, work, rehearse=rehearse, source=source, recipe=recipe)
-    found = {one.name: remeasure.bench(one, tokenizer, runs) for one in targets}
+    workspace = Workspace(project, work, rehearse)
+    targets = existing.find(workspace, target, source=source, recipe=recipe)
+    found = {one.name: existing.bench(one, tokenizer, runs) for one in targets}
     terminal.answer(
         {name: one.model_dump(mode="json") for name, one in found.items()},
         Group(*(tables.speed(name, one) for name, one in found.items())) if found else Text(),

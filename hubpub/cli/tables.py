@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from hubpub.facts import Program, Speed, Tensor
     from hubpub.hub.maintenance import RepoStatus, Verification
     from hubpub.hub.receipts import Receipt
+    from hubpub.make.existing import Validation
     from hubpub.measure.chat import Reply
     from hubpub.measure.compare import CardDiff
     from hubpub.measure.where import Drift
     from hubpub.plan import Step
     from hubpub.release.run import Report
-    from hubpub.remeasure import Validation
 
 
 def plan(steps: Sequence[Step]) -> RenderableType:

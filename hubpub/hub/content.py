@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hubpub.errors import ConfigError
-from hubpub.hub.hashing import HashCache, sha256sums
+from hubpub.files import HashCache
+from hubpub.hub.hashing import sha256sums
 from hubpub.hub.names import check_paths, check_repo_id, check_version
 
 CARD, SUMS = "README.md", "SHA256SUMS"

@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 
 from hubpub.errors import ConflictError, HubError, HubpubError
-from hubpub.files import write_atomic
+from hubpub.files import HashCache, write_atomic
 from hubpub.hub.client import Add, Client, Landed, NotFound, Refs, RemoteFile
 from hubpub.hub.compare import held_at, refuse_unless_same
 from hubpub.hub.content import LocalFile, RepoRelease
-from hubpub.hub.hashing import HashCache, git_blob_id
+from hubpub.hub.hashing import git_blob_id
 from hubpub.hub.names import STAGE_PREFIX, stage_branch
 from hubpub.hub.pulls import waiting_pull
 from hubpub.hub.receipts import Progress, Staged, StagedFile, receipt_path

@@ -166,7 +166,7 @@ def reference(
         tokens = tokens[: len(tokens) // window * window]
         new_tokens = min(NEW_TOKENS, window // 2)
         encoded = [prompt[: window - new_tokens] for prompt in encoded]
-    stop = stop_tokens(checkpoint.folder)
+    stop = checkpoint.stop_tokens()
     asked = json.dumps([MEASURING, tokens, encoded, new_tokens, stop, window, checkpoint.config], sort_keys=True)
     name = f"reference-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
     table, data = folder / f"{name}.json", folder / f"{name}.safetensors"
@@ -207,16 +207,6 @@ def reference(
         floor_top1=kept["floor"][0],
         floor_kl=kept["floor"][1],
     )
-
-
-def stop_tokens(folder: Path) -> list[int]:
-    """The ids that end a generation, from generation_config.json, else config.json."""
-    for name in ("generation_config.json", "config.json"):
-        path = folder / name
-        ids = json.loads(path.read_text("utf-8")).get("eos_token_id") if path.exists() else None
-        if ids is not None:
-            return [ids] if isinstance(ids, int) else list(ids)
-    return []
 
 
 def eager_logits(model: Any, tokens: Sequence[int], window: int | None) -> Any:

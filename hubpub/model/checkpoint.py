@@ -106,6 +106,15 @@ class Checkpoint:
         prefix = self.family.text_prefix
         return {name.removeprefix(prefix): s for name, s in self.tensors.items() if name.startswith(prefix)}
 
+    def stop_tokens(self) -> list[int]:
+        """The ids that end a generation, from generation_config.json, else config.json."""
+        for name in ("generation_config.json", "config.json"):
+            path = self.folder / name
+            ids = json.loads(path.read_text("utf-8")).get("eos_token_id") if path.exists() else None
+            if ids is not None:
+                return [ids] if isinstance(ids, int) else list(ids)
+        return []
+
     def files(self) -> tuple[FileFact, ...]:
         """The files an export depends on, with their hashes (each hashed once; see `digest`)."""
         names = ["config.json", *(n for n in TOKENIZER_FILES if (self.folder / n).is_file()), *self.shards]

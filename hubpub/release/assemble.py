@@ -53,7 +53,7 @@ def repo_release(
     """
     from hubpub.cards.render import render
     from hubpub.hub.content import LocalFile, RepoRelease
-    from hubpub.remeasure import with_devices
+    from hubpub.make.devices import with_devices
 
     previous = _previous(client, repo_id, version)
     facts = CardFacts(

@@ -75,7 +75,7 @@ def _measured(project: Project, card: Card, folder: Path | None, options: Option
     own = [cell for cell in cells(project) if cell.card.repo == card.repo and not cell.excluded]
     known: dict[str, CellFacts] = {}
     if folder is None:
-        for step in plan(own, options.work, rehearse=options.rehearse):
+        for step in plan(own, options.workspace(project)):
             if (path := step.folder / "facts.json").exists():
                 known[step.cell.id] = load(CellFacts, path)
     else:

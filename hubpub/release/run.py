@@ -17,13 +17,14 @@ from hubpub.config import PACKAGE, Card, Project, locate
 from hubpub.errors import ConfigError, ConflictError, GateError, HubpubError, UsageError
 from hubpub.facts import CellFacts, dump, load
 from hubpub.gates import with_current_gates
-from hubpub.making import make
+from hubpub.make.run import make
 from hubpub.matrix import cells, select
 from hubpub.plan import Step, plan
 from hubpub.progress import Display
 from hubpub.release.assemble import files_of, repo_release, sources_here
 from hubpub.release.connect import HUGGING_FACE, connect
 from hubpub.release.version import VERSION
+from hubpub.workspace import Workspace
 
 if TYPE_CHECKING:
     from hubpub.hub.client import Client
@@ -48,6 +49,9 @@ class Options:
     record: bool = False
     stage: bool = False
     """Stop once the files of the selected cells are on staging branches: `promote` publishes them, from anywhere."""
+
+    def workspace(self, project: Project) -> Workspace:
+        return Workspace(project, self.work, self.rehearse)
 
     @property
     def endpoint(self) -> str:
@@ -102,9 +106,8 @@ def run(project: Project, options: Options, display: Display) -> Report:
     from time import monotonic
 
     started = monotonic()
-    steps = plan(
-        select(cells(project), options.selectors), options.work, rehearse=options.rehearse, force=options.force
-    )
+    workspace = options.workspace(project)
+    steps = plan(select(cells(project), options.selectors), workspace, force=options.force)
     if not options.rehearse and options.version is None:
         raise UsageError("a release needs a version", "add --version vX.Y.Z, or --rehearse to try it on scale models")
     if options.stage and options.version is None:
@@ -122,7 +125,8 @@ def run(project: Project, options: Options, display: Display) -> Report:
         _preflight(client, list(repos.values()), options)
         if not options.rehearse:
             _check_sources(steps)
-        facts, failures = make(project, steps, options, display)
+        made = make(steps, workspace, display, jobs=options.jobs, force=options.force)
+        facts, failures = made.facts, made.failures
         if options.stage:
             assert options.version
             staged = _stage(client, steps, facts, failures, repos, options, display)
@@ -251,7 +255,7 @@ def _complete(
         if repo in failed:
             continue
         own = [cell for cell in cells(project) if cell.card.repo == repo and not cell.excluded]
-        all_steps = plan(own, options.work, rehearse=options.rehearse)
+        all_steps = plan(own, options.workspace(project))
         for step in all_steps:
             if step.cell.id in facts:
                 continue
@@ -261,7 +265,7 @@ def _complete(
                     f"{repo} cannot be published: {step.cell.id} was not selected and has not been made",
                     f"select all of it ('{step.cell.variant.name}/*'), or exclude the recipe in its card.toml",
                 )
-            facts[step.cell.id] = with_current_gates(step.cell, known)
+            facts[step.cell.id] = known
             if not facts[step.cell.id].passed:
                 raise GateError(f"{repo} cannot be published: {step.cell.id} does not pass its gates")
         found.append((card, {step.cell.id: step for step in all_steps}))
@@ -270,8 +274,7 @@ def _complete(
 
 def _here(card: Card, steps: dict[str, Step], options: Options) -> tuple[tuple[CellFacts, ...], dict[str, Path]]:
     """The facts of cells that were made on this machine, and where each of their files lies."""
-    found = [(step, step.facts()) for step in steps.values()]
-    measured = tuple(with_current_gates(step.cell, facts) for step, facts in found if facts)
+    measured = tuple(facts for step in steps.values() if (facts := step.facts()))
     return measured, sources_here(card, steps.values(), options)
 
 

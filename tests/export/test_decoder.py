@@ -21,8 +21,8 @@ from hubpub.export.quantize import (
     symmetric_int4,
     unpack,
 )
-from hubpub.measure.model_facts import layers, parameters
 from hubpub.model.checkpoint import Checkpoint
+from hubpub.model.counts import layers, parameters
 from hubpub.model.decoder import CachedDecoder, WindowDecoder, cached_attention
 from hubpub.model.families import Family, family
 from hubpub.model.loader import load, load_mapped

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from hubpub.files import HashCache
 from hubpub.hub.client import Client, Retry
 from hubpub.hub.content import LocalFile, RepoRelease
-from hubpub.hub.hashing import HashCache
 from hubpub.localhub import Entry, LocalHub
 
 # Read when the library and its transport start: their caches must not meet those of the person who runs the tests.

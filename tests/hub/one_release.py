@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from hubpub.errors import HubpubError
+from hubpub.files import HashCache
 from hubpub.hub.client import Client, Retry
 from hubpub.hub.content import LocalFile, RepoRelease
-from hubpub.hub.hashing import HashCache
 from hubpub.hub.publish import publish_all
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from hubpub.errors import ConfigError, HubError, HubpubError
+from hubpub.files import HashCache
 from hubpub.hub import names
 from hubpub.hub.client import Client, Identity
 from hubpub.hub.content import LocalFile, RepoRelease
-from hubpub.hub.hashing import HashCache, git_blob_id, parse_sha256sums, sha256sums
+from hubpub.hub.hashing import git_blob_id, parse_sha256sums, sha256sums
 from hubpub.hub.maintenance import _withdrawn
 from hubpub.redaction import redact
 

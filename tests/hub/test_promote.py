@@ -15,9 +15,9 @@ from conftest import Ran, hubpub
 from hubpub.config import Project
 from hubpub.errors import ConflictError, HubError, ToolchainError
 from hubpub.facts import MEASURING, FileFact, save
+from hubpub.files import HashCache
 from hubpub.hub.client import Add, Client
 from hubpub.hub.content import LocalFile
-from hubpub.hub.hashing import HashCache
 from hubpub.hub.maintenance import verify
 from hubpub.hub.publish import publish_all
 from hubpub.hub.pulls import promote_pull
@@ -26,6 +26,7 @@ from hubpub.hub.staging import staged_versions
 from hubpub.localhub import Fault, LocalHub
 from hubpub.matrix import cells
 from hubpub.plan import plan
+from hubpub.workspace import Workspace
 
 from .conftest import FAST, Maker, both, random_files, sent_to
 from .test_publish import by_hand, history, refs_of
@@ -61,7 +62,9 @@ class Site:
         """A work folder in which one cell has been exported and measured."""
         work = self.root / name
         card = self.project.cards[0]
-        (step,) = plan([c for c in cells(self.project) if c.recipe.name == recipe], work, rehearse=False)
+        (step,) = plan(
+            [c for c in cells(self.project) if c.recipe.name == recipe], Workspace(self.project, work, rehearsal=False)
+        )
         random_files(step.folder, {step.cell.file: 600_000}, seed=sum(recipe.encode()))
         facts = sample_cell(card, recipe, step.cell.recipe.summary)
         content = step.pte.read_bytes()
@@ -74,8 +77,8 @@ class Site:
             update={
                 "file": file,
                 "tokenizer": tokens,
-                "parity": facts.parity.model_copy(update={"measuring": MEASURING}),
-                "speed": facts.speed.model_copy(update={"measuring": MEASURING}),
+                "parity": facts.parity.model_copy(update={"measuring": MEASURING, "sha256": file.sha256}),
+                "speed": facts.speed.model_copy(update={"measuring": MEASURING, "sha256": file.sha256}),
             }
         )
         save(facts, step.folder / "facts.json")
@@ -277,13 +280,13 @@ def test_what_cannot_end_well_is_said_before_anything_is_made(
     assert not list(work.rglob("*.pte")) and client.refs(f"{hub.user}/small-pte") is None
     assert not (work / "hf" / "hub").exists()
 
-    from hubpub import sizing
-    from hubpub.making import _check_room
+    from hubpub.make import run
+    from hubpub.sizing import Size
 
-    steps = plan(cells(site.project), work, rehearse=False)
-    monkeypatch.setattr(sizing, "sizes", lambda *_: {"small": sizing.Size(10**15, 10**14, 0, 10**15, 0, 2)})
+    steps = plan(cells(site.project), Workspace(site.project, work, rehearsal=False))
+    monkeypatch.setattr(run, "sizes", lambda *_: {"small": Size(10**15, 10**14, 0, 10**15, 0, 2)})
     with pytest.raises(ToolchainError, match="GB are free"):
-        _check_room(steps, work)
+        run._check_disk(steps, work)
 
 
 def test_withdrawn_staged_and_published_show_in_the_status(site: Site, client: Client, tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ import pytest
 import torch
 
 from hubpub import data
-from hubpub.cell import Job, export
 from hubpub.config import Project, Recipe
 from hubpub.errors import SourceError
+from hubpub.export.cell import export
 from hubpub.export.quantize import quantize, register_operators
 from hubpub.facts import Gate, Parity, load
 from hubpub.gates import evaluate_gates
@@ -36,6 +36,7 @@ from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.loader import load_mapped
 from hubpub.model.scale import build
 from hubpub.plan import plan
+from hubpub.workspace import Workspace
 
 CELL = "gemma-3n-E2B-it/int8"
 TOKENS = 160
@@ -83,17 +84,15 @@ class Healthy:
 def healthy(project: Project, work: Path, scale_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Healthy:
     """An int8 program: its kernels compute in float32, so that it agrees with its own weights to the last digits."""
     (cell,) = select(cells(project), [CELL])
-    (step,) = plan([cell], work, rehearse=True)
+    (step,) = plan([cell], Workspace(project, work, rehearsal=True))
     source = build(cell.variant.name, cell.variant.family, scale_cache)
     folder = tmp_path_factory.mktemp("healthy")
     pte = step.pte
     if not pte.exists():
-        job = Job(
-            cell=cell.id, variant=cell.variant, recipe=cell.recipe, context=512, prefill=256, fingerprint="",
-            checkpoint=source, references=folder, folder=folder, file=cell.file, scale_model=True,
-        )  # fmt: skip
-        export(Checkpoint.open(source), job, lambda stage, fraction: None)
-        pte = job.pte
+        pte = folder / cell.file
+        export(
+            Checkpoint.open(source), cell.recipe, pte, context=512, prefill=256, progress=lambda stage, fraction: None
+        )
     register_operators()
     model = load_mapped(Checkpoint.open(source), dtype=torch.float32)
     quantize(model, cell.recipe, Checkpoint.open(source).family)

@@ -31,14 +31,6 @@ class Done(Generic[T]):
     error: HubpubError | None
 
 
-def default_jobs(tasks: int, bytes_each: int) -> int:
-    """As many processes as there are cores and as fit into the memory that is free, at least one."""
-    import psutil
-
-    fitting = psutil.virtual_memory().available // max(bytes_each, 1)
-    return max(1, min(tasks, os.cpu_count() or 1, int(fitting)))
-
-
 def run_all(tasks: Sequence[tuple[str, Callable[..., T], tuple[Any, ...]]], jobs: int, told: Told) -> Iterator[Done[T]]:
     """Run (name, function, arguments) in `jobs` processes and yield each result as it is done.
 

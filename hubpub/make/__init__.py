@@ -1,0 +1,1 @@
+"""Cells made side by side, and programs that exist measured again."""

@@ -1,0 +1,241 @@
+"""From a plan to measured cells: sources, processes, and what was made before.
+
+Cells are exported and compared with their references side by side, as many as the machine holds; their speed is taken
+one after the other. A cell that was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hubpub.config import Family
+from hubpub.errors import HubpubError, SourceError, ToolchainError, UsageError
+from hubpub.facts import CellFacts, Exported
+from hubpub.gates import missed_gates
+from hubpub.machine import processes_that_fit
+from hubpub.make import cell as one_cell
+from hubpub.make.cell import Job, Progress
+from hubpub.make.pool import run_all
+from hubpub.matrix import Cell
+from hubpub.plan import Step, remember
+from hubpub.progress import Display
+from hubpub.sizing import Size, need_of, sizes
+from hubpub.workspace import Workspace
+
+# Memory of a process beside its source: Python, the export stack and graphs of a scale model.
+PROCESS_BYTES = 3 << 30
+
+
+@dataclass(frozen=True)
+class Made:
+    """What came of making cells: the facts of each, with its gates as they are now, and the error of each that failed.
+
+    A cell that was measured and does not pass its gates is in both.
+    """
+
+    facts: dict[str, CellFacts]
+    failures: dict[str, HubpubError]
+
+
+def make(
+    steps: Sequence[Step], workspace: Workspace, display: Display, *, jobs: int | None = None, force: bool = False
+) -> Made:
+    """Make every cell of `steps` that is not skipped, in `jobs` processes (None: as many as the machine holds).
+
+    Cells whose fingerprint was measured before are read; with `force`, all are made again. One process at a time makes
+    cells in a work folder: another one waits.
+    """
+    facts: dict[str, CellFacts] = {}
+    failures: dict[str, HubpubError] = {}
+    with workspace.locked(display.note):
+        todo: list[Step] = []
+        for step in steps:
+            if step.action == "skip":
+                display.finish(step.cell.id, step.reason)
+            elif step.action == "reuse" and (known := step.facts()) and known.measured_as_now:
+                facts[step.cell.id] = known
+            else:
+                todo.append(step)
+        if todo:
+            _make(todo, workspace, display, jobs, force, facts, failures)
+    for name, found in facts.items():
+        if (error := missed_gates(found)) is not None:
+            failures[name] = error
+    return Made(facts, failures)
+
+
+def _make(
+    todo: Sequence[Step],
+    workspace: Workspace,
+    display: Display,
+    jobs: int | None,
+    force: bool,
+    facts: dict[str, CellFacts],
+    failures: dict[str, HubpubError],
+) -> None:
+    sources = _sources(todo, workspace, display, jobs)
+    for folder in sources.values():
+        refuse_links(folder)
+    if not workspace.rehearsal:
+        _check_disk(todo, workspace.root)
+    ordered = []
+    for step in _longest_first(todo):
+        if force:
+            _forget(step)
+        remember(step)
+        ordered.append(_job(step, sources[step.cell.variant.name], workspace))
+    made = []
+    builds = [(job.cell, one_cell.build, (job,)) for job in ordered]
+    for built in run_all(builds, _processes(len(todo), sources, jobs), display.update):
+        if built.error is not None:
+            failures[built.name] = built.error
+            display.finish(built.name, f"failed: {built.error.message}")
+        else:
+            made.append(built.name)
+    # Speed is taken one cell after the other, when nothing else of ours runs, and on all cores.
+    rest = [(job.cell, one_cell.make, (job,)) for job in ordered if job.cell in made]
+    for done in run_all(rest, 1, display.update):
+        if done.value is not None:
+            facts[done.name] = done.value
+            display.finish(done.name, "done" if done.value.passed else "gate failed")
+        elif done.error is not None:
+            failures[done.name] = done.error
+            display.finish(done.name, f"failed: {done.error.message}")
+
+
+def export_from(
+    chosen: Sequence[Cell], source: Path, out: Path, jobs: int | None, context: int | None, display: Display
+) -> dict[str, Exported]:
+    """Export `chosen` from the checkpoint folder `source` into `out`, each in a process. Raises the first error."""
+    from hubpub.model.checkpoint import Checkpoint
+
+    refuse_links(source)
+    family = Checkpoint.open(source).family.name
+    if other := [cell for cell in chosen if cell.variant.family != family]:
+        raise UsageError(f"{source} is a {family} checkpoint, and {other[0].id} a {other[0].variant.family}")
+    tasks = []
+    for cell in chosen:
+        job = Job(
+            cell=cell.id,
+            variant=cell.variant,
+            recipe=cell.recipe,
+            context=context or cell.card.export.context,
+            prefill=cell.card.export.prefill,
+            fingerprint="",
+            checkpoint=source,
+            references=out,
+            hashes=out / "hashes.json",
+            folder=out,
+            file=cell.file,
+            scale_model=False,
+        )
+        tasks.append((cell.id, one_cell.export, (job,)))
+    made = {}
+    for done in run_all(
+        tasks, jobs or processes_that_fit(len(tasks), PROCESS_BYTES + _bytes_of(source)), display.update
+    ):
+        if done.error or done.value is None:
+            raise done.error or HubpubError(f"{done.name}: nothing was made")
+        made[done.name] = done.value
+        display.finish(done.name, f"{done.value.file.bytes:,} bytes")
+    return {cell.id: made[cell.id] for cell in chosen}
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise SourceError for a link in a checkpoint that leads out of it (the Hub's cache links to its own blobs)."""
+    if not folder.is_dir():
+        return
+    home = folder.resolve()
+    allowed = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    for path in folder.iterdir():
+        if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in allowed):
+            raise SourceError(f"{path} is a link that leads out of the checkpoint", "put the file itself there")
+
+
+def _check_disk(todo: Sequence[Step], work: Path) -> None:
+    """Raise ToolchainError where the files of `todo` will not fit on the disk of the work folder."""
+    known = sizes(todo, None)
+    needs = [
+        need_of(size, step.cell.recipe) for step in todo if isinstance(size := known[step.cell.variant.name], Size)
+    ]
+    needed = sum(need.file for need in needs)
+    place = next(folder for folder in (work, *work.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise ToolchainError(
+            f"{len(todo)} cells need {needed / 1e9:.1f} GB in {work}, where {free / 1e9:.1f} GB are free",
+            "free some disk space, point --work at another disk, or release fewer cells at a time",
+        )
+
+
+def _sources(todo: Sequence[Step], workspace: Workspace, display: Display, jobs: int | None) -> dict[str, Path]:
+    """The checkpoint folder of every variant: a scale model in a rehearsal, else a download."""
+    variants = {step.cell.variant.name: step.cell.variant for step in todo}
+    if not workspace.rehearsal:
+        from hubpub.hub.sources import download_source
+
+        found = {}
+        for name, variant in variants.items():
+            display.note(f"{name}: fetching {variant.source}@{str(variant.revision)[:12]}")
+            found[name] = download_source(variant.source, revision=variant.revision)
+        return found
+    tasks = [(name, _build_scale, (name, v.family, workspace.scale_models)) for name, v in variants.items()]
+    # A base variant waits for the training of its tuned sibling: that one first.
+    tasks.sort(key=lambda task: not task[0].endswith("-it"))
+    found = {}
+    processes = min(len(tasks), jobs or processes_that_fit(len(tasks), PROCESS_BYTES))
+    for done in run_all(tasks, processes, display.update):
+        if done.error or done.value is None:
+            raise done.error or HubpubError(f"{done.name}: no scale model was made")
+        found[done.name] = done.value
+        display.finish(done.name, "scale model ready")
+    return found
+
+
+def _build_scale(variant: str, family: Family, cache: Path, progress: Progress) -> Path:
+    """One scale model, in a worker process."""
+    from hubpub.model.scale import build
+
+    return build(variant, family, cache, progress=progress)
+
+
+def _processes(count: int, sources: dict[str, Path], jobs: int | None) -> int:
+    """Processes for the cells: each may need its source twice over and some room to work."""
+    if jobs:
+        return min(count, jobs)
+    return processes_that_fit(count, PROCESS_BYTES + 2 * max(map(_bytes_of, sources.values())))
+
+
+def _bytes_of(source: Path) -> int:
+    return sum(path.stat().st_size for path in source.glob("*.safetensors"))
+
+
+def _longest_first(todo: Sequence[Step]) -> list[Step]:
+    """Delegated recipes take longest to lower; starting with them keeps every process busy to the end."""
+    return sorted(todo, key=lambda step: step.cell.recipe.backend != "xnnpack")
+
+
+def _job(step: Step, source: Path, workspace: Workspace) -> Job:
+    cell = step.cell
+    return Job(
+        cell=cell.id,
+        variant=cell.variant,
+        recipe=cell.recipe,
+        context=cell.card.export.context,
+        prefill=cell.card.export.prefill,
+        fingerprint=step.fingerprint.value,
+        checkpoint=source,
+        references=workspace.references(step.fingerprint.source, step.fingerprint.code),
+        hashes=workspace.hashes.path,
+        folder=step.folder,
+        file=cell.file,
+        scale_model=workspace.rehearsal,
+    )
+
+
+def _forget(step: Step) -> None:
+    for name in ("export.json", "parity.json", "speed.json", "facts.json"):
+        (step.folder / name).unlink(missing_ok=True)
