@@ -274,7 +274,7 @@ def promote(job: Job, repo: str) -> dict[str, Any]:
         options = job.options()
         release = repo_release(client, job.project, card, measured, {}, repo_id, job.version, options, message)
         if job.dry_run:
-            (receipt,) = publish_all(client, [release], job.work, dry_run=True)
+            (receipt,) = publish_all(client, [release], job.work, dry_run=True, unstaged=True)
         else:
             receipt = promote_release(client, release, job.work)
             checked = verify(client, repo_id, job.version)

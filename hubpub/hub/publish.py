@@ -80,45 +80,34 @@ def publish_all(
     progress: Progress | None = None,
     dry_run: bool = False,
     create_pr: bool = False,
+    unstaged: bool = False,
 ) -> list[Receipt]:
-    """Check every repo, stage every repo, then promote one after the other; nothing is staged unless all checks pass.
+    """Look at every repo, stage what is here, then promote one after the other; nothing is sent unless all looks well.
 
-    A dry run only reads, and returns receipts that say which files would be sent and changed.
+    Files without a source were staged by other machines and are found by their SHA-256. Rights are the caller's to
+    check (`preflight`). A dry run only reads, and returns receipts that say which files would be sent and changed; with
+    `unstaged`, it takes files that are nowhere to be had for those that others have yet to stage.
     """
     ids = [release.repo_id.lower() for release in releases]
     if len(set(ids)) != len(ids):
         raise ConfigError("a repo is named twice in one release")
-    preflight(client, [release.repo_id for release in releases], create_pr=create_pr)
-    dry = []
-    for release in releases:
-        dry.append(_dry_run(client, release))
+    dry = [_dry_run(client, release, unstaged=dry_run and unstaged) for release in releases]
     if dry_run:
         return dry
-    staged = [stage(client, release, work, progress=progress, create_pr=create_pr) for release in releases]
+    staged = [_stage_what_is_here(client, release, work, progress, create_pr=create_pr) for release in releases]
     return [
         promote(client, release, work, staged=one, progress=progress, create_pr=create_pr)
         for release, one in zip(releases, staged, strict=True)
     ]
 
 
-def promote_all(
-    client: Client,
-    releases: Sequence[RepoRelease],
-    work: Path,
-    *,
-    progress: Progress | None = None,
-    dry_run: bool = False,
-    create_pr: bool = False,
-) -> list[Receipt]:
-    """Promote what other machines have staged: files of `releases` without a source are found by their SHA-256.
-
-    Every repo is checked first; nothing is promoted where a file of any of them is neither staged nor on main.
-    """
-    preflight(client, [release.repo_id for release in releases], create_pr=create_pr)
-    dry = [_dry_run(client, release) for release in releases]
-    if dry_run:
-        return dry
-    return [promote(client, release, work, progress=progress, create_pr=create_pr) for release in releases]
+def _stage_what_is_here(
+    client: Client, release: RepoRelease, work: Path, progress: Progress | None, *, create_pr: bool
+) -> Staged | None:
+    """None where no large file is here: then all of them were staged elsewhere, at a commit of main to compare with."""
+    if not any(file.source is not None for file in release.files if file.large):
+        return None
+    return stage(client, release, work, progress=progress, create_pr=create_pr)
 
 
 def promote(
@@ -199,7 +188,7 @@ def promote(
     return receipt
 
 
-def _dry_run(client: Client, release: RepoRelease) -> Receipt:
+def _dry_run(client: Client, release: RepoRelease, *, unstaged: bool) -> Receipt:
     """What a run would do, by reading alone. Raises what the run would raise before its first upload."""
     began = time.monotonic()
     repo_id, tag = release.repo_id, release.version
@@ -213,7 +202,7 @@ def _dry_run(client: Client, release: RepoRelease) -> Receipt:
         files = refuse_unless_same(client, release, refs.tags[tag])
         changed, sent, outcome = set(), set(), NoChanges(refs.tags[tag], tag)
     else:
-        plan = _plan(client, release, refs)
+        plan = _plan(client, release, refs, unstaged=unstaged)
         files, changed, sent = plan.files, plan.changed, plan.changed - plan.copied.keys()
         if changed:
             refuse_unfinished(client, release, files)
@@ -230,11 +219,11 @@ def _dry_run(client: Client, release: RepoRelease) -> Receipt:
                 f.bytes,
                 f.sha256,
                 f.path_in_repo in changed,
-                f.bytes if f.path_in_repo in sent and f.source is not None else 0,
+                f.bytes if f.path_in_repo in sent and (unstaged or f.source is not None) else 0,
             )
             for f in files
         ),
-        bytes_sent=sum(f.bytes for f in files if f.path_in_repo in sent and f.source is not None),
+        bytes_sent=sum(f.bytes for f in files if f.path_in_repo in sent and (unstaged or f.source is not None)),
         retries=0,
         seconds=round(time.monotonic() - began, 3),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -251,8 +240,11 @@ class _Plan:
     retired: tuple[str, ...]
 
 
-def _plan(client: Client, release: RepoRelease, refs: Refs) -> _Plan:
-    """What one commit on top of main would have to change. Raises HubError where a file is nowhere to be had."""
+def _plan(client: Client, release: RepoRelease, refs: Refs, *, unstaged: bool = False) -> _Plan:
+    """What one commit on top of main would have to change.
+
+    Raises HubError where a file is nowhere to be had, unless others have yet to stage it (`unstaged`).
+    """
     repo_id, head = release.repo_id, refs.branches["main"]
     files = release.complete(published_card(client, repo_id, head))
     on_main = held_at(client, repo_id, head, files)
@@ -269,7 +261,7 @@ def _plan(client: Client, release: RepoRelease, refs: Refs) -> _Plan:
         for file in files
     )
     missing = [f.path_in_repo for f in files if f.source is None and f.path_in_repo in changed - copied.keys()]
-    if missing:
+    if missing and not unstaged:
         raise HubError(
             f"{repo_id}: {', '.join(missing)} is neither staged for {release.version} nor on main",
             "stage it on the machine that has it",

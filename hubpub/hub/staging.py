@@ -35,7 +35,7 @@ def stage(
     """Bring every large file of `release` that the repo lacks to the Hub, one by one; main does not change.
 
     `release` may hold just the files of this machine; with `small_too` all of them are staged, for a machine that will
-    promote without having any (see `promote_all`). A file that is on main or staged already is neither read nor sent.
+    promote without having any. A file that is on main or staged already is neither read nor sent.
     For a pull request the content waits in storage instead of on a branch. Raises ConflictError where the version is
     taken by other content, HubpubError where a file is not what its recorded hash says.
     """

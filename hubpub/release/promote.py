@@ -28,7 +28,7 @@ def promote(project: Project, options: Options, facts_dir: Path | None, display:
     The files themselves need not be here: the facts.json of every cell, below `facts_dir` or else in the work folder,
     say what must have been staged. All repos are checked before the first is promoted.
     """
-    from hubpub.hub.publish import preflight, promote_all
+    from hubpub.hub.publish import preflight, publish_all
     from hubpub.hub.pulls import promote_pull
     from hubpub.hub.staging import staged_versions
 
@@ -55,11 +55,11 @@ def promote(project: Project, options: Options, facts_dir: Path | None, display:
             display.update(repo, f"send {path}", sent / total if total else 1.0)
 
         # Only looked at: a repo whose files are not all there stops every other one.
-        promote_all(client, releases, options.work, dry_run=True, create_pr=options.create_pr)
+        publish_all(client, releases, options.work, dry_run=True, create_pr=options.create_pr)
         for repo_id in pulls:
             if found := promote_pull(client, repo_id, version, options.work, dry_run=options.dry_run):
                 receipts.append(found)
-        receipts += promote_all(
+        receipts += publish_all(
             client, releases, options.work, progress=told, dry_run=options.dry_run, create_pr=options.create_pr
         )
         for receipt in receipts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +253,20 @@ def test_many_machines_stage_at_the_same_moment(hub: LocalHub, make: Maker, tmp_
     assert staged_versions(client, make.repo) == ("v1",)
     with pytest.raises(HubError, match="neither staged"):
         publish_all(client, [RepoRelease(make.repo, "v1", (LocalFile("x.pte", None, 1, "0" * 64),), "m")], tmp_path)
+
+
+def test_a_dry_run_counts_on_files_that_others_have_yet_to_stage(client: Client, make: Maker, work: Path) -> None:
+    publish_all(client, [make()], work)
+    release = make("v2", seed=2)
+    away = tuple(LocalFile(f.path_in_repo, None, f.bytes, f.sha256) if f.large else f for f in release.files)
+    elsewhere = replace(release, files=away)
+    with pytest.raises(HubError, match="neither staged"):
+        publish_all(client, [elsewhere], work, dry_run=True)
+    (planned,) = publish_all(client, [elsewhere], work, dry_run=True, unstaged=True)
+    assert planned.outcome.kind == "planned" and planned.bytes_sent > sum(f.bytes for f in away if f.large)
+    with pytest.raises(HubError, match="neither staged"):
+        publish_all(client, [elsewhere], work, unstaged=True)
+    assert history(client, make.repo) == ["Release v1.0.0"]
 
 
 def test_what_cannot_end_well_is_said_before_anything_is_made(
