@@ -158,6 +158,10 @@ class Program(Fact):
     external_bytes: int = 0
     layout: dict[str, int] = {}
 
+    @property
+    def forward(self) -> Method | None:
+        return next((method for method in self.methods if method.name == "forward"), None)
+
 
 class Logits(Fact):
     """Agreement of the program's logits with the eager original in float32, teacher-forced token by token.

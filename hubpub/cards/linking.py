@@ -21,9 +21,11 @@ _RUNNER = ("extension_llm_runner", "executorch_llm")
 
 @dataclass(frozen=True)
 class Links:
-    """Libraries by platform; `unknown` are backends and kernel namespaces no library is known for."""
+    """Libraries by platform; `whole` are those of `cmake` that register themselves when they are linked whole, and
+    `unknown` the backends and kernel namespaces that no library is known for."""
 
     cmake: tuple[str, ...]
+    whole: tuple[str, ...]
     swift: tuple[str, ...]
     unknown: tuple[str, ...]
 
@@ -35,4 +37,5 @@ def links(backends: Sequence[str], namespaces: Sequence[str]) -> Links:
     found = [_RUNNER, *(known[name] for name in needed if name in known)]
     core = ("executorch", "executorch")
     cmake, swift = (tuple(dict.fromkeys(one[side] for one in [core, *found])) for side in (0, 1))
-    return Links(cmake, swift, tuple(name for name in needed if name not in known))
+    whole = tuple(name for name in cmake if name not in (core[0], _RUNNER[0]))
+    return Links(cmake, whole, swift, tuple(name for name in needed if name not in known))

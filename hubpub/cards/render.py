@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubpub.cards import charts, licenses, words
+from hubpub.cards import charts, choice, licenses, usage, words
 from hubpub.cards.blocks import BLOCK, Conflict, Merged, block, front, merge, unified
 from hubpub.cards.linking import Links, links
 from hubpub.cards.metadata import metadata
@@ -19,6 +19,7 @@ from hubpub.config import Card, Project
 from hubpub.errors import RenderError, UsageError
 from hubpub.facts import CardFacts, CellFacts, Method, load
 from hubpub.measure.compare import CardDiff, compare
+from hubpub.model.families import family
 
 if TYPE_CHECKING:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["CHARTS", "Conflict", "Merged", "Rendered", "golden", "merge", "render", "stale"]
 CHARTS = {"choice-light.svg": charts.LIGHT, "choice-dark.svg": charts.DARK}
 _MARK = ("<!-- hubpub:begin ", "<!-- hubpub:end ")
-POLICY = "https://github.com/pytorch/executorch/blob/main/runtime/COMPATIBILITY.md"
+POLICY = "https://github.com/pytorch/executorch/blob/v{version}/runtime/COMPATIBILITY.md"
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,10 @@ def render(
     files: dict[str, bytes] = {}
     if facts is not None:
         files["config.json"] = (json.dumps(_config(card, facts), indent=2, ensure_ascii=False) + "\n").encode()
-        if len(facts.cells) > 1:
+        shown = choice.worth_a_look(facts.cells, card.export.recommended)
+        if len(shown) > 1:
             for name, theme in CHARTS.items():
-                files[name] = charts.choice(facts.cells, card.export.recommended, theme).encode()
+                files[name] = charts.choice(shown, card.export.recommended, theme).encode()
     text = _tidy(_expand(templates, "card.md.jinja", _values(card, facts, namespace, previous)))
     readme = front(metadata(card)) + "\n" + text
     return Rendered({"README.md": readme.encode(), **files, **licenses.files(card.variant)})
@@ -84,6 +86,7 @@ def stale(project: Project) -> list[tuple[Path, str]]:
 
 def _values(card: Card, facts: CardFacts | None, namespace: str, previous: CardFacts | None) -> dict[str, Any]:
     """What templates can speak of. Without facts there are no figures to name: using one is an error."""
+    owner = card.variant.source.partition("/")[0]
     values: dict[str, Any] = {
         "card": checked(card),
         "variant": card.variant,
@@ -92,39 +95,50 @@ def _values(card: Card, facts: CardFacts | None, namespace: str, previous: CardF
         "notice": licenses.notice_name(card.variant),
         "terms": licenses.GEMMA_TERMS,
         "policy": licenses.GEMMA_POLICY,
+        "multimodal": family(card.variant.family).multimodal,
+        "owner": owner,
+        "publisher": owner if owner != owner.lower() else owner.capitalize(),
+        "namespace": (facts.repo.partition("/")[0] if facts else namespace),
         "block": lambda name, caller: block(name, caller()),
     }
     if facts is None:
         return values
     first = facts.cells[0]
-    # Code for a KV cache is shown with the best file that has one, code for a window with the best of those.
-    pick = next((cell for cell in facts.cells if not _window(cell)), None)
-    scorer = next((cell for cell in facts.cells if _window(cell)), None)
+    shown = choice.worth_a_look(facts.cells, card.export.recommended)
+    pick = usage.runnable(facts.cells)
+    scorer = next((cell for cell in facts.cells if choice.window(cell)), None)
     return {
         **values,
         "repo": facts.repo,
         "first": first,
         "pick": pick,
+        "use": usage.usage(pick, card.variant) if pick else None,
+        "new_tokens": usage.NEW_TOKENS,
+        "questions": usage.QUESTIONS,
+        "beginning": usage.BEGINNING,
         "scorer": scorer,
-        "window": _window(scorer) if scorer else None,
+        "window": choice.window(scorer) if scorer else None,
         "recommended": card.export.recommended,
-        "described": charts.described(facts.cells),
-        "charts": len(facts.cells) > 1,
-        "chat": _chat(card),
-        "positions": _positions(pick) if pick else "",
-        "stop": _stop(first),
+        "shown": shown,
+        "others": [cell for cell in facts.cells if cell not in shown],
+        "trades": {cell.cell: choice.trade(cell, first) for cell in shown if cell is not first},
+        "beaten_by": {cell.cell: choice.beaten_by(cell, facts.cells) for cell in facts.cells},
+        "described": charts.described(shown),
+        "charts": len(shown) > 1,
+        "downloads": _downloads(first),
         "interfaces": _interfaces(facts.cells),
-        "context": {cell.cell: cell.context.exported for cell in facts.cells},
-        "memory": {cell.cell: _memory(cell) for cell in facts.cells},
-        "texts": _texts(facts.cells),
-        "weights": {cell.cell: _weights(cell) for cell in facts.cells},
-        "planned": {cell.cell: _planned(cell) for cell in facts.cells},
+        "memory": {cell.cell: choice.memory(cell) for cell in facts.cells},
+        "device": {cell.cell: choice.device(cell) for cell in facts.cells},
+        "weights": {cell.cell: choice.weights(cell) for cell in facts.cells},
+        "planned": {cell.cell: choice.planned(cell) for cell in facts.cells},
+        "floors": _floors(facts.cells),
         "hosts": list(dict.fromkeys((cell.speed.host, cell.speed.threads) for cell in facts.cells)),
         "gates": list(dict.fromkeys(gate.name for cell in facts.cells for gate in cell.gates)),
         "patches": list({p.name: p for cell in facts.cells for p in cell.patches if p.applied}.values()),
         "links": _links(facts),
-        "next_release": _next_release(first.toolchain.get("executorch", "")),
-        "compatibility": POLICY,
+        "custom": _custom(facts.cells),
+        "runtimes": list(dict.fromkeys(cell.toolchain.get("executorch", "") for cell in facts.cells)),
+        "compatibility": POLICY.format(version=first.toolchain.get("executorch", "")),
         "changes": _changes(previous, facts),
         "previous": previous,
     }
@@ -213,7 +227,7 @@ def _config(card: Card, facts: CardFacts) -> dict[str, Any]:
         "vocab_size": first.vocabulary,
         "num_hidden_layers": first.layers.total,
         "bos_token_id": metadata_.get("get_bos_id"),
-        "eos_token_id": list(_stop(first)),
+        "eos_token_id": list(usage.stop(first)),
         "parameters": first.parameters.total,
         "tokenizer": "tokenizer.json",
         "tokenizer_files": [{"file": f.name, "bytes": f.bytes, "sha256": f.sha256} for f in first.tokenizer],
@@ -226,8 +240,9 @@ def _config(card: Card, facts: CardFacts) -> dict[str, Any]:
                 "bytes": cell.file.bytes,
                 "sha256": cell.file.sha256,
                 "max_context_length": cell.context.exported,
-                "memory_bytes": _memory(cell),
-                "layout": "window" if _window(cell) else "cache",
+                "memory_bytes": choice.memory(cell),
+                "device_ram_gb": choice.device(cell),
+                "layout": "window" if choice.window(cell) else "cache",
                 "kv_cache_bytes": cell.program.kv_cache.bytes,
                 "backends": sorted(cell.program.backends),
                 "kernels": sorted(cell.program.operators.namespaces),
@@ -257,34 +272,11 @@ def _ordered(card: Card, facts: CardFacts) -> CardFacts:
     return facts.model_copy(update={"cells": tuple(cells)})
 
 
-def _weights(cell: CellFacts) -> int:
-    return cell.program.constant_bytes + cell.program.delegate_bytes
-
-
-def _planned(cell: CellFacts) -> int:
-    """Bytes of the arena of the method that needs most; it holds the KV cache at full context."""
-    return max((method.planned_bytes for method in cell.program.methods), default=0)
-
-
-def _memory(cell: CellFacts) -> int:
-    """Bytes of RAM to reckon with at full context: what a run took, or what the file asks for, whichever is more."""
-    return max(cell.speed.peak_resident_bytes, _weights(cell) + _planned(cell))
-
-
-def _window(cell: CellFacts) -> int | None:
-    """The tokens that a program without a KV cache takes at once; None for one that has a cache."""
-    method = _forward(cell)
-    if method is None or len(method.inputs) != 1 or not method.inputs[0].shape:
-        return None
-    last = method.inputs[0].shape[-1]
-    return last if isinstance(last, int) else None
-
-
 def _interfaces(cells: Sequence[CellFacts]) -> list[tuple[Method, int | None, list[str], str]]:
     """Each way to call `forward`: its window (None: a KV cache), the recipes that have it, the types of its outputs."""
     found: dict[object, list[tuple[Method, CellFacts]]] = {}
     for cell in cells:
-        if method := _forward(cell):
+        if method := cell.program.forward:
             inputs = tuple((one.dtype, one.shape) for one in method.inputs)
             found.setdefault((inputs, tuple(one.shape for one in method.outputs)), []).append((method, cell))
     listed = []
@@ -295,47 +287,36 @@ def _interfaces(cells: Sequence[CellFacts]) -> list[tuple[Method, int | None, li
         first, *others = types.items()
         said = [first[0], *(f"{kind} in {words.listed(map(words.code, names))}" for kind, names in others)]
         method, cell = alike[0]
-        listed.append((method, _window(cell), [cell.recipe for _, cell in alike], "; ".join(said)))
+        listed.append((method, choice.window(cell), [cell.recipe for _, cell in alike], "; ".join(said)))
     return listed
 
 
-def _texts(cells: Sequence[CellFacts]) -> list[tuple[int, int, list[str]]]:
-    """(tokens read, perplexity of the original times a million, recipes) for each length the cells were read over."""
-    found: dict[tuple[int, int], list[str]] = {}
+def _floors(cells: Sequence[CellFacts]) -> list[tuple[float, float | None, list[str]]]:
+    """What rounding to bfloat16 alone changes: (agreement, mean KL, recipes) for each text the cells were read over."""
+    found: dict[tuple[float, float | None], list[str]] = {}
     for cell in cells:
         logits = cell.parity.logits
-        found.setdefault((logits.tokens, round(logits.perplexity_original * 1e6)), []).append(cell.recipe)
+        if logits.floor_top1_agreement is not None:
+            found.setdefault((logits.floor_top1_agreement, logits.floor_kl_mean), []).append(cell.recipe)
     return [(*key, names) for key, names in found.items()]
 
 
-def _forward(cell: CellFacts) -> Method | None:
-    return next((method for method in cell.program.methods if method.name == "forward"), None)
+def _downloads(cell: CellFacts) -> list[str]:
+    """What an app needs beside the `.pte`, in the order people look for it."""
+    shipped = {file.name for file in cell.tokenizer}
+    return ["tokenizer.json", *(name for name in ("chat_template.jinja",) if name in shipped), "config.json"]
 
 
-def _positions(cell: CellFacts) -> str:
-    """The second input of `forward` in Python, as the program's own shapes ask for it."""
-    method = _forward(cell)
-    if method and len(method.inputs) == 2 and method.inputs[1].shape == (1,):
-        return "torch.tensor([position])"
-    return "torch.arange(position, position + len(step))"
-
-
-def _stop(cell: CellFacts) -> tuple[int, ...]:
-    """The token ids that end a text, as the program's metadata names them."""
-    ids = cell.program.metadata.get("get_eos_ids", ())
-    return tuple(int(one) for one in ids) if isinstance(ids, tuple) else (int(ids),)
+def _custom(cells: Sequence[CellFacts]) -> list[str]:
+    """Namespaces of operators that are not Core ATen: no release of ExecuTorch promises to keep them as they are."""
+    core = {"", "aten", "dim_order_ops", "executorch_prim"}
+    return sorted({name for cell in cells for name in cell.program.operators.namespaces} - core)
 
 
 def _links(facts: CardFacts) -> Links:
     backends = sorted({name for cell in facts.cells for name in cell.program.backends})
     namespaces = sorted({name for cell in facts.cells for name in cell.program.operators.namespaces})
     return links(backends, namespaces)
-
-
-def _next_release(version: str) -> str:
-    """The next release of ExecuTorch that is no patch, e.g. "1.5" after "1.4.1"."""
-    match = re.match(r"(\d+)\.(\d+)", version)
-    return f"{match[1]}.{int(match[2]) + 1}" if match else ""
 
 
 def _changes(previous: CardFacts | None, facts: CardFacts) -> CardDiff | None:
@@ -346,13 +327,3 @@ def _changes(previous: CardFacts | None, facts: CardFacts) -> CardDiff | None:
         return compare(previous, facts)
     except UsageError:
         return None
-
-
-def _chat(card: Card) -> str | None:
-    """A user's turn as the chat template writes it, without <bos>; None for a model that was not tuned to chat."""
-    if not card.variant.chat:
-        return None
-    question = "What is the capital of France?"
-    if card.variant.family == "gemma4":
-        return f"<|turn>user\n{question}<turn|>\n<|turn>model\n"
-    return f"<start_of_turn>user\n{question}<end_of_turn>\n<start_of_turn>model\n"

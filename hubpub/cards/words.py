@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shlex
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 
 from hubpub.cards.prose import plain
-from hubpub.facts import Gate
+from hubpub.facts import CellFacts, Gate
 from hubpub.units import number, percent, size, valued
 
 _GATES = {
     "finite_logits": "all logits are finite",
     "kl_mean": "KL, mean",
-    "top1_agreement": "same next token",
+    "top1_agreement": "agreement on the next token",
     "logit_error_max": "largest logit error",
-    "prefill_error_max": "largest logit difference, prefill to decode",
-    "greedy_first_token": "greedy: same first token",
-    "greedy_exact": "greedy: same text",
+    "prefill_error_max": "largest logit difference between prefill and decode",
+    "greedy_first_token": "greedy answers: same first token",
+    "greedy_exact": "greedy answers: same text",
     "original_perplexity": "perplexity of the original",
-    "lowering_kl_mean": "KL, mean, against the same weights run eagerly",
-    "lowering_perplexity": "perplexity against the same weights run eagerly, relative",
-    "eos_ids": "ends where the original ends",
-    "tokenizer_fits": "the tokenizer fits",
-    "llm_runner_matches": "LLM runner says the same",
+    "lowering_kl_mean": "KL, mean, against the quantized weights run in PyTorch",
+    "lowering_perplexity": "relative change of perplexity against the quantized weights run in PyTorch",
+    "eos_ids": "stops on the same tokens as the original",
+    "tokenizer_fits": "the tokenizer matches the model",
+    "llm_runner_matches": "the LLM runner gives the same text",
 }
 _SHARES = {"top1_agreement", "greedy_first_token", "greedy_exact", "lowering_perplexity"}
 _FLAGS = {"finite_logits", "llm_runner_matches", "eos_ids", "tokenizer_fits"}
@@ -70,10 +73,27 @@ def counted(count: int, one: str, many: str | None = None) -> str:
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
+def fenced(text: str) -> str:
+    """`text` as a block of code, whatever is in it."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text.strip(chr(10))}\n{fence}"
+
+
 def listed(words: Iterable[str], last: str = "and") -> str:
     """Words as a sentence lists them, e.g. "a, b and c"."""
     *head, tail = list(words) or [""]
     return f"{', '.join(head)} {last} {tail}" if head else tail
+
+
+def varied(cells: Iterable[CellFacts], path: str, one: str) -> str:
+    """A count that may not be the same for all cells, e.g. "31 new tokens (8 for `bf16-window`)"."""
+    found: dict[int, list[str]] = {}
+    for cell in cells:
+        found.setdefault(attrgetter(path)(cell), []).append(cell.recipe)
+    (usual, _), *others = found.items()
+    unlike = "; ".join(f"{count:,} for {listed(map(code, recipes))}" for count, recipes in others)
+    return counted(usual, one) + (f" ({unlike})" if unlike else "")
 
 
 FILTERS: dict[str, Callable[..., str]] = {
@@ -90,5 +110,8 @@ FILTERS: dict[str, Callable[..., str]] = {
     "before": lambda change: valued(change.old, change.unit),
     "after": lambda change: valued(change.new, change.unit),
     "listed": listed,
+    "varied": varied,
+    "fenced": fenced,
+    "shell": shlex.quote,
     "literal": lambda text: json.dumps(text, ensure_ascii=False),
 }

@@ -1,0 +1,87 @@
+"""What the code on a card says: the prompts, the limits and the ids of the very file it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hubpub.cards import choice
+from hubpub.config import Variant
+from hubpub.facts import CellFacts, PromptFormat, Turns
+from hubpub.model.families import family
+
+QUESTIONS = ("What is the capital of France?", "Which river runs through it?")
+SYSTEM = "Answer in one sentence."
+BEGINNING = "Water moves around the earth in"
+NEW_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Usage:
+    """`cell` is the file that the code runs, `prompt` its first prompt and `later` the one of a second turn.
+
+    `bos` is how many first tokens the runner puts before the first prompt and `bos_text` that token (None: not known);
+    `end` closes a turn, and is part of what a runner answers. `positions` is the second input of `forward` in Python,
+    for tokens `piece` from `held` on. `pieces` says that prompts are fed in pieces, for which the runner counts only
+    new tokens and does not watch the context.
+    """
+
+    cell: CellFacts
+    prompt: str
+    later: str | None
+    system: str | None
+    end: str
+    bos: int
+    bos_text: str | None
+    stop: tuple[int, ...]
+    context: int
+    longest: int
+    positions: str
+
+    @property
+    def pieces(self) -> bool:
+        return self.longest < self.context
+
+
+def usage(cell: CellFacts, variant: Variant) -> Usage:
+    """How `cell`, which has a KV cache, is run."""
+    known = cell.prompt or PromptFormat(bos="")
+    turns = known.turns if variant.chat else None
+    begins = bool(known.bos) if cell.prompt else bool(family(variant.family).begins_with_bos)
+    return Usage(
+        cell=cell,
+        prompt=f"{turns.opening}{QUESTIONS[0]}{turns.reply}" if turns else BEGINNING,
+        later=f"{turns.again}{QUESTIONS[1]}{turns.reply}" if turns else None,
+        system=_with_system(turns),
+        end=turns.end if turns else "",
+        bos=int(begins),
+        bos_text=known.bos if cell.prompt else None,
+        stop=stop(cell),
+        context=cell.context.exported,
+        longest=cell.context.max_prefill,
+        positions=_positions(cell),
+    )
+
+
+def stop(cell: CellFacts) -> tuple[int, ...]:
+    """The token ids that end a text, as the program's metadata names them."""
+    ids = cell.program.metadata.get("get_eos_ids", ())
+    return tuple(int(one) for one in ids) if isinstance(ids, tuple) else (int(ids),)
+
+
+def runnable(cells: tuple[CellFacts, ...]) -> CellFacts | None:
+    """The file that code for a KV cache is shown with: the first that has one."""
+    return next((cell for cell in cells if choice.window(cell) is None), None)
+
+
+def _with_system(turns: Turns | None) -> str | None:
+    if turns is None or turns.system is None:
+        return None
+    before, after = turns.system
+    return f"{before}{SYSTEM}{after}{QUESTIONS[0]}{turns.reply}"
+
+
+def _positions(cell: CellFacts) -> str:
+    method = cell.program.forward
+    if method and len(method.inputs) == 2 and method.inputs[1].shape == (1,):
+        return "torch.tensor([held])"
+    return "torch.arange(held, held + len(piece))"
