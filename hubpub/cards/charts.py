@@ -15,13 +15,14 @@ from html import escape
 from hubpub.facts import CellFacts
 from hubpub.units import number, size
 
-WIDTH, HEIGHT = 720, 420
-_LEFT, _RIGHT, _TOP, _BOTTOM = 96, 48, 58, 58
-_SMALL, _LARGE = 4.0, 15.0
+# As wide as a card on a phone, so that letters are there as large as they are here.
+WIDTH, HEIGHT = 380, 340
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 22, 62, 58
+_SMALL, _LARGE = 4.0, 12.0
 # A mean KL below this is the rounding of float arithmetic: nobody chooses by it.
 _FLOOR = -6
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
-_LABEL_HEIGHT = 40
+_LABEL_HEIGHT = 36
 
 
 @dataclass(frozen=True)
@@ -80,19 +81,23 @@ def choice(cells: Sequence[CellFacts], recommended: str, theme: Theme) -> str:
         '<title id="t">Distance from the original against size; a larger point is faster</title>',
         f'<desc id="d">{escape(described(cells))}</desc>',
         f'<rect width="{WIDTH}" height="{HEIGHT}" rx="8" fill="{theme.ground}"/>',
-        _text(16, 30, "Closer to the original ↑", theme.ink, 15, bold=True),
-        _text(_LEFT, HEIGHT - 12, "← smaller file", theme.ink, 15, bold=True),
-        f'<circle cx="{WIDTH - 152}" cy="25" r="4" fill="{theme.point}"/>',
-        f'<circle cx="{WIDTH - 136}" cy="25" r="8" fill="{theme.point}"/>',
-        _text(WIDTH - 16, 30, "larger: faster", theme.soft, 15, "end"),
+        _text(12, 26, "↑ closer to the original", theme.ink, 14, bold=True),
+        _text(_LEFT, HEIGHT - 10, "← smaller file", theme.ink, 14, bold=True),
+        f'<circle cx="{WIDTH - 126}" cy="21" r="3" fill="{theme.point}"/>',
+        f'<circle cx="{WIDTH - 112}" cy="21" r="7" fill="{theme.point}"/>',
+        _text(WIDTH - 12, 26, "larger: faster", theme.soft, 13, "end"),
+        _text(12, 46, "KL divergence", theme.soft, 13),
     ]
     for decade in range(low, high + 1):
         at = y(10.0**decade)
         parts.append(_line(_LEFT, at, WIDTH - _RIGHT, at, theme.line))
-        parts.append(_text(_LEFT - 10, at + 5, f"KL {_decade(decade)}", theme.soft, 14, "end"))
-    for tick in ticks:
+        parts.append(_text(_LEFT - 8, at + 5, _decade(decade), theme.soft, 13, "end"))
+    every = math.ceil(len(ticks) / 4)
+    for index, tick in enumerate(ticks):
         parts.append(_line(x(tick), HEIGHT - _BOTTOM, x(tick), HEIGHT - _BOTTOM + 5, theme.line))
-        parts.append(_text(x(tick), HEIGHT - _BOTTOM + 22, _round_size(tick), theme.soft, 14, "middle"))
+        # Four of them find room; the last would end beyond the edge.
+        if index % every == 0 and tick != ticks[-1]:
+            parts.append(_text(x(tick), HEIGHT - _BOTTOM + 20, _round_size(tick), theme.soft, 13, "middle"))
     parts += _labels(points, recommended, theme)
     for point in sorted(points, key=lambda one: -one.radius):
         mine = point.cell.recipe == recommended
@@ -124,9 +129,9 @@ def _labels(points: Sequence[_Point], recommended: str, theme: Theme) -> list[st
     parts = []
     for point in sorted(points, key=lambda one: (one.cell.recipe != recommended, one.x, one.y)):
         mine = point.cell.recipe == recommended
-        name = point.cell.recipe + (" (take this)" if mine else "")
-        below = f"{size(point.cell.file.bytes)}, {number(point.cell.speed.decode_tokens_per_second)} tokens/s"
-        width = max(9.2 * len(name), 7.6 * len(below)) + 4
+        name = point.cell.recipe
+        below = f"{number(point.cell.speed.decode_tokens_per_second)} tokens/s"
+        width = max(8.3 * len(name), 7.0 * len(below)) + 4
         left, top, anchor = _place(point, width, taken)
         taken.append((left, top, left + width, top + _LABEL_HEIGHT))
         x = left if anchor == "start" else left + width
@@ -134,8 +139,8 @@ def _labels(points: Sequence[_Point], recommended: str, theme: Theme) -> list[st
         if gap > point.radius + 6:
             edge = top if top > point.y else top + _LABEL_HEIGHT
             parts.append(_line(point.x, point.y, min(max(point.x, left), left + width), edge, theme.soft))
-        parts.append(_text(x, top + 16, name, theme.accent if mine else theme.ink, 16, anchor, theme.ground, bold=True))
-        parts.append(_text(x, top + 35, below, theme.soft, 14, anchor, theme.ground))
+        parts.append(_text(x, top + 14, name, theme.accent if mine else theme.ink, 14, anchor, theme.ground, bold=True))
+        parts.append(_text(x, top + 31, below, theme.soft, 13, anchor, theme.ground))
     return parts
 
 
@@ -150,7 +155,7 @@ def _place(point: _Point, width: float, taken: list[tuple[float, float, float, f
             # Above or below, where a label can begin or end at the point itself.
             places += [(point.x - 8, top, "start", abs(shift)), (point.x + 8 - width, top, "end", abs(shift))]
     for left, top, anchor, _ in sorted(places, key=lambda one: one[3]):
-        inside = left >= _LEFT and left + width <= WIDTH - 4 and top >= 40 and top + _LABEL_HEIGHT <= HEIGHT - _BOTTOM
+        inside = left >= _LEFT and left + width <= WIDTH - 4 and top >= 48 and top + _LABEL_HEIGHT <= HEIGHT - _BOTTOM
         if inside and all(
             left >= x1 or left + width <= x0 or top >= y1 or top + _LABEL_HEIGHT <= y0 for x0, y0, x1, y1 in taken
         ):

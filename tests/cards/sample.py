@@ -19,11 +19,13 @@ from hubpub.facts import (
     Parity,
     Patch,
     Program,
+    PromptFormat,
     RunnerCheck,
     Source,
     Speed,
     Stages,
     Tensor,
+    Turns,
 )
 
 _SIZES = {
@@ -44,6 +46,14 @@ _KL = {
     "bf16-window": 0.0002,
     "fp32": 3e-11,
 }
+_AGREEMENT = {"8da4w": 0.913, "8da4w-small": 0.881, "8da8w": 0.986, "int8": 0.989, "bf16": 0.983, "bf16-window": 0.983}
+_TURNS = Turns(
+    opening="<start_of_turn>user\n",
+    reply="<end_of_turn>\n<start_of_turn>model\n",
+    again="<end_of_turn>\n<start_of_turn>user\n",
+    end="<end_of_turn>",
+    system=("<start_of_turn>user\n", "\n\n"),
+)
 _SPEED = {"8da4w": 13.6, "8da4w-small": 13.1, "8da8w": 9.4, "int8": 2.2, "bf16": 1.9, "bf16-window": 0.06, "fp32": 1.1}
 
 
@@ -119,7 +129,7 @@ def cell(card: Card, recipe: str, summary: str, *, scale_model: bool = False) ->
             logits=Logits(
                 tokens=window or 768,
                 finite=True,
-                top1_agreement=0.913 if recipe == "8da4w" else 0.991,
+                top1_agreement=_AGREEMENT.get(recipe, 0.9995),
                 kl_mean=_KL.get(recipe, 0.001),
                 kl_p999=_KL.get(recipe, 0.001) * 20,
                 error_max=2.1,
@@ -127,7 +137,7 @@ def cell(card: Card, recipe: str, summary: str, *, scale_model: bool = False) ->
                 perplexity=10.77,
                 perplexity_original=10.591,
             ),
-            greedy=Greedy(prompts=16, new_tokens=24, first_token=1.0, exact=0.75, mean_common_prefix=20.4),
+            greedy=Greedy(prompts=16, new_tokens=8 if window else 24, first_token=1.0, exact=0.75, mean_common_prefix=20.4),
             runner=None
             if window
             else RunnerCheck(prompt="Bread needs", text=" only four things", tokens=4, matches_decode_loop=True),
@@ -136,9 +146,9 @@ def cell(card: Card, recipe: str, summary: str, *, scale_model: bool = False) ->
             host="Example CPU, 8 cores, Linux",
             threads=4,
             load_seconds=9.8,
-            prefill_tokens=128,
+            prefill_tokens=window or 128,
             prefill_tokens_per_second=35.9,
-            decode_tokens=32,
+            decode_tokens=4 if window else 31,
             decode_tokens_per_second=_SPEED.get(recipe, 5.0),
             peak_resident_bytes=_SIZES.get(recipe, 5_000_000_000) + 500_000_000,
         ),
@@ -162,6 +172,7 @@ def cell(card: Card, recipe: str, summary: str, *, scale_model: bool = False) ->
             "platform": "Linux x86_64",
         },
         stages=Stages(load=5, quantize=60, export=30, lower=800, write=12, peak_resident_bytes=17_300_000_000),
+        prompt=PromptFormat(bos="<bos>", turns=_TURNS if card.variant.chat else None),
     )
 
 

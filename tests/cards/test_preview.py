@@ -65,7 +65,7 @@ def test_index_card_changes_and_source(preview: Preview, mine: Project) -> None:
     assert "v1.0.0" in text
     assert "no release yet" in text
     _, text = ask(preview, f"/card/{E2B}")
-    assert "Which file should I take?" in text
+    assert "Choose a file" in text
     assert "google/gemma-3n-E2B-it" in text
     assert "4.61 GB" in text
     assert text.count('<span class="good">✓</span>') == 4

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cards.sample import facts as sample
-from hubpub.cards import charts, licenses
+from hubpub.cards import charts, choice, licenses
 from hubpub.cards.blocks import BLOCK, metadata
 from hubpub.cards.render import CHARTS, golden, render, stale
 from hubpub.config import Card, Project
@@ -66,7 +66,8 @@ def test_every_file_is_in_the_table_and_in_config_json(card: Card, project: Proj
     for cell in facts.cells:
         assert f"[{cell.recipe}](./{cell.file.name})" in text
         assert cell.file.sha256 in text
-    assert text.count("<br>**take this**") == 1
+    assert text.count("| **[") == 1
+    assert f"| **[{card.export.recommended}]" in text
 
 
 def test_every_file_the_card_shows_is_made(card: Card, project: Project, facts: CardFacts) -> None:
@@ -85,8 +86,9 @@ def test_charts_are_plain_svg_that_a_strict_hub_still_draws(card: Card, project:
         tags = {element.tag.rpartition("}")[2] for element in tree.iter()}
         assert tags <= {"svg", "title", "desc", "rect", "line", "circle", "text"}
         assert not any("style" in element.attrib for element in tree.iter())
-        # One point a file, the ring of the recommended one, and two in the legend.
-        assert len(tree.findall("{*}circle")) == len(facts.cells) + 3
+        # One point for each file of the first table, the ring of the recommended one, and two in the legend.
+        shown = choice.worth_a_look(facts.cells, card.export.recommended)
+        assert len(tree.findall("{*}circle")) == len(shown) + 3
         for label in tree.findall("{*}text"):
             assert 0 <= float(label.attrib["x"]) <= charts.WIDTH
             assert 0 <= float(label.attrib["y"]) <= charts.HEIGHT
@@ -101,7 +103,7 @@ def test_one_file_needs_no_choice(card: Card, project: Project, facts: CardFacts
 
 def test_a_rehearsal_says_so_at_the_top(card: Card, project: Project) -> None:
     text = text_of(card, project, sample(project, card, scale_model=True))
-    assert text.index("> [!WARNING]") < text.index("## Which file")
+    assert text.index("> [!WARNING]") < text.index("## Choose a file")
     assert "[!WARNING]" not in text_of(card, project, sample(project, card))
 
 
@@ -123,13 +125,13 @@ def test_the_text_is_tidy(card: Card, project: Project, facts: CardFacts) -> Non
 
 
 def test_prefill_takes_positions_as_the_program_asks(card: Card, project: Project, facts: CardFacts) -> None:
-    assert "torch.tensor([position])" in text_of(card, project, facts)
+    assert "torch.tensor([held])" in text_of(card, project, facts)
     cell = facts.cells[0]
     method = cell.program.methods[0]
     wide = method.model_copy(update={"inputs": (method.inputs[0], method.inputs[0])})
     program = cell.program.model_copy(update={"methods": (wide,)})
     other = facts.model_copy(update={"cells": (cell.model_copy(update={"program": program}),)})
-    assert "torch.arange(position, position + len(step))" in text_of(card, project, other)
+    assert "torch.arange(held, held + len(piece))" in text_of(card, project, other)
 
 
 def test_python_blocks_are_python(card: Card, project: Project, facts: CardFacts) -> None:
