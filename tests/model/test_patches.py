@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from transformers.models.gemma3n import modeling_gemma3n as upstream
 
 from hubpub.errors import ToolchainError
-from hubpub.model.patches import applied, gaussian_topk, replaced, sdpa_meta
+from hubpub.model.patches import Patch, applied, gaussian_topk, layer_type_order, replaced, sdpa_meta
 
 
 class Sparse(torch.nn.Module):
@@ -75,5 +78,48 @@ def test_a_version_outside_of_the_range_is_refused() -> None:
     with (
         pytest.raises(ToolchainError, match=r"holds for transformers>=9, but 5\."),
         applied([replace(gaussian_topk.PATCH, versions=">=9")]),
+    ):
+        pass
+
+
+MODELS = [
+    (layer_type_order.GEMMA3, "gemma3", "Gemma3TextModel"),
+    (layer_type_order.GEMMA3N, "gemma3n", "Gemma3nTextModel"),
+    (layer_type_order.GEMMA4, "gemma4", "Gemma4TextModel"),
+]
+
+
+@pytest.mark.parametrize(("patch", "model", "name"), MODELS, ids=[model for _, model, _ in MODELS])
+def test_layer_types_are_walked_over_in_order(patch: Patch, model: str, name: str) -> None:
+    module = import_module(f"transformers.models.{model}.modeling_{model}")
+    before = dict(vars(module)), dict(vars(getattr(module, name)))
+    with applied([patch]) as facts:
+        assert facts[0].applied
+        if model == "gemma4":
+            text_model = SimpleNamespace(config=SimpleNamespace(layer_types=["b", "a", "b"]))
+            walked = getattr(module, name).unique_layer_types.fget(text_model)
+        else:
+            walked = module.set(["b", "a", "b"])
+        assert list(walked) == ["a", "b"]
+    assert (dict(vars(module)), dict(vars(getattr(module, name)))) == before
+
+
+@pytest.mark.parametrize(("patch", "model", "name"), MODELS, ids=[model for _, model, _ in MODELS])
+def test_layer_types_in_order_upstream_need_no_patch(patch: Patch, model: str, name: str) -> None:
+    text_model = getattr(import_module(f"transformers.models.{model}.modeling_{model}"), name)
+
+    def mended(self: Any, position_embeddings: dict[str, Any], hidden: Any, positions: Any) -> None:
+        for layer_type in sorted(self.layer_types):
+            position_embeddings[layer_type] = self.rotary_emb(hidden, positions, layer_type)
+
+    with replaced(text_model, "forward", mended), applied([patch]) as facts:
+        assert not facts[0].applied
+
+    def other(self: Any) -> None: ...
+
+    with (
+        replaced(text_model, "forward", other),
+        pytest.raises(ToolchainError, match="changed upstream"),
+        applied([patch]),
     ):
         pass

@@ -22,9 +22,9 @@ def _shape(config: Any) -> Shape:
 
 
 def _patches() -> tuple[Patch, ...]:
-    from hubpub.model.patches import sdpa_meta
+    from hubpub.model.patches import layer_type_order, sdpa_meta
 
-    return (sdpa_meta.PATCH,)
+    return (layer_type_order.GEMMA3, sdpa_meta.PATCH)
 
 
 FAMILY = Family(

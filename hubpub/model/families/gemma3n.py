@@ -28,9 +28,9 @@ def _shape(config: Any) -> Shape:
 
 
 def _patches() -> tuple[Patch, ...]:
-    from hubpub.model.patches import gaussian_topk, sdpa_meta
+    from hubpub.model.patches import gaussian_topk, layer_type_order, sdpa_meta
 
-    return (gaussian_topk.PATCH, sdpa_meta.PATCH)
+    return (gaussian_topk.PATCH, layer_type_order.GEMMA3N, sdpa_meta.PATCH)
 
 
 @contextmanager

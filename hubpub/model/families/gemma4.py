@@ -27,9 +27,9 @@ def _shape(config: Any) -> Shape:
 
 
 def _patches() -> tuple[Patch, ...]:
-    from hubpub.model.patches import sdpa_meta
+    from hubpub.model.patches import layer_type_order, sdpa_meta
 
-    return (sdpa_meta.PATCH,)
+    return (layer_type_order.GEMMA4, sdpa_meta.PATCH)
 
 
 # Rows of a prompt that no shared layer needs are left out by the model itself when one row of logits is asked for.

@@ -82,10 +82,14 @@ def expect(patch: str, target: Callable[..., Any], *, parameters: Sequence[str],
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Set `owner.name` to `value` while the context is open."""
-    before = getattr(owner, name)
+    """Set `owner.name` to `value` while the context is open; a name that `owner` did not have goes away again."""
+    own = vars(owner)
+    had, before = name in own, own.get(name)
     setattr(owner, name, value)
     try:
         yield
     finally:
-        setattr(owner, name, before)
+        if had:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)
