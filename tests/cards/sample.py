@@ -137,7 +137,9 @@ def cell(card: Card, recipe: str, summary: str, *, scale_model: bool = False) ->
                 perplexity=10.77,
                 perplexity_original=10.591,
             ),
-            greedy=Greedy(prompts=16, new_tokens=8 if window else 24, first_token=1.0, exact=0.75, mean_common_prefix=20.4),
+            greedy=Greedy(
+                prompts=16, new_tokens=8 if window else 24, first_token=1.0, exact=0.75, mean_common_prefix=20.4
+            ),
             runner=None
             if window
             else RunnerCheck(prompt="Bread needs", text=" only four things", tokens=4, matches_decode_loop=True),
