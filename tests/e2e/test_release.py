@@ -109,11 +109,12 @@ def test_the_python_on_the_card_runs_as_it_stands(
         for name in filter(None, (tuned, base)):
             page = chrome.new_page()
             page.goto(f"{hub.url}/local/{name}")
-            blocks = page.locator("code.language-python").all_inner_texts()
+            blocks = page.locator("code.language-python").all_text_contents()
             page.close()
             assert len(blocks) == len({recipe.layout for recipe in recipes[name]}) + 1
             # What the scale models learned to say to a question about a capital, and about the way of water.
-            answers = ("The capital of" if name == tuned else "great circle", "great circle", "")
+            said = "The capital of" if name == tuned else "great circle"
+            answers = (said, said, "")
             for code, answer in zip(blocks, answers, strict=False):
                 done = subprocess.run(
                     [sys.executable, "-c", code],

@@ -1,0 +1,142 @@
+"""Loading a file with and without a file of packed weights, in C++: seconds, and memory that loading adds.
+
+    git clone --branch v1.4.1 --depth 1 https://github.com/pytorch/executorch.git
+    git -C executorch submodule update --init --depth 1 extension/llm/tokenizers
+    python benchmarks/packed_weights.py FILE.pte --tokenizer tokenizer.json --executorch executorch [--card README.md]
+
+Compiles the function of that card (default: the first card of this project that has one) with ExecuTorch's own headers,
+links it against the libraries of the Python package, and runs it in a process of its own for every line of the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import statistics
+import subprocess
+import sysconfig
+import tempfile
+from pathlib import Path
+
+import executorch
+import torch
+
+ROOT = Path(__file__).parent.parent
+MAIN = r"""
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+
+static long kilobytes(const char* what) {
+  char line[256];
+  long found = 0;
+  FILE* status = std::fopen("/proc/self/status", "r");
+  while (std::fgets(line, sizeof line, status)) {
+    if (!std::strncmp(line, what, std::strlen(what))) {
+      found = std::atol(line + std::strlen(what) + 1);
+    }
+  }
+  std::fclose(status);
+  return found;
+}
+
+int main(int count, char** given) {
+  using executorch::extension::Module;
+  const bool mlock = !std::strcmp(given[3], "mlock"), packed = count > 5;
+  const long anonymous = kilobytes("RssAnon"), mapped = kilobytes("RssFile");
+  const auto begin = std::chrono::steady_clock::now();
+  auto tokenizer = llm::load_tokenizer(given[2]);
+  const long own = kilobytes("RssAnon") - anonymous;
+  auto runner = packed
+      ? load_packed(given[1], std::move(tokenizer), given[5])
+      : llm::create_text_llm_runner(given[1], std::move(tokenizer), std::nullopt, -1.0f, "forward",
+            mlock ? Module::LoadMode::MmapUseMlockIgnoreErrors : Module::LoadMode::Mmap);
+  if (!runner || runner->load() != executorch::runtime::Error::Ok) {
+    return 1;
+  }
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  const long after = kilobytes("RssAnon") - anonymous, file = kilobytes("RssFile") - mapped, locked = kilobytes("VmLck");
+  llm::GenerationConfig config;
+  config.echo = false;
+  config.temperature = 0.0f;
+  config.max_new_tokens = 24;
+  std::string answer;
+  if (runner->generate(given[4], config, [&](const std::string& piece) { answer += piece; }) !=
+      executorch::runtime::Error::Ok) {
+    return 2;
+  }
+  const long end = kilobytes("RssAnon") - anonymous, read = kilobytes("RssFile") - mapped;
+  std::fprintf(stderr, "\nMEASURED %.3f %ld %ld %ld %ld %ld %ld %zu\n", seconds, own, after, file, locked, end, read,
+      std::hash<std::string>()(answer));
+}
+"""
+
+
+def build(card: Path, source: Path, folder: Path) -> Path:
+    """The program at `folder`, of the card's function and headers at `source`."""
+    (code,) = [
+        one for one in re.findall(r"```cpp\n(.*?)```", card.read_text("utf-8"), re.DOTALL) if "load_packed" in one
+    ]
+    (folder / "main.cpp").write_text(code + MAIN)
+    package, libraries = Path(next(iter(executorch.__path__))), Path(torch.__file__).parent / "lib"
+    python = Path(sysconfig.get_config_var("LIBDIR")) / sysconfig.get_config_var("LDLIBRARY")
+    parts = ("extension/llm/runner/_llm_runner.*.so", "extension/pybindings/_portable_lib.*.so")
+    parts += ("extension/llm/custom_ops/libcustom_ops_aot_lib*", "kernels/quantized/libquantized_ops_aot_lib*")
+    linked = [*(str(next(package.glob(part))) for part in parts), str(python)]
+    runs = [f"-Wl,-rpath,{Path(one).parent}" for one in linked] + [
+        f"-Wl,-rpath,{libraries}",
+        f"-Wl,-rpath-link,{libraries}",
+    ]
+    includes = (source.parent, source / "extension/llm/tokenizers/include", source / "runtime/core/portable_type/c10")
+    flags = ["-std=c++17", "-O2", "-w", "-DC10_USING_CUSTOM_GENERATED_MACROS", *(f"-I{one}" for one in includes)]
+    program = folder / "packed"
+    command = ["c++", *flags, str(folder / "main.cpp"), "-o", str(program), "-Wl,--no-as-needed", *linked, *runs]
+    subprocess.run(command, check=True)
+    return program
+
+
+def measure(program: Path, *arguments: str) -> list[float]:
+    done = subprocess.run([program, *arguments], capture_output=True, check=True)
+    return [float(one) for one in re.search(rb"MEASURED (.*)", done.stderr)[1].split()]  # type: ignore[index]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pte", type=Path)
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--executorch", type=Path, required=True, help="its sources at the version of the card")
+    parser.add_argument("--card", type=Path)
+    parser.add_argument("--prompt", default="The capital of France is")
+    parser.add_argument("--runs", type=int, default=5)
+    given = parser.parse_args()
+    cards = sorted(ROOT.glob("cards/*/README.md"))
+    card = given.card or next(one for one in cards if "load_packed" in one.read_text("utf-8"))
+    with tempfile.TemporaryDirectory() as place:
+        program = build(card, given.executorch.absolute(), Path(place))
+        packed = Path(place) / "packed.bin"
+        common = (str(given.pte), str(given.tokenizer))
+        kinds = {"mapped and locked (the default)": ("mlock",), "mapped": ("mmap",)}
+        answers = set()
+        print("| loaded | seconds | anonymous | mapped | locked | after an answer: anonymous | mapped |")
+        print("|---|---:|---:|---:|---:|---:|---:|")
+
+        def row(name: str, runs: list[list[float]]) -> None:
+            seconds, own, *memory, answer = (statistics.median(column) for column in zip(*runs, strict=True))
+            answers.update(int(run[-1]) for run in runs)
+            after, file, locked, end, read = (f"{one / 1000:.0f} MB" for one in memory)
+            print(f"| {name} | {seconds:.2f} | {after} | {file} | {locked} | {end} | {read} |")
+
+        for name, (mode,) in kinds.items():
+            row(name, [measure(program, *common, mode, given.prompt) for _ in range(given.runs)])
+        row("packed weights, first start", [measure(program, *common, "mmap", given.prompt, str(packed))])
+        row(
+            "packed weights, later starts",
+            [measure(program, *common, "mmap", given.prompt, str(packed)) for _ in range(given.runs)],
+        )
+        print(
+            f"\nPacked weights: {packed.stat().st_size / 1e6:.0f} MB. Answers are {'the same' if len(answers) == 1 else 'NOT the same'}."
+        )
+
+
+if __name__ == "__main__":
+    main()
