@@ -46,7 +46,6 @@ int main(int count, char** given) {
   const long anonymous = kilobytes("RssAnon"), mapped = kilobytes("RssFile");
   const auto begin = std::chrono::steady_clock::now();
   auto tokenizer = llm::load_tokenizer(given[2]);
-  const long own = kilobytes("RssAnon") - anonymous;
   auto runner = packed
       ? load_packed(given[1], std::move(tokenizer), given[5])
       : llm::create_text_llm_runner(given[1], std::move(tokenizer), std::nullopt, -1.0f, "forward",
@@ -55,7 +54,8 @@ int main(int count, char** given) {
     return 1;
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  const long after = kilobytes("RssAnon") - anonymous, file = kilobytes("RssFile") - mapped, locked = kilobytes("VmLck");
+  const long after = kilobytes("RssAnon") - anonymous, file = kilobytes("RssFile") - mapped;
+  const long locked = kilobytes("VmLck");
   llm::GenerationConfig config;
   config.echo = false;
   config.temperature = 0.0f;
@@ -66,7 +66,7 @@ int main(int count, char** given) {
     return 2;
   }
   const long end = kilobytes("RssAnon") - anonymous, read = kilobytes("RssFile") - mapped;
-  std::fprintf(stderr, "\nMEASURED %.3f %ld %ld %ld %ld %ld %ld %zu\n", seconds, own, after, file, locked, end, read,
+  std::fprintf(stderr, "\nMEASURED %.3f %ld %ld %ld %ld %ld %zu\n", seconds, after, file, locked, end, read,
       std::hash<std::string>()(answer));
 }
 """
@@ -121,7 +121,7 @@ def main() -> None:
         print("|---|---:|---:|---:|---:|---:|---:|")
 
         def row(name: str, runs: list[list[float]]) -> None:
-            seconds, own, *memory, answer = (statistics.median(column) for column in zip(*runs, strict=True))
+            seconds, *memory = (statistics.median(column) for column in list(zip(*runs, strict=True))[:-1])
             answers.update(int(run[-1]) for run in runs)
             after, file, locked, end, read = (f"{one / 1000:.0f} MB" for one in memory)
             print(f"| {name} | {seconds:.2f} | {after} | {file} | {locked} | {end} | {read} |")
@@ -133,9 +133,8 @@ def main() -> None:
             "packed weights, later starts",
             [measure(program, *common, "mmap", given.prompt, str(packed)) for _ in range(given.runs)],
         )
-        print(
-            f"\nPacked weights: {packed.stat().st_size / 1e6:.0f} MB. Answers are {'the same' if len(answers) == 1 else 'NOT the same'}."
-        )
+        same = "the same" if len(answers) == 1 else "NOT the same"
+        print(f"\nPacked weights: {packed.stat().st_size / 1e6:.0f} MB. Answers are {same}.")
 
 
 if __name__ == "__main__":

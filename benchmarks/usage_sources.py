@@ -3,8 +3,8 @@
     git clone --bare --filter=blob:none https://github.com/pytorch/executorch.git executorch.git
     python benchmarks/usage_sources.py executorch.git
 
-Reads tests/cards/signatures.toml, which the tests hold the cards to: every text it quotes must stand in the file it names.
-Exits with 1 and a line for each that does not.
+Reads tests/cards/signatures.toml, which the tests hold the cards to: every text it quotes must stand in the file it
+names. Exits with 1 and a line for each that does not.
 """
 
 from __future__ import annotations

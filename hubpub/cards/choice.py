@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hubpub.cards.words import code, listed, percent
+from hubpub.cards.words import code, listed
 from hubpub.facts import CellFacts
+from hubpub.units import percent
 
 # What phones, tablets and computers are sold with, in GB.
 _DEVICES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)

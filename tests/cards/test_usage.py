@@ -74,7 +74,7 @@ def published(
     """Both cards on a Hub with the files of the scale model, and what their pages show."""
     checkpoint, out = made
     folder = tmp_path_factory.mktemp("tokenizers")
-    blocks = {}
+    blocks: dict[str, dict[str, list[str]]] = {}
     with LocalHub(tmp_path_factory.mktemp("hub")) as hub:
         for repo in (TUNED, BASE):
             card = next(card for card in project.cards if card.repo == repo)

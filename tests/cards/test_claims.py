@@ -1,0 +1,185 @@
+"""What a card says of its files holds for every one of them, whichever recipes it has."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from itertools import combinations
+from operator import attrgetter
+from typing import Any
+
+import pytest
+
+from cards.sample import cell as sample
+from cards.sample import facts as all_facts
+from hubpub.cards import choice
+from hubpub.cards.render import render
+from hubpub.config import Card, Project
+from hubpub.facts import CardFacts, CellFacts
+
+# A count on the page, and the fact of every cell that it must be: exceptions are named in brackets after it.
+COUNTS = {
+    r"read the same text of (.+?), and continued": "parity.logits.tokens",
+    r"and continued (.+?) greedily": "parity.greedy.prompts",
+    r"greedily by (.+?) each": "parity.greedy.new_tokens",
+    r"Medians of (.+?) in a fresh process": "speed.runs",
+    r"Prefill reads a prompt of (.+?), decode": "speed.prefill_tokens",
+    r"decode generates (.+?)\. Peak": "speed.decode_tokens",
+    r"\| context \| (.+?) here": "context.exported",
+}
+# A sentence, and what must be true of every cell for it to stand there.
+SENTENCES: dict[str, Callable[[CellFacts], bool]] = {
+    r"Every file passed these gates": lambda cell: cell.passed,
+    r"written by \*\*ExecuTorch 1\.4\.1\*\*": lambda cell: cell.toolchain["executorch"] == "1.4.1",
+    r"on Example CPU, 8 cores, Linux with 4 threads": lambda cell: (
+        (cell.speed.host[:7], cell.speed.threads) == ("Example", 4)
+    ),
+    r"packages contain all of these": lambda cell: (
+        set(cell.program.operators.namespaces) <= {"aten", "llama", "quantized_decomposed"}
+    ),
+    r"Every file also needs \[tokenizer\.json\]": lambda cell: any(f.name == "tokenizer.json" for f in cell.tokenizer),
+}
+# Phrases a native reader stumbles over, and promises that nobody gave.
+NEVER = (
+    "promised to load",
+    "stock LLM runner",
+    "Every figure here comes from",
+    "take this",
+    "Which file should I take",
+    "what to reckon with",
+    "name the same next token",
+    "compare the files, not the figure",
+    "with the file. Every",
+    "take and give text only",
+    "longer talks",
+    "the next one that is no patch",
+    "shows at load time",
+    "read the same.",
+    "taken out of",
+    "not asked",
+    "| again |",
+    "of it KV cache",
+    "E2B it ",
+    "E4B it ",
+    "licence",
+    "coming soon",
+)
+
+
+def texts(card: Card, project: Project) -> Iterator[tuple[CardFacts, str, dict[str, Any]]]:
+    """The card and config.json with every combination of its recipes."""
+    whole = all_facts(project, card)
+    for count in range(1, len(whole.cells) + 1):
+        for chosen in combinations(whole.cells, count):
+            yield made(card, project, whole.model_copy(update={"cells": chosen}))
+
+
+def made(card: Card, project: Project, facts: CardFacts) -> tuple[CardFacts, str, dict[str, Any]]:
+    files = render(card, facts, namespace="someone", templates=project.templates_dir).files
+    return facts, " ".join(files["README.md"].decode().split()), json.loads(files["config.json"])
+
+
+def counts(text: str, found: str, cells: tuple[CellFacts, ...]) -> dict[str, int]:
+    """What `found`, e.g. "24 tokens (8 for `bf16-window`)", says of each cell."""
+    usual = int(re.match(r"([\d,]+)", found)[1].replace(",", ""))  # type: ignore[index]
+    said = {cell.recipe: usual for cell in cells}
+    for other in re.findall(r"([\d,]+) for ((?:`[^`]+`(?:, | and )?)+)", found):
+        said |= {recipe: int(other[0].replace(",", "")) for recipe in re.findall("`([^`]+)`", other[1])}
+    return said
+
+
+@pytest.fixture(params=["gemma-3n-E2B-it-pte", "gemma-4-E4B-pte"])
+def card(request: pytest.FixtureRequest, project: Project) -> Card:
+    """A tuned and a base model's card."""
+    return next(card for card in project.cards if card.repo == request.param)
+
+
+def check(facts: CardFacts, text: str, config: dict[str, Any]) -> None:
+    """Every claim of COUNTS and SENTENCES against every cell, and the table against the facts."""
+    for pattern, path in COUNTS.items():
+        match = re.search(pattern, text)
+        assert match, pattern
+        held = {cell.recipe: attrgetter(path)(cell) for cell in facts.cells}
+        assert counts(text, match[1], facts.cells) == held, pattern
+    for pattern, holds in SENTENCES.items():
+        if re.search(pattern, text):
+            assert all(map(holds, facts.cells)), pattern
+    for phrase in NEVER:
+        assert phrase not in text
+    # Every row of the first tables is of a file, with figures that programs find too.
+    rows = re.findall(r"\| \**\[([^]]+)\]\(\./[^)]+\.pte\)\** \| (\d+) GB \|", text)
+    listed = {file["recipe"]: file["device_ram_gb"] for file in config["files"]}
+    assert {name: int(gigabytes) for name, gigabytes in rows} == listed
+    assert all(2 * choice.memory(cell) <= listed[cell.recipe] * 1e9 for cell in facts.cells)
+
+
+def test_with_every_combination_of_recipes(card: Card, project: Project) -> None:
+    seen = 0
+    for facts, text, config in texts(card, project):
+        check(facts, text, config)
+        cached = [cell for cell in facts.cells if choice.window(cell) is None]
+        # What needs a KV cache is shown where a file has one, and only then.
+        assert ("TextLLMRunner" in text) == bool(cached)
+        assert ("### Android" in text) == bool(cached)
+        assert ("for scoring text" in text) == (len(cached) < len(facts.cells))
+        seen += 1
+    assert seen == 2 ** len(card.export.recipes) - 1
+
+
+def test_with_cells_that_were_measured_elsewhere_and_otherwise(card: Card, project: Project) -> None:
+    facts = all_facts(project, card)
+    first, second, *rest = facts.cells
+    speed = second.speed.model_copy(update={"host": "Another CPU", "threads": 8, "runs": 5, "prefill_tokens": 64})
+    greedy = second.parity.greedy.model_copy(update={"prompts": 12, "new_tokens": 16})
+    gates = (second.gates[0].model_copy(update={"passed": False, "measured": 0.0}), *second.gates[1:])
+    changed = second.model_copy(
+        update={
+            "speed": speed,
+            "parity": second.parity.model_copy(update={"greedy": greedy}),
+            "toolchain": second.toolchain | {"executorch": "1.4.2"},
+            "gates": gates,
+            "context": second.context.model_copy(update={"exported": 4096}),
+        }
+    )
+    other = facts.model_copy(update={"cells": (first, changed, *rest)})
+    _, text, config = made(card, project, other)
+    check(other, text, config)
+    assert "Every file passed" not in text
+    assert "ExecuTorch 1.4.1 and 1.4.2" in text
+    assert "Another CPU" in text
+
+
+def test_a_cell_of_unlike_operators_is_not_counted_in(card: Card, project: Project) -> None:
+    cell = sample(card, "8da4w", "x")
+    operators = cell.program.operators.model_copy(update={"kernels": {"mine::op.out": 1}})
+    cell = cell.model_copy(update={"program": cell.program.model_copy(update={"operators": operators})})
+    facts = all_facts(project, card).model_copy(update={"cells": (cell,)})
+    _, text, config = made(card, project, facts)
+    check(facts, text, config)
+    assert "No ExecuTorch library is known for `mine`" in text
+    assert "no promise for custom operators (`mine`)" in text
+
+
+@pytest.mark.parametrize("repo", ["gemma-3n-E2B-it-pte", "gemma-4-E2B-it-pte"])
+def test_the_recommended_file_is_compared_with_what_is_worth_a_look(project: Project, repo: str) -> None:
+    card = next(card for card in project.cards if card.repo == repo)
+    facts = all_facts(project, card)
+    shown = choice.worth_a_look(facts.cells, card.export.recommended)
+    assert card.export.recommended in [cell.recipe for cell in shown]
+    # Weight-only int8 is as good as int8 with activations, as large, and four times slower.
+    assert not {"int8", "bf16-window"} & {cell.recipe for cell in shown}
+    assert choice.beaten_by(next(c for c in facts.cells if c.recipe == "int8"), facts.cells) == "8da8w"
+    by_name = {cell.recipe: cell for cell in facts.cells}
+    assert choice.trade(by_name["8da8w"], by_name["8da4w"]) == (
+        "closer to the original (98.6%) but 42% larger and 31% slower"
+    )
+    assert choice.trade(by_name["8da4w"], by_name["8da4w"]) == "much the same as `8da4w`"
+
+
+def test_no_device_is_too_small_and_none_is_larger_than_needed(card: Card) -> None:
+    cell = sample(card, "8da4w", "x")
+    for peak, gigabytes in ((1.9e9, 4), (2.1e9, 6), (3.9e9, 8), (4.1e9, 12), (9e9, 24)):
+        speed = cell.speed.model_copy(update={"peak_resident_bytes": int(peak)})
+        program = cell.program.model_copy(update={"constant_bytes": 0, "delegate_bytes": 0})
+        assert choice.device(cell.model_copy(update={"speed": speed, "program": program})) == gigabytes
