@@ -1,4 +1,4 @@
-"""Is this machine able to do that release? Versions, memory, disk, access and licences, before hours are spent.
+"""Is this machine able to do that release? Versions, memory, disk, access and licenses, before hours are spent.
 
 What a cell needs is worked out from the headers of its source checkpoint (a few kilobytes, read from the local cache
 or over HTTP) and from its recipe; nothing is downloaded and no model is built. Without a network the checks that need
@@ -42,7 +42,7 @@ def examine(
     """Every check for the planned `steps`. `client` None: nothing that needs a network is asked."""
     planned = [step for step in steps if step.action != "skip"]
     cards = list({step.cell.card.repo: step.cell.card for step in planned}.values())
-    checks = [*versions(), *_licences(cards)]
+    checks = [*versions(), *_licenses(cards)]
     if rehearse:
         return [*checks, *_room(work, 12 * GB, 4 * GB, "a rehearsal of every cell", "--work on a larger disk")]
     known = sizes(planned, client)
@@ -118,15 +118,15 @@ def _requirements() -> list[str]:
         raise ToolchainError("hubpub is not installed", "pip install hubpub") from None
 
 
-def _licences(cards: Sequence[Card]) -> list[Check]:
+def _licenses(cards: Sequence[Card]) -> list[Check]:
     from hubpub.cards.licenses import files
 
     checks = []
     for card in cards:
         try:
-            found = Check(f"licence of {card.repo}", "ok", f"{card.variant.license}: {', '.join(files(card.variant))}")
+            found = Check(f"license of {card.repo}", "ok", f"{card.variant.license}: {', '.join(files(card.variant))}")
         except HubpubError as error:
-            found = Check(f"licence of {card.repo}", "failed", error.message, error.hint)
+            found = Check(f"license of {card.repo}", "failed", error.message, error.hint)
         checks.append(found)
     return checks
 

@@ -72,7 +72,7 @@ def test_offline_it_says_what_could_not_be_checked(tmp_path: Path) -> None:
     checks = {check["subject"]: check for check in ran.json["checks"]}
     assert ran.json["ok"] == (ran.code == 0), ran.err
     assert checks["torch"]["verdict"] == "ok"
-    assert checks["licence of gemma-3n-E2B-it-pte"]["verdict"] == "ok"
+    assert checks["license of gemma-3n-E2B-it-pte"]["verdict"] == "ok"
     assert checks["targets"]["verdict"] == "unknown"
     assert all(check["fix"] for check in checks.values() if check["verdict"] != "ok")
 

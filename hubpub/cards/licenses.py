@@ -1,4 +1,4 @@
-"""What a licence asks of those who pass a model on: the files that go with it and the metadata that names it."""
+"""What a license asks of those who pass a model on: the files that go with it and the metadata that names it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def notice_name(variant: Variant) -> str:
 
 
 def files(variant: Variant) -> dict[str, bytes]:
-    """The licence files of a repo by name.
+    """The license files of a repo by name.
 
-    Raises RenderError where the declared licence is not the one of the family, or a text it needs cannot be had.
+    Raises RenderError where the declared license is not the one of the family, or a text it needs cannot be had.
     """
     source = family(variant.family)
     # A card that says otherwise than the publisher would pass on rights nobody gave.
@@ -53,7 +53,7 @@ def files(variant: Variant) -> dict[str, bytes]:
 
 
 def metadata(variant: Variant) -> dict[str, str]:
-    """The licence keys of a card's metadata."""
+    """The license keys of a card's metadata."""
     if variant.license == "gemma":
         return {"license": "gemma", "license_link": GEMMA_TERMS}
     return {"license": variant.license, "license_link": "LICENSE"}
@@ -68,7 +68,7 @@ def _apache() -> bytes:
     except PackageNotFoundError:
         pass
     for path in places:
-        # Beside an installed package may lie another one's licence.
+        # Beside an installed package may lie another one's license.
         if path.is_file() and b"Apache License" in (text := path.read_bytes()):
             return text
     raise RenderError("the text of the Apache License is not installed with hubpub", "install hubpub again")

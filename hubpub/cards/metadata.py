@@ -16,12 +16,15 @@ _LONGEST_TAG, _MOST_TAGS = 96, 64
 
 
 def metadata(card: Card) -> dict[str, Any]:
-    """The front matter of `card`: filters, model tree, licence and download code of the Hub come from it.
+    """The front matter of `card`: filters, model tree, license and download code of the Hub come from it.
 
     Raises RenderError naming the key for a value the Hub would refuse or not understand.
     """
     prose = card.card
-    tags = ["executorch", PIPELINE_TAG, card.variant.family, "on-device", *(plain(tag) for tag in prose.tags)]
+    chat = ("conversational",) if card.variant.chat else ()
+    many = ("multilingual",) if len(set(prose.language)) > 1 else ()
+    always = ("executorch", PIPELINE_TAG, *chat, *many, card.variant.family, "on-device")
+    tags = [*always, *(plain(tag) for tag in prose.tags)]
     for tag in tags:
         if not tag or len(tag) > _LONGEST_TAG:
             raise error(card, "tags", f"'{tag[:40]}' must be 1 to {_LONGEST_TAG} characters on one line")

@@ -32,7 +32,7 @@ POLICY = "https://github.com/pytorch/executorch/blob/v{version}/runtime/COMPATIB
 
 @dataclass(frozen=True)
 class Rendered:
-    """The generated text files of a Hub repo by name: README.md, config.json, charts and the licence files."""
+    """The generated text files of a Hub repo by name: README.md, config.json, charts and the license files."""
 
     files: dict[str, bytes]
 

@@ -202,8 +202,8 @@ def card_of(site: Site, commit: Commit) -> str:
 def _summary(site: Site, repo: Repo, commit: Commit) -> dict[str, Any]:
     card = {key: value for key, value in metadata.read(card_of(site, commit)).items() if isinstance(key, str)}
     tags = [tag for tag in card.get("tags") or () if isinstance(tag, str)] if isinstance(card.get("tags"), list) else []
-    library, pipeline, licence = card.get("library_name"), card.get("pipeline_tag"), card.get("license")
-    tags = [*(str(tag) for tag in (library, pipeline) if tag), *tags, *([f"license:{licence}"] if licence else [])]
+    library, pipeline, license_ = card.get("library_name"), card.get("pipeline_tag"), card.get("license")
+    tags = [*(str(tag) for tag in (library, pipeline) if tag), *tags, *([f"license:{license_}"] if license_ else [])]
     return {
         "_id": repo.id,
         "id": repo.id,

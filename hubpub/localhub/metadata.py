@@ -92,19 +92,19 @@ def check(content: str) -> Findings:
 def _check_fields(metadata: dict[str, Any]) -> Findings:
     errors: list[str] = []
     warnings: list[str] = []
-    licence = metadata.get("license")
-    licences = licence if isinstance(licence, list) else [licence]
-    if licence is None:
+    license_ = metadata.get("license")
+    licenses = license_ if isinstance(license_, list) else [license_]
+    if license_ is None:
         warnings.append('"license" is missing')
     else:
         errors += [
             f'"license" must be one of the identifiers the Hub knows, not {item!r}'
-            for item in licences
+            for item in licenses
             if not isinstance(item, str) or item not in LICENSES
         ]
-    if metadata.get("license_name") is not None and licences != ["other"]:
+    if metadata.get("license_name") is not None and licenses != ["other"]:
         errors.append('"license_name" goes with "license: other" only')
-    if licences == ["other"] and not metadata.get("license_name"):
+    if licenses == ["other"] and not metadata.get("license_name"):
         warnings.append('"license: other" should come with "license_name" and "license_link"')
     for key in ("tags", "datasets", "metrics", "new_version", "library_name", "pipeline_tag", "base_model", "language"):
         errors += _check_texts(key, metadata.get(key), single=key not in {"tags"}, many=key not in _SINGLE)

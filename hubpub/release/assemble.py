@@ -1,4 +1,4 @@
-"""From facts to the files of a repo: programs, tokenizer, and card, licences and facts.json rendered from them."""
+"""From facts to the files of a repo: programs, tokenizer, and card, licenses and facts.json rendered from them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def repo_release(
     options: Options,
     made: str = "",
 ) -> RepoRelease:
-    """The release of one repo: programs and tokenizer, and the card, licences and facts.json rendered beside them.
+    """The release of one repo: programs and tokenizer, and the card, licenses and facts.json rendered beside them.
 
     Files that are not in `sources` were staged by other machines. `made` is added to the commit's message.
     """

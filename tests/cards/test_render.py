@@ -1,4 +1,4 @@
-"""Cards rendered from declarations and facts: valid metadata, licences, every figure from the facts, clean text."""
+"""Cards rendered from declarations and facts: valid metadata, licenses, every figure from the facts, clean text."""
 
 from __future__ import annotations
 
@@ -55,6 +55,16 @@ def test_metadata_makes_the_hub_do_what_it_should(card: Card, project: Project, 
     assert found["pipeline_tag"] == "text-generation"
     assert {"executorch", "text-generation", card.variant.family, "on-device"} <= set(found["tags"])
     assert len(found["tags"]) == len(set(found["tags"]))
+    # What the Hub filters by: a model to talk to, and one that knows more than one language.
+    assert "conversational" in found["tags"]
+    assert "multilingual" in found["tags"]
+    assert found["language"] == ["en", "multilingual"]
+
+
+def test_a_base_model_in_one_language_is_neither_conversational_nor_multilingual(project: Project) -> None:
+    card = next(card for card in project.cards if not card.variant.chat)
+    found = metadata(text_of(card, project, sample(project, card), language=("en",)))
+    assert not {"conversational", "multilingual"} & set(found["tags"])
 
 
 def test_every_file_is_in_the_table_and_in_config_json(card: Card, project: Project, facts: CardFacts) -> None:
@@ -182,7 +192,7 @@ def test_apache_goes_with_its_text(card: Card) -> None:
 
 
 @pytest.mark.parametrize(("family", "license_"), [("gemma3n", "apache-2.0"), ("gemma4", "gemma")])
-def test_a_licence_nobody_gave_is_refused(card: Card, family: str, license_: str) -> None:
+def test_a_license_nobody_gave_is_refused(card: Card, family: str, license_: str) -> None:
     variant = card.variant.model_copy(update={"license": license_, "family": family})
     with pytest.raises(RenderError, match=r"variant\.license: .* comes under"):
         licenses.files(variant)

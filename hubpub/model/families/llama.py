@@ -25,7 +25,7 @@ def _patches() -> tuple[Patch, ...]:
     return (sdpa_meta.PATCH,)
 
 
-# Many publish models of this architecture, each under a licence of their own, and tokenizers with <bos> and without.
+# Many publish models of this architecture, each under a license of their own, and tokenizers with <bos> and without.
 FAMILY = Family(
     name="llama",
     architecture="LlamaForCausalLM",
