@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hubpub.config import PACKAGE, Card, locate
 from hubpub.errors import AccessError, HubpubError, ToolchainError
-from hubpub.sizing import GB, Size, gb, need_of, sizes
+from hubpub.sizing import GB, Size, agrees, gb, need_of, sizes
 
 if TYPE_CHECKING:
     from hubpub.hub.client import Client
@@ -139,7 +139,10 @@ def _source(card: Card, size: Size | HubpubError, client: Client | None) -> Chec
         return Check(subject, "failed", f"not pinned ({path}:{line})", f"run: hubpub pin {card.repo}")
     at = f"at {variant.revision[:12]}"
     if isinstance(size, Size):
-        return Check(subject, "ok", f"{at}, {gb(size.checkpoint)}, {size.text / 1e9:.2f} B text weights")
+        found = f"{at}, {gb(size.checkpoint)}, {size.text / 1e9:.2f} B text weights"
+        if not agrees(size, variant.source):
+            return Check(subject, "warning", f"{found}: not what hubpub/sizes.toml says", "correct that table")
+        return Check(subject, "ok", found)
     if isinstance(size, AccessError):
         endpoint = client.endpoint if client else "https://huggingface.co"
         return Check(

@@ -362,11 +362,15 @@ class Exported(Fact):
 
 
 class Workflow(Fact):
-    """The run of a workflow that made a file: "owner/name", the commit that was checked out, and the run's page."""
+    """The run of a workflow that made a file: "owner/name", the commit that was checked out, and the run's page.
+
+    `attested` is false where that run could sign nothing (a private repository without the plan for it).
+    """
 
     repository: str
     commit: str
     run: str
+    attested: bool = True
 
 
 class CellFacts(Fact):

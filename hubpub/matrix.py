@@ -70,6 +70,11 @@ def cells(project: Project) -> tuple[Cell, ...]:
     return tuple(found)
 
 
+def cells_of(project: Project, card: Card) -> tuple[Cell, ...]:
+    """The cells of one card that are built: all of them make its repo, and a repo is published whole."""
+    return tuple(cell for cell in cells(project) if cell.card.repo == card.repo and not cell.excluded)
+
+
 def select(declared: Sequence[Cell], selectors: Sequence[str]) -> tuple[Cell, ...]:
     """The cells whose id matches any selector (a glob; a bare variant or repo name means all of its cells).
 

@@ -103,6 +103,8 @@ def _step(cell: Cell, workspace: Workspace, hashes: HashCache, force: bool) -> S
 
     if cell.excluded:
         return step("skip", f"excluded: {cell.excluded}")
+    if not workspace.rehearsal and cell.variant.revision is None:
+        return step("skip", f"its source is not pinned: run 'hubpub pin {cell.card.repo}'")
     if force:
         return step("export", "forced")
     home = workspace.cells_of(cell.variant.name, cell.recipe.name)

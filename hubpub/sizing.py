@@ -1,16 +1,19 @@
-"""What a cell needs: bytes of its file, of disk and of memory, worked out from shapes and recipe alone.
+"""What a cell needs: bytes of its file, of disk and of memory, worked out from the size of its source and its recipe.
 
-Shapes come from the headers of the source checkpoint: a few kilobytes, read from the local cache or over HTTP.
+Sizes come from the headers of the source checkpoint (a few kilobytes, read from the local cache or over HTTP), or, for
+models that are known, from a table.
 """
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from typing import TYPE_CHECKING
 
-from hubpub.config import Recipe, Scheme
+from hubpub.config import PACKAGE, Recipe, Scheme
 from hubpub.errors import HubpubError, SourceError
 from hubpub.matrix import Cell
 
@@ -135,6 +138,22 @@ def sizes(steps: Sequence[Step], client: Client | None) -> dict[str, Size | Hubp
         except HubpubError as error:
             found[cell.variant.name] = error
     return found
+
+
+@cache
+def known_sizes() -> Mapping[str, Size]:
+    """Sizes of published source models by their id on the Hub, from sizes.toml: asked of nobody."""
+    rows = tomllib.loads((PACKAGE / "sizes.toml").read_text("utf-8"))["source"]
+    return {repo: Size(**row) for row in rows for repo in row.pop("repos")}
+
+
+def agrees(size: Size, source: str) -> bool:
+    """Whether what was read of a checkpoint is what the table says of it, if it says anything, within 3 %.
+
+    A checkpoint may store keys and values that its model shares and does not use; tables are never larger or smaller.
+    """
+    known = known_sizes().get(source)
+    return known is None or (abs(size.text - known.text) < 0.03 * known.text and size.checkpoint <= known.checkpoint)
 
 
 def _tensors(cell: Cell, client: Client | None) -> Tensors:

@@ -42,11 +42,10 @@ def candidate(workspace: Workspace, card: Card) -> tuple[CardFacts | None, str]:
 
     Those measured in the work folder, where every cell of the card is up to date there; else the committed ones.
     """
-    from hubpub.matrix import cells
+    from hubpub.matrix import cells_of
     from hubpub.plan import plan
 
-    own = [cell for cell in cells(workspace.project) if cell.card.repo == card.repo and not cell.excluded]
-    measured = [step.facts() for step in plan(own, workspace)]
+    measured = [step.facts() for step in plan(cells_of(workspace.project, card), workspace)]
     found = tuple(one for one in measured if one is not None)
     if found and len(found) == len(measured):
         made = CardFacts(repo=f"NAMESPACE/{card.repo}", version="NEXT", variant=card.variant.name, cells=found)

@@ -5,36 +5,49 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hubpub.config import Card, locate
-from hubpub.errors import HubpubError, UsageError
+from hubpub.errors import HubpubError, ToolchainError, UsageError
 from hubpub.facts import CellFacts, Workflow
 from hubpub.plan import Step
-from hubpub.sizing import GB, need_of, sizes
+from hubpub.sizing import GB, Size, known_sizes, need_of, sizes
 
 # What GitHub's standard Linux runner has: memory as documented, disk as seen after `hubpub ci free-disk`.
 STANDARD_MEMORY, STANDARD_DISK = 16 * GB, 60 * GB
+# https://docs.github.com/en/actions/reference/limits: "a job matrix can generate a maximum of 256 jobs per run".
+MATRIX_JOBS = 256
 
 
-def job_matrix(steps: Sequence[Step], *, rehearse: bool) -> dict[str, Any]:
+def job_matrix(steps: Sequence[Step], *, rehearsal: bool) -> dict[str, Any]:
     """One job per cell and one per repo. `runner` is the label of a machine that can hold the cell.
 
-    Labels come from HUBPUB_RUNNER and HUBPUB_LARGE_RUNNER; a cell of unknown need gets the standard one.
+    Labels come from HUBPUB_RUNNER and HUBPUB_LARGE_RUNNER; a cell of unknown need gets the standard one. Raises
+    ToolchainError for cells that do not fit the standard one where there is no large one, and UsageError for more cells
+    than one matrix takes.
     """
-
     standard = os.environ.get("HUBPUB_RUNNER") or "ubuntu-24.04"
-    large = os.environ.get("HUBPUB_LARGE_RUNNER") or standard
-    planned = [step for step in steps if step.action != "skip"]
-    known = {} if rehearse else sizes(planned, _impatient())
-    jobs = []
-    for step in planned:
-        size = known.get(step.cell.variant.name)
-        need = None if size is None or isinstance(size, HubpubError) else need_of(size, step.cell.recipe)
+    large = os.environ.get("HUBPUB_LARGE_RUNNER")
+    todo = [step for step in steps if step.action != "skip"]
+    if len(todo) > MATRIX_JOBS:
+        raise UsageError(
+            f"{len(todo)} cells are more than the {MATRIX_JOBS} jobs that one matrix of GitHub takes",
+            "release some repos at a time: name their variants as selectors",
+        )
+    table = known_sizes()
+    unknown = [step for step in todo if step.cell.variant.source not in table]
+    measured = sizes(unknown, _impatient()) if unknown and not rehearsal else {}
+    jobs, misfits = [], []
+    for step in todo:
+        size = table.get(step.cell.variant.source) or measured.get(step.cell.variant.name)
+        need = need_of(size, step.cell.recipe) if isinstance(size, Size) and not rehearsal else None
         fits = need is None or (need.memory <= STANDARD_MEMORY and need.disk <= STANDARD_DISK)
+        if not fits and need is not None:
+            misfits.append(f"{step.cell.id} (disk {human(need.disk)}, memory {human(need.memory)})")
         jobs.append(
             {
                 "cell": step.cell.id,
@@ -44,6 +57,12 @@ def job_matrix(steps: Sequence[Step], *, rehearse: bool) -> dict[str, Any]:
                 "size": "standard" if fits else "large",
                 "need": need and {"file": need.file, "disk": need.disk, "memory": need.memory},
             }
+        )
+    if misfits and not large:
+        raise ToolchainError(
+            f"{len(misfits)} cells do not fit a runner with {human(STANDARD_DISK)} of disk and "
+            f"{human(STANDARD_MEMORY)} of memory: {'; '.join(misfits)}",
+            "set the variable HUBPUB_LARGE_RUNNER to the label of a larger machine, or exclude them in card.toml",
         )
     repos = list(dict.fromkeys(str(job["repo"]) for job in jobs))
     return {"cells": {"include": jobs}, "repos": {"include": [{"repo": repo} for repo in repos]}}
@@ -73,7 +92,28 @@ def workflow() -> Workflow | None:
     if os.environ.get("GITHUB_ACTIONS") != "true" or not all(found):
         return None
     server, repository, commit, run = (str(one) for one in found)
-    return Workflow(repository=repository, commit=commit, run=f"{server}/{repository}/actions/runs/{run}")
+    page = f"{server}/{repository}/actions/runs/{run}"
+    return Workflow(repository=repository, commit=commit, run=page, attested=attesting())
+
+
+def attesting() -> bool:
+    """Whether this run signs attestations: on a private repository GitHub takes them on some plans only."""
+    return os.environ.get("HUBPUB_ATTEST", "true") != "false"
+
+
+def attested(data: bytes) -> bool:
+    """Whether the release workflow of this repository attested a file of exactly these bytes.
+
+    HUBPUB_SIGNER names the file of that workflow: of the repository that defines it, where another one calls it.
+    """
+    repository, signer = os.environ.get("GITHUB_REPOSITORY"), os.environ.get("HUBPUB_SIGNER", "").partition("@")[0]
+    if not repository or not signer:
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "file"
+        path.write_bytes(data)
+        done = gh("attestation", "verify", str(path), "--repo", repository, "--signer-workflow", signer)
+    return done.returncode == 0
 
 
 def output(**values: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,18 +16,15 @@ from hubpub.hub.maintenance import status, verify, yank
 from hubpub.hub.publish import preflight
 from hubpub.hub.staging import staged_versions, unstage
 from hubpub.localhub import LocalHub, serve
-from hubpub.release.connect import LOCAL_PORT, connect
-from hubpub.release.run import Options
+from hubpub.release.connect import HUGGING_FACE, LOCAL_PORT, connect
 
 
 @command(name="status")
 @options.hub
 @options.namespace
 def status_command(terminal: Terminal, project: Project, work: Path, hub: str | None, namespace: str | None) -> None:
-    with ExitStack() as stack:
-        client, _ = connect(Options((), work, hub=hub, namespace=namespace), stack)
-        owner = namespace or client.namespace
-        found = status(client, [f"{owner}/{card.repo}" for card in project.cards], work)
+    with connect(hub or HUGGING_FACE, work / "hub", namespace) as to:
+        found = status(to.client, [to.repo_id(card) for card in project.cards], work)
     terminal.answer({"repos": [asdict(one) for one in found]}, tables.status(found))
 
 
@@ -45,9 +41,8 @@ def verify_command(
     REPO is e.g. someone/gemma-3n-E2B-it-pte, or someone/gemma-3n-E2B-it-pte@v1.0.0.
     """
     name, _, revision = repo.partition("@")
-    with ExitStack() as stack:
-        client, _ = connect(Options((), work, hub=hub, namespace=namespace), stack)
-        found = verify(client, name, revision or "main", download=download)
+    with connect(hub or HUGGING_FACE, work / "hub", namespace) as to:
+        found = verify(to.client, name, revision or "main", download=download)
     terminal.answer({**asdict(found), "ok": found.ok}, tables.verification(found))
     if not found.ok:
         raise HubError(f"{repo} is not intact: {found.problems[0]}", "release a new version; tags never move")
@@ -75,9 +70,8 @@ def yank_command(
     name, _, tag = repo.partition("@")
     if not tag:
         raise UsageError(f"'{repo}' names no version", "write it as OWNER/REPO@vX.Y.Z")
-    with ExitStack() as stack:
-        client, _ = connect(Options((), work, hub=hub, namespace=namespace), stack)
-        commit = yank(client, name, tag, reason, new_version=new_version)
+    with connect(hub or HUGGING_FACE, work / "hub", namespace) as to:
+        commit = yank(to.client, name, tag, reason, new_version=new_version)
     said = f"{name}: the card says so already"
     if commit:
         said = f"{name}: the card says that {tag} was withdrawn (commit {commit[:12]}); the tag and its files stay"
@@ -96,11 +90,10 @@ def unstage_command(
 
     REPO is e.g. someone/gemma-3n-E2B-it-pte.
     """
-    with ExitStack() as stack:
-        client, _ = connect(Options((), work, hub=hub, namespace=namespace), stack)
-        preflight(client, [repo])
-        waiting = [version] if version else list(staged_versions(client, repo))
-        dropped = [one for one in waiting if unstage(client, repo, one)]
+    with connect(hub or HUGGING_FACE, work / "hub", namespace) as to:
+        preflight(to.client, [repo])
+        waiting = [version] if version else list(staged_versions(to.client, repo))
+        dropped = [one for one in waiting if unstage(to.client, repo, one)]
     said = f"{repo}: dropped {', '.join(dropped)}" if dropped else f"{repo}: nothing was staged"
     terminal.answer({"repo": repo, "dropped": dropped}, said)
 

@@ -111,6 +111,18 @@ changed_since = click.option(
 )
 hub = click.option("--hub", metavar="local|URL", help="Which Hub (default: huggingface.co; of a rehearsal: local).")
 namespace = click.option("--namespace", metavar="NAME", help="User or organisation (default: the token's user).")
+rehearsal_namespace = click.option(
+    "--rehearsal-namespace",
+    envvar="HUBPUB_REHEARSAL_NAMESPACE",
+    metavar="NAME",
+    help="User or organisation that rehearsals on a Hub that is not local may publish to, and releases never.",
+)
+over_rehearsal = click.option(
+    "--over-rehearsal",
+    is_flag=True,
+    envvar="HUBPUB_OVER_REHEARSAL",
+    help="Release over what a rehearsal left in a repo.",
+)
 dry_run = click.option("--dry-run", is_flag=True, help="Say what would be sent, send nothing.")
 pull_request = click.option("--pr", is_flag=True, help="Open a pull request on the Hub instead of committing.")
 record = click.option("--record", is_flag=True, help="Keep the facts and cards in cards/, to be committed.")

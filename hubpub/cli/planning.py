@@ -40,7 +40,7 @@ def plan_command(
     steps = plan(_chosen(project, selectors, changed_since), Workspace(project, work, rehearse), force=force)
     if github:
         terminal.json = True
-        terminal.answer(job_matrix(steps, rehearse=rehearse), "")
+        terminal.answer(job_matrix(steps, rehearsal=rehearse), "")
     else:
         terminal.answer({"cells": [step.as_json() for step in steps]}, tables.plan(steps))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +19,7 @@ from hubpub.cli.terminal import Terminal
 from hubpub.config import Card, Project
 from hubpub.errors import AccessError, HubError
 from hubpub.hub.client import Retry
-from hubpub.release.connect import connect
-from hubpub.release.run import Options
+from hubpub.release.connect import HUGGING_FACE, LOCAL, connect
 from hubpub.workspace import Workspace
 
 
@@ -36,20 +34,17 @@ from hubpub.workspace import Workspace
 def preview_command(
     terminal: Terminal, project: Project, work: Path, port: int, hub: str, namespace: str | None
 ) -> None:
-    asked = Options((), work, hub=hub, namespace=namespace)
-
     def there(card: Card) -> tuple[str, Published | None]:
-        if asked.endpoint == "local" and not (work / "hub").is_dir():
+        if hub == LOCAL and not (work / "hub").is_dir():
             raise HubError(
                 f"there is no local Hub in {work} yet",
                 "run 'hubpub release --all --rehearse', or name a Hub with --hub",
             )
         # Asked when the page is opened, and let go at once: a release may need the local Hub meanwhile.
-        with ExitStack() as stack:
-            client, _ = connect(asked, stack)
-            client.retry = Retry(attempts=1)
-            repo = f"{namespace or client.namespace}/{card.repo}"
-            return repo, published(client, repo, files_of(golden_facts(card)))
+        with connect(hub, work / "hub", namespace) as to:
+            to.client.retry = Retry(attempts=1)
+            repo = to.repo_id(card)
+            return repo, published(to.client, repo, files_of(golden_facts(card)))
 
     def ready(url: str) -> None:
         said = f"preview at {url}  (saving a card, its facts or a template reloads it; Ctrl-C stops it)"
@@ -85,20 +80,18 @@ def diff_command(
 
     CARD is the name of a repo, a variant or a folder, or a glob.
     """
-    asked = Options((), work, hub=hub, namespace=namespace)
     found: list[tuple[CardChange, str]] = []
-    with ExitStack() as stack:
-        client, _ = connect(asked, stack)
-        client.retry = Retry(attempts=3)
+    with connect(hub or HUGGING_FACE, work / "hub", namespace) as to:
+        to.client.retry = Retry(attempts=3)
         try:
-            owner = namespace or client.namespace
+            owner = to.namespace
         except AccessError as error:
             raise type(error)(error.message, f"name the owner with --namespace; or {error.hint}") from None
         for card in chosen(project, cards):
-            facts, origin = candidate(Workspace(project, work, asked.endpoint == "local"), card)
+            facts, origin = candidate(Workspace(project, work, hub == LOCAL), card)
             repo = f"{owner}/{card.repo}"
-            one = change(project, card, facts, published(client, repo, files_of(facts)), repo, version)
-            found.append((replace(one, refused=client.card_fault(one.text)), origin))
+            one = change(project, card, facts, published(to.client, repo, files_of(facts)), repo, version)
+            found.append((replace(one, refused=to.client.card_fault(one.text)), origin))
     if markdown and not terminal.json:
         print("\n".join(f"{one.as_markdown()}\n<sub>facts: {origin}</sub>\n" for one, origin in found), end="")
         return
@@ -106,5 +99,5 @@ def diff_command(
     for one, origin in found:
         shown += [tables.card_change(one), Text(f"facts: {origin}\n", style="dim")]
     moved = sum(not one.empty for one, _ in found)
-    said = f"{moved} of {len(found)} cards would change on {client.endpoint}" if moved else "nothing would change"
+    said = f"{moved} of {len(found)} cards would change on {to.client.endpoint}" if moved else "nothing would change"
     terminal.answer({"cards": [{**one.as_json(), "facts": origin} for one, origin in found]}, Group(*shown, Text(said)))

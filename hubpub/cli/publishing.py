@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -10,8 +12,23 @@ from hubpub.cli import options, tables
 from hubpub.cli.options import PATH, check_selection, command
 from hubpub.cli.terminal import Terminal
 from hubpub.config import Project
+from hubpub.errors import UsageError
+from hubpub.release.connect import HUGGING_FACE, LOCAL, Destination, connect
 from hubpub.release.promote import promote
-from hubpub.release.run import Options, run
+from hubpub.release.run import make_and_stage, run
+from hubpub.release.targets import rehearsal_owner
+from hubpub.workspace import Workspace
+
+
+@contextmanager
+def _destination(
+    workspace: Workspace, hub: str | None, namespace: str | None, for_rehearsals: str | None
+) -> Iterator[Destination]:
+    """Where a release goes, or a rehearsal: to the local Hub unless another one and an owner were named for it."""
+    endpoint = hub or (LOCAL if workspace.rehearsal else HUGGING_FACE)
+    owner = rehearsal_owner(endpoint, namespace, for_rehearsals) if workspace.rehearsal else namespace
+    with connect(endpoint, workspace.hub, owner) as to:
+        yield to
 
 
 @command(name="release")
@@ -22,6 +39,8 @@ from hubpub.release.run import Options, run
 @options.force
 @options.hub
 @options.namespace
+@options.rehearsal_namespace
+@options.over_rehearsal
 @options.jobs
 @options.dry_run
 @options.pull_request
@@ -40,6 +59,8 @@ def release_command(
     force: bool,
     hub: str | None,
     namespace: str | None,
+    rehearsal_namespace: str | None,
+    over_rehearsal: bool,
     jobs: int | None,
     dry_run: bool,
     pr: bool,
@@ -47,22 +68,28 @@ def release_command(
     stage: bool,
 ) -> None:
     check_selection(selectors, everything)
-    asked = Options(
-        selectors=selectors,
-        work=work,
-        version=version,
-        rehearse=rehearse,
-        hub=hub,
-        namespace=namespace,
-        jobs=jobs,
-        force=force,
-        dry_run=dry_run,
-        create_pr=pr,
-        record=record,
-        stage=stage,
-    )
-    with terminal.progress() as progress:
-        report = run(project, asked, progress)
+    if stage and (pr or dry_run or record):
+        raise UsageError("--stage goes with none of --pr, --dry-run and --record", "give them to 'hubpub promote'")
+    workspace = Workspace(project, work, rehearse)
+    with terminal.progress() as progress, _destination(workspace, hub, namespace, rehearsal_namespace) as to:
+        if stage:
+            report = make_and_stage(
+                workspace, to, selectors, version, progress, jobs=jobs, force=force, over_rehearsal=over_rehearsal
+            )
+        else:
+            report = run(
+                workspace,
+                to,
+                selectors,
+                version,
+                progress,
+                jobs=jobs,
+                force=force,
+                dry_run=dry_run,
+                create_pr=pr,
+                over_rehearsal=over_rehearsal,
+                keep=record,
+            )
     # The report says what failed: one JSON value is all there is on stdout.
     terminal.answer(report.as_json(), tables.report(report))
     report.raise_for_failures()
@@ -72,10 +99,17 @@ def release_command(
 @options.selectors()
 @options.all_cards
 @click.option("--version", metavar="vX.Y.Z", required=True, help="The version that was staged.")
-@click.option("--facts", type=PATH, metavar="DIR", help="Folder with the facts.json of every cell.")
+@click.option(
+    "--facts",
+    type=PATH,
+    metavar="DIR",
+    help="Folder with the *.facts.json of every staged cell (default: what was staged from this work folder).",
+)
 @click.option("--rehearse", is_flag=True, help="What was staged is of scale models.")
 @options.hub
 @options.namespace
+@options.rehearsal_namespace
+@options.over_rehearsal
 @options.dry_run
 @options.pull_request
 @options.record
@@ -90,6 +124,8 @@ def promote_command(
     rehearse: bool,
     hub: str | None,
     namespace: str | None,
+    rehearsal_namespace: str | None,
+    over_rehearsal: bool,
     dry_run: bool,
     pr: bool,
     record: bool,
@@ -99,19 +135,20 @@ def promote_command(
     SELECTOR names cells or repos; each repo is promoted whole.
     """
     check_selection(selectors, everything)
-    asked = Options(
-        selectors=selectors,
-        work=work,
-        version=version,
-        rehearse=rehearse,
-        hub=hub,
-        namespace=namespace,
-        dry_run=dry_run,
-        create_pr=pr,
-        record=record,
-    )
-    with terminal.progress() as progress:
-        receipts = promote(project, asked, facts, progress)
+    workspace = Workspace(project, work, rehearse)
+    with terminal.progress() as progress, _destination(workspace, hub, namespace, rehearsal_namespace) as to:
+        receipts = promote(
+            workspace,
+            to,
+            selectors,
+            version,
+            progress,
+            facts=facts,
+            dry_run=dry_run,
+            create_pr=pr,
+            over_rehearsal=over_rehearsal,
+            keep=record,
+        )
     terminal.answer(
         {"version": version, "receipts": [receipt.as_json() for receipt in receipts]}, tables.receipts(receipts)
     )

@@ -37,7 +37,7 @@ def plan(steps: Sequence[Step]) -> RenderableType:
         style = {"export": "bold", "reuse": "dim", "skip": "dim"}[step.action]
         made.add_row(step.cell.id, step.action, step.reason, step.cell.file, step.cell.recipe.summary, style=style)
     counts = {action: sum(step.action == action for step in steps) for action in ("export", "reuse", "skip")}
-    told = f"{counts['export']} to export, {counts['reuse']} up to date, {counts['skip']} excluded"
+    told = f"{counts['export']} to export, {counts['reuse']} up to date, {counts['skip']} skipped"
     return Group(made, Text(), Text(told))
 
 

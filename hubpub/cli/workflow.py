@@ -10,9 +10,11 @@ from typing import Any
 import click
 
 from hubpub.ci import github, jobs
+from hubpub.cli import options
 from hubpub.cli.options import PATH, command
 from hubpub.cli.terminal import Terminal
 from hubpub.config import Project
+from hubpub.workspace import Workspace
 
 
 class Jobs(click.Group):
@@ -40,19 +42,21 @@ def job(function: Callable[..., None]) -> click.Command:
         work: Path,
         version: str | None,
         namespace: str | None,
+        rehearsal_namespace: str | None,
         rehearse: bool,
+        over_rehearsal: bool,
         dry_run: bool,
         facts: Path,
         receipts: Path,
         **names: Any,
     ) -> None:
         told_of = jobs.Job(
-            project=project,
-            work=work,
+            workspace=Workspace(project, work, rehearse),
             version=jobs.tag_version(version),
             namespace=namespace,
-            rehearse=rehearse,
+            for_rehearsals=rehearsal_namespace,
             dry_run=dry_run,
+            over_rehearsal=over_rehearsal,
             facts=facts,
             receipts=receipts,
         )
@@ -63,7 +67,9 @@ def job(function: Callable[..., None]) -> click.Command:
         (
             click.option("--version", envvar="HUBPUB_VERSION", metavar="vX.Y.Z", help="Default: the tag."),
             click.option("--namespace", envvar="HUBPUB_NAMESPACE", metavar="NAME", help="Whose repos."),
+            options.rehearsal_namespace,
             click.option("--rehearse", is_flag=True, envvar="HUBPUB_REHEARSE", help="On scale models."),
+            options.over_rehearsal,
             click.option("--dry-run", is_flag=True, envvar="HUBPUB_DRY_RUN", help="Publish nothing."),
             click.option("--facts", type=PATH, default="facts", metavar="DIR", help="Default: facts."),
             click.option("--receipts", type=PATH, default="receipts", metavar="DIR", help="Default: receipts."),
@@ -116,22 +122,24 @@ def export_job(terminal: Terminal, job: jobs.Job, cell: str) -> None:
 
 @job
 @one_cell
-def stage_job(_: Terminal, job: jobs.Job, cell: str) -> None:
+def stage_job(terminal: Terminal, job: jobs.Job, cell: str) -> None:
     """Send a cell's file to the staging branch of its repo."""
-    jobs.stage(job, cell)
+    with terminal.progress() as progress:
+        jobs.stage(job, cell, progress)
 
 
 @job
 def sums_job(_: Terminal, job: jobs.Job) -> None:
-    """Write SHA256SUMS of every cell whose facts arrived: what is attested."""
+    """Write SHA256SUMS of what this run made: what is attested."""
     print(jobs.sums(job))
 
 
 @job
 @one_repo
-def promote_job(_: Terminal, job: jobs.Job, repo: str) -> None:
+def promote_job(terminal: Terminal, job: jobs.Job, repo: str) -> None:
     """Render, one commit, tag and verify one repo."""
-    jobs.promote(job, repo)
+    with terminal.progress() as progress:
+        jobs.promote(job, repo, progress)
 
 
 @job

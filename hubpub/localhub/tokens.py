@@ -58,7 +58,9 @@ class _Record:
 class Publisher:
     """A workflow that `resource` (a repo, or a user) trusts: its identity must carry every one of `claims` as it is.
 
-    `keys` are the issuer's public RSA keys, as its JWKS lists them.
+    As on the Hub (https://huggingface.co/docs/hub/trusted-publishers), `workflow` is the name of the workflow's file,
+    e.g. "release.yml", and `branch` that of a branch: what a GitHub identity says in `workflow_ref` and `ref`. `keys`
+    are the issuer's public RSA keys, as its JWKS lists them.
     """
 
     resource: str
@@ -137,7 +139,8 @@ class Tokens:
             now = time.time()
             if claims.get("aud") != audience or not claims.get("nbf", 0) <= now < claims.get("exp", 0):
                 raise _invalid_grant("the identity token is over, or was made for another audience")
-            if all(claims.get(name) == value for name, value in publisher.claims.items()):
+            named = _documented(claims)
+            if all(named.get(name) == value for name, value in publisher.claims.items()):
                 user, slash, _ = resource.partition("/")
                 role: Role = "write" if slash else "read"
                 return self.add(user, role, [resource] if slash else None, now + _EXCHANGED), _EXCHANGED
@@ -183,6 +186,13 @@ class Tokens:
         if claims["expires"] <= time.time():
             raise HttpError(401, "The access token has expired")
         return claims
+
+
+def _documented(claims: Mapping[str, Any]) -> dict[str, Any]:
+    """`claims` of a GitHub identity by the names that a publisher is configured with."""
+    file = str(claims.get("workflow_ref", "")).partition("@")[0].rpartition("/")[2]
+    kind, _, branch = str(claims.get("ref", "")).partition("/heads/")
+    return {**claims, "workflow": file, "branch": branch if kind == "refs" else None}
 
 
 def verified(identity: str, keys: Iterable[Mapping[str, str]]) -> dict[str, Any] | None:

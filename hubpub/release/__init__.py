@@ -1,1 +1,1 @@
-"""The release: from facts to published repos."""
+"""The release: cells that were made become repos that are published, by one way from a laptop and from a job."""

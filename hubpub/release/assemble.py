@@ -2,30 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hubpub.config import Card, Project
-from hubpub.errors import ConflictError
+from hubpub.errors import ConfigError, ConflictError
 from hubpub.facts import CardFacts, CellFacts, dump, save
 from hubpub.files import write_atomic
-from hubpub.gates import check_regressions
+from hubpub.gates import check_regressions, missed_gates, with_current_gates
+from hubpub.make.devices import with_devices
+from hubpub.matrix import Cell, cells_of
 from hubpub.plan import Step
 
 if TYPE_CHECKING:
     from hubpub.cards.render import Rendered
     from hubpub.hub.client import Client
     from hubpub.hub.content import LocalFile, RepoRelease
-    from hubpub.release.run import Options
+    from hubpub.release.connect import Destination
 
 
-def sources_here(card: Card, steps: Iterable[Step], options: Options) -> dict[str, Path]:
-    """Where the programs of `steps` and their tokenizer lie on this machine, by name."""
+@dataclass(frozen=True)
+class Ready:
+    """A card that can be published: every cell of it measured as now, of its source, and past its gates as they are.
+
+    `sources` says where its files lie on this machine; those it does not name were staged by other machines. Of a
+    `partial` one cells are missing: it can be looked at, and never published.
+    """
+
+    card: Card
+    cells: tuple[CellFacts, ...]
+    sources: Mapping[str, Path]
+    partial: bool = False
+
+
+def complete_card(
+    project: Project,
+    card: Card,
+    known: Mapping[str, CellFacts],
+    sources: Mapping[str, Path],
+    *,
+    rehearsal: bool,
+    partial: bool = False,
+) -> Ready:
+    """The one rule for what may become a release of `card`, out of the facts `known` by cell.
+
+    Raises ConfigError for a cell that is missing (unless `partial`) or was measured of something else, GateError for
+    one that does not pass its gates.
+    """
+    own = cells_of(project, card)
+    missing = [cell.id for cell in own if cell.id not in known]
+    if missing and not (partial and len(missing) < len(own)):
+        raise ConfigError(
+            f"{card.repo} cannot be published: there are no facts of {', '.join(missing)}",
+            "make and stage what is missing, or exclude the recipe in its card.toml",
+        )
+    cells = tuple(_checked(cell, known[cell.id], rehearsal=rehearsal) for cell in own if cell.id in known)
+    return Ready(card, cells, sources, bool(missing))
+
+
+def _checked(cell: Cell, facts: CellFacts, *, rehearsal: bool) -> CellFacts:
+    source = facts.source
+    if source.scale_model != rehearsal:
+        what = "on a scale model" if source.scale_model else "on the real model"
+        raise ConfigError(f"{cell.id} was measured {what}", "promote it with the options it was staged with")
+    if (source.repo, source.revision) != (cell.variant.source, cell.variant.revision or source.revision):
+        raise ConfigError(
+            f"{cell.id} was measured of {source.repo}@{source.revision}, not of the source its card names",
+            "stage it again from this card.toml",
+        )
+    if facts.file.name != cell.file:
+        raise ConfigError(f"{cell.id}: its facts are of {facts.file.name}, not of {cell.file}")
+    if not facts.measured_as_now:
+        raise ConfigError(
+            f"{cell.id} was measured in another way than this hubpub measures", "measure it again where it was made"
+        )
+    current = with_current_gates(cell, facts)
+    if (error := missed_gates(current)) is not None:
+        raise error
+    return current
+
+
+def sources_here(card: Card, steps: Iterable[Step]) -> dict[str, Path]:
+    """Where the programs of `steps`, all of one card, and their tokenizer lie on this machine, by name."""
     from hubpub.model.checkpoint import TOKENIZER_FILES
 
-    source = tokenizer_folder(card, options)
-    return {**{name: source / name for name in TOKENIZER_FILES}, **{step.cell.file: step.pte for step in steps}}
+    found = {step.cell.file: step.pte for step in steps}
+    tokenizer = next(_tokenizer_folder(card, step) for step in steps)
+    return {**{name: tokenizer / name for name in TOKENIZER_FILES}, **found}
+
+
+def _tokenizer_folder(card: Card, step: Step) -> Path:
+    """Where the tokenizer's files of a card's source lie: a scale model, or the downloaded checkpoint."""
+    if step.workspace.rehearsal:
+        from hubpub.model.scale import build
+
+        return build(card.variant.name, card.variant.family, step.workspace.scale_models)
+    from hubpub.hub.sources import download_source
+
+    return download_source(card.variant.source, revision=card.variant.revision)
 
 
 def files_of(measured: Sequence[CellFacts], sources: Mapping[str, Path]) -> list[LocalFile]:
@@ -36,55 +112,43 @@ def files_of(measured: Sequence[CellFacts], sources: Mapping[str, Path]) -> list
     return [LocalFile(one.name, sources.get(one.name), one.bytes, one.sha256) for one in wanted]
 
 
-def repo_release(
-    client: Client,
-    project: Project,
-    card: Card,
-    measured: tuple[CellFacts, ...],
-    sources: Mapping[str, Path],
-    repo_id: str,
-    version: str,
-    options: Options,
-    made: str = "",
-) -> RepoRelease:
-    """The release of one repo: programs and tokenizer, and the card, licenses and facts.json rendered beside them.
+def assemble(project: Project, ready: Ready, to: Destination, version: str) -> tuple[RepoRelease, CardFacts]:
+    """The release of one repo, and its facts: what `ready` holds, and card, licenses and facts.json rendered from it.
 
-    Files that are not in `sources` were staged by other machines. `made` is added to the commit's message.
+    Raises GateError where it is worse than the release it follows and its card does not say why.
     """
     from hubpub.cards.render import render
     from hubpub.hub.content import LocalFile, RepoRelease
-    from hubpub.make.devices import with_devices
 
-    previous = _previous(client, repo_id, version)
+    card, repo_id = ready.card, to.repo_id(ready.card)
+    previous = _previous(to.client, repo_id, version)
+    if previous is not None and previous.scale_model != ready.cells[0].source.scale_model:
+        # A rehearsal is nothing that a release follows.
+        previous = None
     facts = CardFacts(
         repo=repo_id,
         version=version,
         previous=previous.version if previous else None,
         variant=card.variant.name,
-        cells=measured,
+        cells=ready.cells,
     )
     facts = with_devices(facts, card)
     if previous is not None:
         facts = facts.model_copy(update={"accepted": check_regressions(previous, facts, card)})
-    rendered = render(
-        card,
-        facts,
-        namespace=repo_id.partition("/")[0],
-        templates=project.templates_dir,
-        previous=previous,
-    )
-    files = files_of(measured, sources)
+    rendered = render(card, facts, namespace=to.namespace, templates=project.templates_dir, previous=previous)
+    files = files_of(ready.cells, ready.sources)
     files += [LocalFile.text(name, data) for name, data in rendered.files.items() if name != "README.md"]
     files.append(LocalFile.text("facts.json", dump(facts)))
-    if options.record:
-        record(project, card, facts)
-    return RepoRelease(
+    runs = dict.fromkeys((made.run, made.commit) for cell in ready.cells if (made := cell.workflow))
+    made_by = "\n".join(f"Made by {run} from commit {commit}." for run, commit in runs)
+    release = RepoRelease(
         repo_id=repo_id,
         version=version,
         files=tuple(files),
-        message=f"Release {version}\n\n{made}".strip(),
+        message=f"Release {version}\n\n{made_by}".strip(),
         card_merge=_merge(repo_id, rendered),
     )
+    return release, facts
 
 
 def record(project: Project, card: Card, facts: CardFacts) -> None:
@@ -97,7 +161,7 @@ def record(project: Project, card: Card, facts: CardFacts) -> None:
         write_atomic(path, data)
 
 
-def _merge(repo_id: str, rendered: Rendered) -> Any:
+def _merge(repo_id: str, rendered: Rendered) -> Callable[[str | None], str]:
     from hubpub.cards.render import merge
 
     text = rendered.files["README.md"].decode()
@@ -116,17 +180,6 @@ def _merge(repo_id: str, rendered: Rendered) -> Any:
         return text_now
 
     return merged
-
-
-def tokenizer_folder(card: Card, options: Options) -> Path:
-    """Where the tokenizer's files of a card's source lie: a scale model, or the downloaded checkpoint."""
-    if options.rehearse:
-        from hubpub.model.scale import build
-
-        return build(card.variant.name, card.variant.family, options.work / "scale")
-    from hubpub.hub.sources import download_source
-
-    return download_source(card.variant.source, revision=card.variant.revision)
 
 
 def _previous(client: Client, repo_id: str, version: str) -> CardFacts | None:

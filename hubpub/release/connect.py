@@ -1,40 +1,60 @@
-"""The Hub a command speaks to: an endpoint, or a local Hub that is started for as long as it is needed."""
+"""Where repos are published: a Hub and an owner on it. A local Hub is started for as long as it is needed."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hubpub.config import Card
 from hubpub.errors import HubError
 
 if TYPE_CHECKING:
     from hubpub.hub.client import Client
     from hubpub.localhub import LocalHub
-    from hubpub.release.run import Options
-
 
 HUGGING_FACE = "https://huggingface.co"
-
-
+LOCAL = "local"
 LOCAL_PORT = 8765
 
 
-def connect(options: Options, stack: ExitStack) -> tuple[Client, Path | None]:
-    """A client for the Hub of `options`; a local Hub is started for as long as `stack` is open."""
+@dataclass(frozen=True)
+class Destination:
+    """A Hub, and the owner of the repos on it (None: the user of the token). `store` is the folder of a local Hub."""
+
+    client: Client
+    owner: str | None = None
+    store: Path | None = None
+
+    @property
+    def namespace(self) -> str:
+        """The owner of the repos. Raises AccessError where none was named and there is no token."""
+        return self.owner or self.client.namespace
+
+    def repo_id(self, card: Card) -> str:
+        return f"{self.namespace}/{card.repo}"
+
+
+@contextmanager
+def connect(endpoint: str | None, store: Path, owner: str | None = None) -> Iterator[Destination]:
+    """The Hub at `endpoint` (None: huggingface.co, or HF_ENDPOINT); "local": the one whose repos lie in `store`."""
     from hubpub.hub.client import Client
 
-    if options.endpoint != "local":
-        return Client.from_environment(options.endpoint), None
-    root = options.work / "hub"
-    try:
-        hub = stack.enter_context(_local_hub(root, options.namespace))
-    except HubError:
-        # Somebody may be looking at it with `hubpub hub serve`: that one is asked then.
-        if (served := _served(root)) is None:
-            raise
-        return served, root
-    return Client(hub.url, hub.token), root
+    if endpoint != LOCAL:
+        yield Destination(Client.from_environment(endpoint), owner)
+        return
+    with ExitStack() as stack:
+        try:
+            hub = stack.enter_context(_local_hub(store, owner))
+        except HubError:
+            # Somebody may be looking at it with `hubpub hub serve`: that one is asked then.
+            if (served := _served(store)) is None:
+                raise
+            yield Destination(served, owner, store)
+        else:
+            yield Destination(Client(hub.url, hub.token), owner, store)
 
 
 def _served(root: Path) -> Client | None:
@@ -49,13 +69,13 @@ def _served(root: Path) -> Client | None:
     return Client(client.endpoint, (root / "token").read_text())
 
 
-def _local_hub(root: Path, namespace: str | None) -> LocalHub:
+def _local_hub(root: Path, owner: str | None) -> LocalHub:
     """A local Hub at the address `hubpub hub serve` uses, so that its pages can be found again; else anywhere."""
     import socket
 
     from hubpub.localhub import LocalHub
 
-    orgs = [namespace] if namespace else []
+    orgs = [owner] if owner else []
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,114 +1,138 @@
-"""Publishing what was staged."""
+"""Publishing: the one way to do it, for what this machine made, what others staged, and what waits in a request."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubpub.config import Card, Project
-from hubpub.errors import ConfigError, GateError, UsageError
-from hubpub.facts import CellFacts, load
-from hubpub.gates import with_current_gates
+from hubpub.config import Card
+from hubpub.errors import GateError, HubError
+from hubpub.facts import CardFacts, CellFacts
 from hubpub.matrix import cells, select
-from hubpub.plan import plan
 from hubpub.progress import Display
-from hubpub.release.assemble import repo_release
-from hubpub.release.connect import connect
-from hubpub.release.version import VERSION
+from hubpub.release.assemble import Ready, assemble, complete_card, record
+from hubpub.release.connect import Destination
+from hubpub.release.handover import handed_over
+from hubpub.release.targets import check_targets
+from hubpub.release.version import checked_version
+from hubpub.workspace import Workspace
 
 if TYPE_CHECKING:
     from hubpub.hub.receipts import Receipt
-    from hubpub.release.run import Options
 
 
-def promote(project: Project, options: Options, facts_dir: Path | None, display: Display) -> tuple[Receipt, ...]:
-    """Publish what was staged for a version: by a pull request that waits for it, or by machines that staged cells.
+@dataclass(frozen=True)
+class Publication:
+    """What came of publishing: the Hub's receipts, the facts that were published, and why repos were kept back."""
 
-    The files themselves need not be here: the facts.json of every cell, below `facts_dir` or else in the work folder,
-    say what must have been staged. All repos are checked before the first is promoted.
+    receipts: tuple[Receipt, ...]
+    facts: Mapping[str, CardFacts]
+    kept_back: Mapping[str, GateError]
+
+
+def publish(
+    workspace: Workspace,
+    to: Destination,
+    ready: Sequence[Ready],
+    version: str,
+    display: Display,
+    *,
+    pulls: Sequence[Card] = (),
+    dry_run: bool = False,
+    create_pr: bool = False,
+    unstaged: bool = False,
+) -> Publication:
+    """Publish every card of `ready`, and merge the requests of `pulls` that wait for `version`.
+
+    Nothing is sent before all of it was looked at, and nothing is promoted before every repo is staged. A card that is
+    worse than its release before is kept back alone. What was published is read back and checked as `verify` does.
+    A dry run only reads; with `unstaged`, it takes files that are nowhere to be had for those others have yet to stage.
     """
-    from hubpub.hub.publish import preflight, publish_all
+    from hubpub.hub.maintenance import verify
+    from hubpub.hub.publish import publish_all
+    from hubpub.hub.pulls import promote_pull
+    from hubpub.hub.receipts import PullRequest
+
+    def told(repo: str, path: str, sent: int, total: int) -> None:
+        display.update(repo, f"send {path}", sent / total if total else 1.0)
+
+    client, root = to.client, workspace.root
+    releases, facts, kept_back = [], {}, {}
+    for one in ready:
+        try:
+            release, facts[one.card.repo] = assemble(workspace.project, one, to, version)
+        except GateError as error:
+            kept_back[one.card.repo] = error
+            display.finish(one.card.repo, f"not published: {error.message}")
+        else:
+            releases.append(release)
+    if pulls and not dry_run:
+        # Whatever stops one repo is found before the first request is merged.
+        publish_all(client, releases, root, dry_run=True, create_pr=create_pr)
+    merged = [promote_pull(client, to.repo_id(card), version, root, dry_run=dry_run) for card in pulls]
+    made = publish_all(client, releases, root, progress=told, dry_run=dry_run, create_pr=create_pr, unstaged=unstaged)
+    receipts = [*(one for one in merged if one), *made]
+    for receipt in receipts:
+        if dry_run or isinstance(receipt.outcome, PullRequest):
+            continue
+        checked = verify(client, receipt.repo_id, version)
+        if not checked.ok:
+            raise HubError(f"{receipt.repo_id}@{version} is not intact: {checked.problems[0]}")
+    for receipt in receipts:
+        display.finish(receipt.repo_id, receipt.summary)
+    return Publication(tuple(receipts), facts, kept_back)
+
+
+def promote(
+    workspace: Workspace,
+    to: Destination,
+    selectors: Sequence[str],
+    version: str | None,
+    display: Display,
+    *,
+    facts: Path | None = None,
+    dry_run: bool = False,
+    create_pr: bool = False,
+    unstaged: bool = False,
+    over_rehearsal: bool = False,
+    keep: bool = False,
+) -> tuple[Receipt, ...]:
+    """Publish what was staged for a version: by machines that staged cells, or by a pull request that waits for it.
+
+    The files themselves need not be here: the facts that staging left, below `facts` or else in the work folder, say
+    what must have been staged. With `keep` they are recorded in the checkout. A dry run may be of cells that were made
+    and not staged (`unstaged`), and then of some cells of a repo alone.
+    """
     from hubpub.hub.pulls import promote_pull
     from hubpub.hub.staging import staged_versions
 
-    version = options.version
-    if version is None or not VERSION.fullmatch(version):
-        raise UsageError(f"'{version}' is not a version", "write it as it was staged: --version vX.Y.Z")
-    chosen = {cell.card.repo: cell.card for cell in select(cells(project), options.selectors) if not cell.excluded}
-    receipts: list[Receipt] = []
-    with ExitStack() as stack:
-        client, _ = connect(options, stack)
-        namespace = options.namespace or client.namespace
-        preflight(client, [f"{namespace}/{repo}" for repo in chosen], create_pr=options.create_pr)
-        releases, pulls = [], []
-        for repo, card in chosen.items():
-            repo_id = f"{namespace}/{repo}"
-            waits = not options.create_pr and version not in staged_versions(client, repo_id)
-            if waits and promote_pull(client, repo_id, version, options.work, dry_run=True):
-                pulls.append(repo_id)
-                continue
-            measured = _measured(project, card, facts_dir, options)
-            releases.append(repo_release(client, project, card, measured, {}, repo_id, version, options))
-
-        def told(repo: str, path: str, sent: int, total: int) -> None:
-            display.update(repo, f"send {path}", sent / total if total else 1.0)
-
-        # Only looked at: a repo whose files are not all there stops every other one.
-        publish_all(client, releases, options.work, dry_run=True, create_pr=options.create_pr)
-        for repo_id in pulls:
-            if found := promote_pull(client, repo_id, version, options.work, dry_run=options.dry_run):
-                receipts.append(found)
-        receipts += publish_all(
-            client, releases, options.work, progress=told, dry_run=options.dry_run, create_pr=options.create_pr
-        )
-        for receipt in receipts:
-            display.finish(receipt.repo_id, receipt.summary)
-    return tuple(receipts)
-
-
-def _measured(project: Project, card: Card, folder: Path | None, options: Options) -> tuple[CellFacts, ...]:
-    """The facts of every cell of `card`, from any facts.json below `folder`, or from the work folder.
-
-    Raises ConfigError for one that is missing, that was measured of something else, or that fails its gates.
-    """
-    own = [cell for cell in cells(project) if cell.card.repo == card.repo and not cell.excluded]
-    known: dict[str, CellFacts] = {}
-    if folder is None:
-        for step in plan(own, options.workspace(project)):
-            if (path := step.folder / "facts.json").exists():
-                known[step.cell.id] = load(CellFacts, path)
-    else:
-        if not folder.is_dir():
-            raise UsageError(f"no folder {folder}", "--facts names the folder that holds the facts.json of every cell")
-        for path in sorted(folder.rglob("facts.json")):
-            found = load(CellFacts, path)
-            if known.setdefault(found.cell, found) != found:
-                raise ConfigError(
-                    f"{path}: {found.cell} was measured twice, with different results", "keep one of them"
-                )
-    result = []
-    for cell in own:
-        facts = known.get(cell.id)
-        if facts is None:
-            where = folder or options.work
-            raise ConfigError(
-                f"{card.repo} cannot be promoted: there is no facts.json of {cell.id} in {where}",
-                "pass the folder that holds it as --facts, or exclude the recipe in its card.toml",
-            )
-        source = facts.source
-        if source.scale_model != options.rehearse:
-            what = "on a scale model" if source.scale_model else "on the real model"
-            raise ConfigError(f"{cell.id} was measured {what}", "promote it with the options it was staged with")
-        if (source.repo, source.revision) != (cell.variant.source, cell.variant.revision):
-            raise ConfigError(
-                f"{cell.id} was measured of {source.repo}@{source.revision}, not of the source its card names",
-                "stage it again from this card.toml",
-            )
-        if facts.file.name != cell.file:
-            raise ConfigError(f"{cell.id}: its facts are of {facts.file.name}, not of {cell.file}")
-        judged = with_current_gates(cell, facts)
-        if not judged.passed:
-            raise GateError(f"{card.repo} cannot be promoted: {cell.id} does not pass its gates")
-        result.append(judged)
-    return tuple(result)
+    version = checked_version(version, "write it as it was staged: --version vX.Y.Z")
+    project = workspace.project
+    chosen = select(cells(project), selectors)
+    cards = list({cell.card.repo: cell.card for cell in chosen if not cell.excluded}.values())
+    check_targets(to, cards, rehearsal=workspace.rehearsal, over_rehearsal=over_rehearsal, create_pr=create_pr)
+    pulls = []
+    for card in cards:
+        waits = not create_pr and version not in staged_versions(to.client, to.repo_id(card))
+        if waits and promote_pull(to.client, to.repo_id(card), version, workspace.root, dry_run=True):
+            pulls.append(card)
+    known: Mapping[str, CellFacts] = {}
+    if len(pulls) < len(cards):
+        known = handed_over(facts or workspace.receipts / version)
+    ready = [
+        complete_card(project, card, known, {}, rehearsal=workspace.rehearsal, partial=dry_run and unstaged)
+        for card in cards
+        if card not in pulls
+    ]
+    done = publish(
+        workspace, to, ready, version, display, pulls=pulls, dry_run=dry_run, create_pr=create_pr, unstaged=unstaged
+    )
+    if keep:
+        for card in cards:
+            if card.repo in done.facts:
+                record(project, card, done.facts[card.repo])
+    for error in done.kept_back.values():
+        raise error
+    return done.receipts

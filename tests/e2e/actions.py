@@ -31,6 +31,9 @@ from conftest import ROOT
 
 REPOSITORY = "someone/models"
 COMMIT = "c0ffee" * 6 + "abcd"
+# The repository that defines the workflow, which another one may call, and the commit of it that runs.
+DEFINED_IN, DEFINED_AT = "maker/hubpub", "f00d" * 10
+SIGNER = f"{DEFINED_IN}/.github/workflows/release.yml"
 
 
 def _prime(bits: int, source: random.Random) -> int:
@@ -132,20 +135,33 @@ class Workflow:
         self.name, self.root, self.project, self.hub, self.work = path.name, root, project, hub, work
         self.service, self.ref = service, ref
         self.variables: dict[str, str] = {}
+        self.inputs: dict[str, Any] = {}
+        self.private = False
         self.artifacts = root / "artifacts"
         self.attested: list[str] = []
         self.attempt = 0
         self.killer: Killer | None = None
         self.tools = root / "tools"
         self.tools.mkdir(parents=True)
-        self._tool("pip", "exit 0")
+        self.installed = root / "installed"
+        self._tool("pip", f'echo "$@" >> "{self.installed}"')
         self._tool("hubpub", f'PYTHONPATH="{ROOT}" exec "{sys.executable}" -m hubpub.cli "$@"')
         self.releases = root / "releases.jsonl"
+        # Signed statements: which workflow vouches for which bytes, as "repository signer sha256" a line.
+        self.attestations = root / "attestations"
         self._tool(
             "gh",
             f'if [ "$1 $2" = "release view" ]; then grep -qsF -- "$3" "{self.releases}"; exit; fi\n'
+            'if [ "$1 $2" = "attestation verify" ]; then\n'
+            '  [ "$4 $6" = "--repo --signer-workflow" ] && [ -n "$GH_TOKEN" ] || exit 2\n'
+            '  sum=$(sha256sum "$3"); grep -qsxF -- "$5 $7 ${sum%% *}" "' + str(self.attestations) + '"; exit\nfi\n'
             f'"{sys.executable}" -c "import json,sys; print(json.dumps(sys.argv[1:]))" "$@" >> "{self.releases}"',
         )
+
+    def attest(self, sha256: str, *, signer: str = SIGNER, repository: str = REPOSITORY) -> None:
+        """Sign that a workflow made a file of this hash."""
+        with self.attestations.open("a") as file:
+            file.write(f"{repository} {signer} {sha256}\n")
 
     def _tool(self, name: str, script: str) -> None:
         path = self.tools / name
@@ -167,8 +183,9 @@ class Workflow:
         github = {
             "ref": f"refs/tags/{self.ref}", "ref_name": self.ref, "ref_type": "tag", "event_name": "push",
             "repository": REPOSITORY, "sha": COMMIT, "token": "ghs_of_this_job",
+            "event": {"repository": {"private": self.private}},
         }  # fmt: skip
-        base = {"github": github, "needs": needs, "vars": self.variables, "inputs": {}, "secrets": {}}
+        base = {"github": github, "needs": needs, "vars": self.variables, "inputs": self.inputs, "secrets": {}}
         status = all(need["result"] == "success" for need in needs.values())
         condition = _bare(job.get("if", "success()"))
         implied = status if not re.search(r"(success|failure|cancelled|always)\(", condition) else True
@@ -205,8 +222,10 @@ class Workflow:
         if permissions.get("id-token") == "write":
             secret = f"request-{self.attempt}-{key}"
             self.service.jobs[secret] = {
-                "repository": REPOSITORY, "workflow_ref": f"{REPOSITORY}/.github/workflows/{self.name}@{self.ref}",
-                "workflow": self.definition["name"], "environment": job.get("environment", ""),
+                "repository": REPOSITORY, "ref": f"refs/tags/{self.ref}", "workflow": self.definition["name"],
+                "workflow_ref": f"{REPOSITORY}/.github/workflows/{self.name}@refs/tags/{self.ref}",
+                "job_workflow_ref": f"{SIGNER}@refs/tags/v9",
+                "environment": job.get("environment", ""),
             }  # fmt: skip
             machine |= {"ACTIONS_ID_TOKEN_REQUEST_URL": self.service.url, "ACTIONS_ID_TOKEN_REQUEST_TOKEN": secret}
         env: dict[str, str] = {}
@@ -216,7 +235,10 @@ class Workflow:
         state: dict[str, Any] = {}
         for number, step in enumerate(job["steps"]):
             label = step.get("name", step.get("uses", "").partition("@")[0])
-            scope = {**contexts, "env": env, "steps": state}
+            own_job = {
+                "workflow_repository": DEFINED_IN, "workflow_sha": DEFINED_AT, "workflow_ref": f"{SIGNER}@refs/tags/v9"
+            }  # fmt: skip
+            scope = {**contexts, "env": env, "steps": state, "job": own_job}
             healthy = ran.result == "success"
             condition = _bare(step.get("if", "success()"))
             implied = healthy or re.search(r"(failure|cancelled|always)\(", condition)
@@ -264,7 +286,11 @@ class Workflow:
     def _use(self, action: str, given: dict[str, str], space: Path, permissions: Mapping[str, str]) -> bool:
         if action == "actions/checkout":
             assert given.get("persist-credentials") == "False"
-            shutil.copytree(self.project, space, dirs_exist_ok=True)
+            if "repository" in given:
+                assert (given["repository"], given["ref"]) == (DEFINED_IN, DEFINED_AT)
+                shutil.copytree(ROOT / ".github", space / given["path"] / ".github")
+            else:
+                shutil.copytree(self.project, space, dirs_exist_ok=True)
         elif action == "actions/upload-artifact":
             files = list(space.glob(given["path"]))
             if not files:
@@ -284,6 +310,8 @@ class Workflow:
         elif action == "actions/attest":
             assert permissions.get("attestations") == permissions.get("id-token") == "write"
             self.attested = (space / given["subject-checksums"]).read_text().splitlines()
+            for line in self.attested:
+                self.attest(line.split()[0])
         else:
             assert action == "actions/setup-python", action
         return True

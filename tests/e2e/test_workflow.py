@@ -61,7 +61,7 @@ class World:
 
     def trust(self, *repos: str, **other: str) -> None:
         """Make the repos and register the workflow, as an owner does on the Hub beforehand."""
-        claims = {"repository": REPOSITORY, "workflow": "release", "environment": "hub-release", **other}
+        claims = {"repository": REPOSITORY, "workflow": "release.yml", "environment": "hub-release", **other}
         for repo in repos:
             self.api.create_repo(f"{self.hub.user}/{repo}", exist_ok=True)
             self.hub.trust(Publisher(f"{self.hub.user}/{repo}", self.service.url, self.service.keys, claims))
@@ -179,7 +179,8 @@ def test_a_token_is_for_one_repo_one_workflow_and_one_audience(world: World) -> 
     assert "::error title=hubpub%3A AccessError" in export.log
     assert world.tags(other) == {}
     # The token itself, in the wrong hands.
-    claims = {"repository": REPOSITORY, "workflow": "release", "environment": "hub-release"}
+    identity = f"{REPOSITORY}/.github/workflows/release.yml@refs/tags/v1.0.0"
+    claims = {"repository": REPOSITORY, "workflow_ref": identity, "environment": "hub-release"}
     tokens = world.hub._running.site.tokens
     token, seconds = tokens.exchange(world.service.mint(claims, world.hub.url), f"local/{trusted}", world.hub.url)
     assert seconds == 3600
@@ -192,6 +193,10 @@ def test_a_token_is_for_one_repo_one_workflow_and_one_audience(world: World) -> 
         world.service.mint(claims, "https://elsewhere.example"),
         world.service.mint(claims, world.hub.url, lasting=-1),
         world.service.mint({**claims, "repository": "some-one/models"}, world.hub.url),
+        # The name of a workflow is anybody's to choose: its file is what counts.
+        world.service.mint(
+            {**claims, "workflow": "release.yml", "workflow_ref": identity.replace("release", "other")}, world.hub.url
+        ),
         genuine[:-4] + "AAAA",
         "eyJhbGciOiJub25lIn0." + genuine.split(".")[1] + ".",
     ):

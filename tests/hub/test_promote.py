@@ -121,17 +121,14 @@ def test_two_machines_stage_and_a_third_promotes(site: Site, client: Client, tmp
 
     staged = site.run("release", "small/8da4w", *version, "--stage", work=works["8da4w"])
     assert {f["path"]: f["where"] for f in staged["staged"][0]["files"]} == dict.fromkeys(
-        ["small-8da4w.pte", *TOKENIZER], "staged"
+        ["small-8da4w.pte", "small-8da4w.pte.facts.json", *TOKENIZER], "staged"
     )
     assert refs_of(client, repo)[1] == {} and history(client, repo) == []
-    (path,) = works["8da4w"].rglob("facts.json")
-    shutil.copytree(path.parent, facts / "a", ignore=shutil.ignore_patterns("*.pte"))
+    shutil.copytree(works["8da4w"] / "releases" / "v1.0.0", facts)
     missing = site.run("promote", "--all", *version, "--facts", str(facts), work=last, code=3)
-    assert "no facts.json of small/8da8w" in missing["error"]
-    other = tmp_path / "other"
-    shutil.copytree(works["8da8w"], other)
-    (path,) = other.rglob("facts.json")
-    shutil.copytree(path.parent, facts / "b", ignore=shutil.ignore_patterns("*.pte"))
+    assert "no facts of small/8da8w" in missing["error"]
+    (path,) = works["8da8w"].rglob("facts.json")
+    shutil.copy(path, facts / "small-8da8w.pte.facts.json")
     missing = site.run("promote", "--all", *version, "--facts", str(facts), work=last, code=9)
     assert "small-8da8w.pte is neither staged for v1.0.0 nor on main" in missing["error"]
     assert history(client, repo) == []
@@ -166,16 +163,17 @@ def test_two_machines_stage_and_a_third_promotes(site: Site, client: Client, tmp
 
 
 def test_facts_of_something_else_are_refused(site: Site, tmp_path: Path) -> None:
-    site.machine("machine", "8da4w")
-    site.machine("machine", "8da8w")
-    version = ("--version", "v1.0.0")
-    answer = site.run("promote", "--all", *version, "--rehearse", "--facts", str(tmp_path / "machine"),
-                      work=tmp_path / "last", code=3)  # fmt: skip
+    facts, last = tmp_path / "facts", tmp_path / "last"
+    facts.mkdir()
+    for recipe in ("8da4w", "8da8w"):
+        (path,) = site.machine(f"machine-{recipe}", recipe).rglob("facts.json")
+        shutil.copy(path, facts / f"small-{recipe}.pte.facts.json")
+    promote = ("promote", "--all", "--version", "v1.0.0", "--facts", str(facts))
+    answer = site.run(*promote, "--rehearse", "--rehearsal-namespace", site.hub.user, work=last, code=3)
     assert "measured on the real model" in answer["error"]
     card = tmp_path / "cards/small-pte/card.toml"
     card.write_text(card.read_text().replace('revision = "', 'revision = "' + "0" * 40 + '" # "'))
-    answer = site.run("promote", "--all", *version, "--facts", str(tmp_path / "machine"),
-                      work=tmp_path / "last", code=3)  # fmt: skip
+    answer = site.run(*promote, work=last, code=3)
     assert "not of the source its card names" in answer["error"]
 
 
@@ -315,7 +313,6 @@ def test_withdrawn_staged_and_published_show_in_the_status(site: Site, client: C
     site.run("promote", "--all", "--version", "v1.0.0", work=work)
     (one,) = site.run("status", work=work)["repos"]
     assert one["published"] == one["receipts"][0]["version"] == "v1.0.0" and one["notes"] == []
-    site.run("release", "--all", "--version", "v1.1.0", "--stage", work=work)
     assert site.run("unstage", repo, work=work)["dropped"] == []
     client.create_branch(repo, "hubpub-stage/v1.1.0", refs_of(client, repo)[0]["main"])
     assert site.run("unstage", repo, "--version", "v9", work=work)["dropped"] == []

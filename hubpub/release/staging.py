@@ -1,0 +1,50 @@
+"""Staging cells: their files and facts go to the staging branch of their repo, for any machine to promote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from hubpub.facts import CellFacts, dump
+from hubpub.plan import Step
+from hubpub.progress import Display
+from hubpub.release.assemble import files_of, sources_here
+from hubpub.release.connect import Destination
+from hubpub.release.handover import hand_over, note_of
+from hubpub.workspace import Workspace
+
+if TYPE_CHECKING:
+    from hubpub.hub.receipts import Staged
+
+
+def stage(
+    workspace: Workspace,
+    to: Destination,
+    steps: Sequence[Step],
+    facts: Mapping[str, CellFacts],
+    version: str,
+    display: Display,
+) -> tuple[Staged, ...]:
+    """Stage the cells of `steps` that are in `facts`, with their tokenizers, and keep those facts for `promote`.
+
+    Only cells that passed their gates are to be given. The facts go last: whoever finds them on the branch finds the
+    files they speak of.
+    """
+    from hubpub.hub.content import LocalFile, RepoRelease
+    from hubpub.hub.staging import stage as stage_files
+
+    def told(repo: str, path: str, sent: int, total: int) -> None:
+        display.update(repo, f"stage {path}", sent / total if total else 1.0)
+
+    done = []
+    for card in {step.cell.card.repo: step.cell.card for step in steps if step.cell.id in facts}.values():
+        own = [step for step in steps if step.cell.card is card and step.cell.id in facts]
+        measured = [facts[step.cell.id] for step in own]
+        files = files_of(measured, sources_here(card, own))
+        files += [LocalFile.text(note_of(one.file.name), dump(one)) for one in measured]
+        release = RepoRelease(to.repo_id(card), version, tuple(files), f"Release {version}")
+        staged = stage_files(to.client, release, workspace.root, progress=told, small_too=True)
+        hand_over(workspace.receipts / version, measured)
+        display.finish(staged.repo_id, staged.summary)
+        done.append(staged)
+    return tuple(done)
