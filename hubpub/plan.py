@@ -156,14 +156,20 @@ def remember(step: Step) -> None:
     write_atomic(step.folder / "fingerprint.json", (json.dumps(asdict(step.fingerprint), indent=2) + "\n").encode())
 
 
+def exporting_code() -> tuple[Path, ...]:
+    """The modules that decide the bytes of a `.pte`: those of export/ and model/.
+
+    Scale models have a key of their own, which is part of the source.
+    """
+    found = [path for room in ("export", "model") for path in sorted((PACKAGE / room).rglob("*.py"))]
+    return tuple(path for path in found if not path.relative_to(PACKAGE).parts[1].startswith("scale"))
+
+
 @cache
 def _code() -> str:
     digest = hashlib.sha256()
-    for room in ("export", "model"):
-        for path in sorted((PACKAGE / room).rglob("*.py")):
-            # Scale models have a key of their own, which is part of the source.
-            if not path.relative_to(PACKAGE / room).parts[0].startswith("scale"):
-                digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
+    for path in exporting_code():
+        digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
 
 

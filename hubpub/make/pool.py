@@ -1,4 +1,7 @@
-"""Cells in parallel processes, each with its share of the processor, reporting what it is at."""
+"""Cells in parallel processes, each with its share of the processor, reporting what it is at.
+
+Workers are new interpreters that begin with an environment of their own.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ import hubpub.errors
 from hubpub.errors import HubpubError, place
 
 T = TypeVar("T")
-Told = Callable[[str, str, float], None]
+Report = Callable[[str, str, float], None]
 
 
 @dataclass(frozen=True)
@@ -31,21 +34,25 @@ class Done(Generic[T]):
     error: HubpubError | None
 
 
-def run_all(tasks: Sequence[tuple[str, Callable[..., T], tuple[Any, ...]]], jobs: int, told: Told) -> Iterator[Done[T]]:
+def run_all(
+    tasks: Sequence[tuple[str, Callable[..., T], tuple[Any, ...]]], jobs: int, report: Report
+) -> Iterator[Done[T]]:
     """Run (name, function, arguments) in `jobs` processes and yield each result as it is done.
 
-    Every function is called with `progress(stage, fraction)` as its last argument; `told` gets (name, stage,
+    Every function is called with `progress(stage, fraction)` as its last argument; `report` gets (name, stage,
     fraction). Stopping the iteration, or Ctrl-C, ends the workers.
     """
     context = multiprocessing.get_context("spawn")
     events: Any = context.Queue()
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start, initargs=(events, threads))
-    listener = threading.Thread(target=_listen, args=(events, told), daemon=True)
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start, initargs=(events,))
+    listener = threading.Thread(target=_listen, args=(events, report), daemon=True)
     listener.start()
     futures: dict[Future[Any], str] = {}
     try:
-        futures = {pool.submit(_call, name, function, arguments): name for name, function, arguments in tasks}
+        # Workers are started as tasks come, and read their environment then.
+        with _environment(threads):
+            futures = {pool.submit(_call, name, function, arguments): name for name, function, arguments in tasks}
         for future in as_completed(futures):
             yield _result(futures[future], future)
     finally:
@@ -57,6 +64,29 @@ def run_all(tasks: Sequence[tuple[str, Callable[..., T], tuple[Any, ...]]], jobs
                 worker.terminate()
         events.put(None)
         listener.join(timeout=5)
+
+
+@contextlib.contextmanager
+def _environment(threads: int) -> Iterator[None]:
+    """What the processes find that are started while the context is open."""
+    own = {
+        "OMP_NUM_THREADS": str(threads),
+        # Threads that spin while they wait take the processor from the other workers.
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+        # No file may depend on the order of a set, and tests see to it. Where one did after all, it would be the same
+        # file on every machine.
+        "PYTHONHASHSEED": "0",
+    }
+    before = {name: os.environ.get(name) for name in own}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _result(name: str, future: Future[Any]) -> Done[Any]:
@@ -81,15 +111,12 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _start(events: Any, threads: int) -> None:
+def _start(events: Any) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     global _events  # noqa: PLW0603  (the one value a worker process keeps)
     _events = events
     # The parent decides when to stop; Ctrl-C reaches every process of a terminal at once.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    # Threads that spin while they wait take the processor from the other workers.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # What the export stack says to its own developers; errors still come through.
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
@@ -108,7 +135,7 @@ def _call(name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -
         return "error", ("HubpubError", f"{name}: {type(error).__name__}: {error} ({where})", None)
 
 
-def _listen(events: Any, told: Told) -> None:
+def _listen(events: Any, report: Report) -> None:
     while True:
         try:
             event = events.get(timeout=1)
@@ -119,4 +146,4 @@ def _listen(events: Any, told: Told) -> None:
         if event is None:
             return
         with contextlib.suppress(ValueError):
-            told(*event)
+            report(*event)

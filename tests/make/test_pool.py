@@ -1,0 +1,58 @@
+"""Workers: new interpreters with an environment of their own, whose results and errors come back whole."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from hubpub.errors import ExportError
+from hubpub.make.pool import run_all
+
+
+def environment(names: tuple[str, ...], progress: Any) -> dict[str, Any]:
+    progress("look", 0.5)
+    return {
+        "pid": os.getpid(),
+        "random hashes": sys.flags.hash_randomization,
+        **{name: os.environ.get(name) for name in names},
+    }
+
+
+def refuse(progress: Any) -> None:
+    raise ExportError("no", "try another")
+
+
+def break_down(progress: Any) -> None:
+    raise ZeroDivisionError("by nought")
+
+
+def vanish(progress: Any) -> None:
+    os._exit(3)
+
+
+def test_workers_have_an_environment_of_their_own(monkeypatch: Any) -> None:
+    monkeypatch.setenv("PYTHONHASHSEED", "7")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    seen: list[tuple[str, str, float]] = []
+    names = ("OMP_NUM_THREADS", "PYTHONHASHSEED")
+    tasks = [(name, environment, (names,)) for name in ("one", "two")]
+    found = [done.value for done in run_all(tasks, 2, lambda *event: seen.append(event))]
+    threads = str(max(1, (os.cpu_count() or 1) // 2))
+    for value in found:
+        assert value is not None and value["pid"] != os.getpid()
+        assert (value["random hashes"], value["PYTHONHASHSEED"], value["OMP_NUM_THREADS"]) == (0, "0", threads)
+    assert sorted(seen) == [("one", "look", 0.5), ("two", "look", 0.5)]
+    assert os.environ["PYTHONHASHSEED"] == "7" and "OMP_NUM_THREADS" not in os.environ
+
+
+def test_errors_come_back_as_what_they_are() -> None:
+    tasks: list[Any] = [("a", refuse, ()), ("b", break_down, ())]
+    errors = {done.name: done.error for done in run_all(tasks, 1, lambda *event: None)}
+    assert isinstance(errors["a"], ExportError) and (errors["a"].message, errors["a"].hint) == ("no", "try another")
+    assert errors["b"] is not None and "b: ZeroDivisionError: by nought (" in errors["b"].message
+
+
+def test_a_process_that_vanishes_is_an_error_of_its_task() -> None:
+    (done,) = run_all([("gone", vanish, ())], 1, lambda *event: None)
+    assert done.error is not None and done.error.hint == "is there enough memory?"
