@@ -27,10 +27,12 @@ from hubpub.model import loader
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.counts import layers, parameters
 from hubpub.model.decoder import CachedDecoder, Shape, WindowDecoder, cached_attention
-from hubpub.model.patches import applied, check_version
+from hubpub.model.patches import applied, check_version, edge_passes, emitted_constants
 
 Progress = Callable[[str, float], None]
 
+# Of the export stack, whatever the family.
+PATCHES = (edge_passes.PATCH, emitted_constants.PATCH)
 # The set that was tested together: an executorch release pairs with exactly one torch minor release.
 TESTED = (("executorch", ">=1.4,<1.5"), ("torch", ">=2.13,<2.14"), ("torchao", ">=0.18,<0.19"))
 
@@ -75,7 +77,7 @@ def export(
     quantized = time.monotonic()
     progress("lower", 0.0)
     with ExitStack() as stack, torch.no_grad():
-        patches = stack.enter_context(applied(family.patches()))
+        patches = stack.enter_context(applied((*family.patches(), *PATCHES)))
         stack.enter_context(family.cheaper(model))
         if window is None:
             stack.enter_context(cached_attention(model))

@@ -17,7 +17,6 @@ from torch import nn
 from hubpub.errors import ExportError
 from hubpub.export.delegate import Weight, delegate, is_product
 from hubpub.export.quantize import DynamicLinear
-from hubpub.export.write import streaming
 from hubpub.model.decoder import CachedDecoder
 
 Metadata = dict[str, int | bool | list[int]]
@@ -55,58 +54,21 @@ def lower(program: torch.export.ExportedProgram, weights: dict[str, Weight], met
     from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEvalPass
 
     # Kept whole, a linear layer reads its weight as stored; decomposed, it would need a transposed copy.
-    with one_retrace():
-        edge = to_edge(
-            program,
-            constant_methods=metadata,
-            compile_config=EdgeCompileConfig(
-                _check_ir_validity=False, _skip_dim_order=True, preserve_ops=[aten.linear.default]
-            ),
-        )
-    edge._named_data_store = delegate(edge.exported_program(), weights)
-    with streaming():
-        return edge.to_executorch(
-            ExecutorchBackendConfig(
-                extract_delegate_segments=True,
-                sym_shape_eval_pass=ConstraintBasedSymShapeEvalPass(),
-                memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False),
-            )
-        )
-
-
-@contextlib.contextmanager
-def one_retrace() -> Iterator[None]:
-    """Run the per-operator rewrites of `to_edge` in one walk over the graph for as long as the context is open.
-
-    Each of five passes re-traces the whole graph to rewrite single operators, and hands every operator on to its base
-    class when done: stacked as one class they do the same to each operator in turn.
-    """
-    from executorch.exir import passes
-    from executorch.exir.passes.remove_mixed_type_operators import RemoveMixedTypeOperators
-    from executorch.exir.passes.replace_broken_ops_with_function_ops_pass import ReplaceBrokenOpsWithFunctionalOpsPass
-    from executorch.exir.program import _program
-
-    chain = (
-        passes.NormalizeTransposePass,
-        ReplaceBrokenOpsWithFunctionalOpsPass,
-        passes.ScalarToTensorPass,
-        passes.SymToTensorPass,
-        RemoveMixedTypeOperators,
+    edge = to_edge(
+        program,
+        constant_methods=metadata,
+        compile_config=EdgeCompileConfig(
+            _check_ir_validity=False, _skip_dim_order=True, preserve_ops=[aten.linear.default]
+        ),
     )
-    stacked = type("OneRetrace", chain, {})
-    before = _program._get_aten_to_edge_passes
-
-    def fewer(config: Any) -> tuple[list[Any], list[Any]]:
-        first, last = before(config)
-        at = next(index for index, one in enumerate(first) if isinstance(one, chain))
-        others = [one for one in first if not isinstance(one, chain)]
-        return [*others[:at], stacked(), *others[at:]], last
-
-    _program._get_aten_to_edge_passes = fewer
-    try:
-        yield
-    finally:
-        _program._get_aten_to_edge_passes = before
+    edge._named_data_store = delegate(edge.exported_program(), weights)
+    return edge.to_executorch(
+        ExecutorchBackendConfig(
+            extract_delegate_segments=True,
+            sym_shape_eval_pass=ConstraintBasedSymShapeEvalPass(),
+            memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False),
+        )
+    )
 
 
 def export(decoder: nn.Module, recipe: str, metadata: Metadata) -> Lowered:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from hubpub.errors import SourceError, ToolchainError
 from hubpub.model.checkpoint import Checkpoint
@@ -94,16 +95,15 @@ def load_mapped(checkpoint: Checkpoint, *, dtype: torch.dtype) -> Any:
 @contextmanager
 def _parameters_on_meta() -> Iterator[None]:
     """Modules made inside have buffers as always, and parameters without memory."""
-    register = nn.Module.register_parameter
 
-    def on_meta(self: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        register(self, name, None if parameter is None else nn.Parameter(parameter.to("meta"), requires_grad=False))
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        return None if parameter is None else nn.Parameter(parameter.to("meta"), requires_grad=False)
 
-    nn.Module.register_parameter = on_meta
+    handle = register_module_parameter_registration_hook(on_meta)
     try:
         yield
     finally:
-        nn.Module.register_parameter = register
+        handle.remove()
 
 
 def verify(checkpoint: Checkpoint, config: Any, model_class: Any) -> None:

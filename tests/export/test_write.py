@@ -13,7 +13,9 @@ import torch
 from executorch.exir import to_edge
 
 from hubpub.errors import ToolchainError
-from hubpub.export.write import SMALL, Stored, stored, streaming, write
+from hubpub.export.write import stored, write
+from hubpub.model.patches import applied
+from hubpub.model.patches.emitted_constants import PATCH, SMALL, Stored
 
 
 class Table(torch.nn.Module):
@@ -34,7 +36,7 @@ def programs() -> tuple[Any, Any, Table]:
     """The same program emitted with and without streaming."""
     table = Table()
     edge = [to_edge(torch.export.export(table, (torch.ones(1, 128),))) for _ in range(2)]
-    with streaming():
+    with applied([PATCH]):
         streamed = edge[0].to_executorch()
     return streamed, edge[1].to_executorch(), table
 

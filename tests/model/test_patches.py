@@ -12,7 +12,16 @@ import torch
 from transformers.models.gemma3n import modeling_gemma3n as upstream
 
 from hubpub.errors import ToolchainError
-from hubpub.model.patches import Patch, applied, gaussian_topk, layer_type_order, replaced, sdpa_meta
+from hubpub.model.patches import (
+    Patch,
+    applied,
+    edge_passes,
+    emitted_constants,
+    gaussian_topk,
+    layer_type_order,
+    replaced,
+    sdpa_meta,
+)
 
 
 class Sparse(torch.nn.Module):
@@ -123,3 +132,26 @@ def test_layer_types_in_order_upstream_need_no_patch(patch: Patch, model: str, n
         applied([patch]),
     ):
         pass
+
+
+def test_other_passes_upstream_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from executorch.exir.program import _program
+
+    passes = list(_program.base_pre_op_replace_passes)
+    monkeypatch.setattr(_program, "base_pre_op_replace_passes", passes[:1] + passes[2:])
+    with pytest.raises(ToolchainError, match="to_edge runs other passes"), applied([edge_passes.PATCH]):
+        pass
+
+
+def test_an_emitter_that_changed_is_refused() -> None:
+    from executorch.exir.emit import _emitter
+
+    def other(self: object, spec: object, constant_tag: object = None) -> None: ...
+
+    with (
+        replaced(_emitter._Emitter, "_tensor_spec_to_evalue", other),
+        pytest.raises(ToolchainError, match="no longer contains 'bytes\\("),
+        applied([emitted_constants.PATCH]),
+    ):
+        pass
+    assert "bytes" not in vars(_emitter)
