@@ -77,9 +77,11 @@ def trade(cell: CellFacts, against: CellFacts) -> str:
     speed = _ratio(cell.speed.decode_tokens_per_second, against.speed.decode_tokens_per_second)
     if abs(speed - 1) > _ALIKE:
         (gains if speed > 1 else losses).append(_times(speed, "slower", "faster"))
-    if not gains and not losses:
-        return f"much the same as {code(against.recipe)}"
-    return " but ".join(listed(part) for part in (gains, losses) if part)
+    said = " but ".join(listed(part) for part in (gains, losses) if part) or f"much the same as {code(against.recipe)}"
+    needed, base_needed = device(cell), device(against)
+    if needed == base_needed:
+        return said
+    return f"{said}; {needed} GB of RAM is enough" if needed < base_needed else f"{said}; it needs {needed} GB of RAM"
 
 
 def _beats(one: CellFacts, other: CellFacts) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from hubpub.cards import licenses
 from hubpub.cards.html import safe_url
-from hubpub.cards.prose import error, plain
+from hubpub.cards.prose import plain, prose_error
 from hubpub.config import Card
 
 PIPELINE_TAG = "text-generation"
@@ -27,13 +27,15 @@ def metadata(card: Card) -> dict[str, Any]:
     tags = [*always, *(plain(tag) for tag in prose.tags)]
     for tag in tags:
         if not tag or len(tag) > _LONGEST_TAG:
-            raise error(card, "tags", f"'{tag[:40]}' must be 1 to {_LONGEST_TAG} characters on one line")
+            raise prose_error(card, "tags", f"'{tag[:40]}' must be 1 to {_LONGEST_TAG} characters on one line")
     unique = list({tag.casefold(): tag for tag in reversed(tags)}.values())[::-1]
     if len(unique) > _MOST_TAGS:
-        raise error(card, "tags", f"more than {_MOST_TAGS} tags", "keep those that people filter by")
+        raise prose_error(card, "tags", f"more than {_MOST_TAGS} tags", "keep those that people filter by")
     for language in prose.language:
         if not _LANGUAGE.fullmatch(language):
-            raise error(card, "language", f"'{plain(language)[:40]}' is no ISO 639 code", 'write it like "en" or "de"')
+            raise prose_error(
+                card, "language", f"'{plain(language)[:40]}' is no ISO 639 code", 'write it like "en" or "de"'
+            )
     values: dict[str, Any] = {
         **licenses.metadata(card.variant),
         "library_name": "executorch",
@@ -48,6 +50,6 @@ def metadata(card: Card) -> dict[str, Any]:
     if prose.thumbnail is not None:
         url = prose.thumbnail
         if not url.startswith("https://") or not safe_url(url) or url != plain(url) or " " in url or len(url) > 2000:
-            raise error(card, "thumbnail", "must be an https address of an image")
+            raise prose_error(card, "thumbnail", "must be an https address of an image")
         values["thumbnail"] = url
     return values

@@ -26,7 +26,7 @@ def checked(card: Card) -> Prose:
     prose = card.card
     title = _markdown(card, "title", prose.title)
     if "\n" in title or not title:
-        raise error(card, "title", "must be one line of text", "move the rest to card.introduction")
+        raise prose_error(card, "title", "must be one line of text", "move the rest to card.introduction")
     return prose.model_copy(
         update={
             "title": title,
@@ -49,7 +49,7 @@ def plain(text: str) -> str:
     return " ".join(_HIDDEN.sub("", _LINE_ENDS.sub(" ", text)).split())
 
 
-def error(card: Card, key: str, what: str, hint: str | None = None) -> RenderError:
+def prose_error(card: Card, key: str, what: str, hint: str | None = None) -> RenderError:
     """A RenderError about `card.<key>` that names file and line."""
     path, line = locate(card, f"card.{key}")
     where = f"{card.folder.name}/{path.name}" + (f":{line}" if line else "")
@@ -58,15 +58,17 @@ def error(card: Card, key: str, what: str, hint: str | None = None) -> RenderErr
 
 def _markdown(card: Card, key: str, text: str) -> str:
     if len(text) > LONGEST:
-        raise error(card, key, f"is longer than {LONGEST:,} characters", "put it into a file of its own and link it")
+        raise prose_error(
+            card, key, f"is longer than {LONGEST:,} characters", "put it into a file of its own and link it"
+        )
     text = _HIDDEN.sub("", _LINE_ENDS.sub("\n", text)).strip()
     # Looked for after hidden characters are gone: they could be in the middle of a mark.
     if MARK.search(text):
-        raise error(card, key, "holds a hubpub block mark", "write prose only; blocks are generated")
+        raise prose_error(card, key, "holds a hubpub block mark", "write prose only; blocks are generated")
     if "<" in text or "```" in text or "~~~" in text:
         what = _fault(text)
         if what:
-            raise error(card, key, what, "write Markdown, and put code between backticks")
+            raise prose_error(card, key, what, "write Markdown, and put code between backticks")
     return text
 
 
