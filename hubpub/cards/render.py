@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CHARTS", "Conflict", "Merged", "Rendered", "golden", "merge", "render", "stale"]
 CHARTS = {"choice-light.svg": charts.LIGHT, "choice-dark.svg": charts.DARK}
+_FENCE = re.compile("`{3,}")
 _MARK = ("<!-- hubpub:begin ", "<!-- hubpub:end ")
 POLICY = "https://github.com/pytorch/executorch/blob/v{version}/runtime/COMPATIBILITY.md"
 
@@ -196,10 +197,17 @@ def _short(path: str, templates: Path) -> str:
 
 
 def _tidy(text: str) -> str:
-    """No blanks at line ends, one empty line at most, marks apart from what is around them, one newline at the end."""
+    """No blanks at line ends, one empty line at most outside of code, marks apart from what is around them, one newline
+    at the end."""
     lines: list[str] = []
+    code = ""
     for raw in text.split("\n"):
         line = raw.rstrip(" \t")
+        if fence := _FENCE.match(line):
+            code = "" if code and line == code else code or fence[0]
+        if code and not fence:
+            lines.append(line)
+            continue
         apart = line.startswith(_MARK) or (bool(lines) and lines[-1].startswith(_MARK))
         if apart and line and lines and lines[-1]:
             lines.append("")
