@@ -44,6 +44,13 @@ def code(text: str) -> str:
     return f"{fence} {text} {fence}" if "`" in text else f"`{text}`"
 
 
+def inline(text: str) -> str:
+    """`text` as code within a sentence: in a table a bar would end the cell, see `code`."""
+    text = plain(text)
+    fence = "``" if "`" in text else "`"
+    return f"{fence} {text} {fence}" if "`" in text else f"`{text}`"
+
+
 def shape(dimensions: Iterable[object]) -> str:
     """The dimensions of a tensor, e.g. "[1, 1..2047]"."""
     return "[" + ", ".join(str(one) for one in dimensions) + "]"
@@ -104,6 +111,7 @@ FILTERS: dict[str, Callable[..., str]] = {
     "shape": shape,
     "cell": cell,
     "code": code,
+    "inline": inline,
     "gate": gate,
     "gate_name": gate_name,
     "counted": counted,

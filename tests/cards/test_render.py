@@ -19,7 +19,7 @@ from hubpub.cards.blocks import BLOCK, metadata
 from hubpub.cards.render import CHARTS, golden, render, stale
 from hubpub.config import Card, Project
 from hubpub.errors import RenderError
-from hubpub.facts import CardFacts
+from hubpub.facts import CardFacts, PromptFormat, Turns
 
 
 @pytest.fixture(params=["gemma-3n-E2B-it-pte", "gemma-3n-E4B-it-pte"])
@@ -270,3 +270,34 @@ def test_rendering_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_marks_of_turns_are_written_as_they_are(project: Project) -> None:
+    card = next(card for card in project.cards if card.repo == "gemma-4-E2B-it-pte")
+    facts = sample(project, card)
+    turns = Turns(
+        opening="<|turn>user\n", reply="<turn|>\n<|turn>model\n", again="<turn|>\n<|turn>user\n", end="<turn|>"
+    )
+    prompt = PromptFormat(bos="<bos>", turns=turns)
+    cells = tuple(cell.model_copy(update={"prompt": prompt}) for cell in facts.cells)
+    text = text_of(card, project, facts.model_copy(update={"cells": cells}))
+    # Outside of a table a bar is a bar.
+    assert "The answer ends with `<turn|>`" in text
+    assert "\\|" not in "\n".join(line for line in text.splitlines() if not line.startswith("|"))
+
+
+def test_a_model_that_wants_no_first_token_gets_none(card: Card, project: Project, facts: CardFacts) -> None:
+    turns = Turns(opening="<s>user\n", reply="</s>model\n", again="</s>user\n", end="</s>", system=None)
+    cells = tuple(cell.model_copy(update={"prompt": PromptFormat(bos="", turns=turns)}) for cell in facts.cells)
+    text = text_of(card, project, facts.model_copy(update={"cells": cells}))
+    assert "leave `num_bos` at 0" in text
+    assert "numBos = 0," in text
+    assert "$0.bosCount = 0" in text
+    assert "config.num_bos = 0;" in text
+    assert "config.num_bos = 1;" not in text
+    assert "With a system message" not in text
+    # Facts of an older release do not say: then the family does.
+    old = tuple(cell.model_copy(update={"prompt": None}) for cell in facts.cells)
+    text = text_of(card, project, facts.model_copy(update={"cells": old}))
+    assert "numBos = 1," in text
+    assert "### React Native" not in text
