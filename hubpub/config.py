@@ -243,6 +243,7 @@ class Project:
 
     cards_dir: Path
     templates_dir: Path
+    recipes_file: Path = PACKAGE / "recipes.toml"
 
     @property
     def root(self) -> Path:
@@ -269,7 +270,7 @@ class Project:
     @cached_property
     def recipes(self) -> dict[str, Recipe]:
         """The built-in recipe table by name."""
-        return _recipes(PACKAGE / "recipes.toml")
+        return _recipes(self.recipes_file)
 
     @cached_property
     def cards(self) -> tuple[Card, ...]:

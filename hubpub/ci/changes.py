@@ -5,74 +5,99 @@ from __future__ import annotations
 import difflib
 import re
 import subprocess
+import tempfile
 import tomllib
 from pathlib import Path
-from typing import Any
 
-from hubpub.config import PACKAGE, Card, Project
-from hubpub.errors import UsageError
+from hubpub.config import PACKAGE, Project, load_card
+from hubpub.errors import ConfigError, UsageError
 from hubpub.files import write_atomic
-from hubpub.matrix import cells
+from hubpub.matrix import Cell, cells
 
-# Whatever is under these changes what an export or a measurement gives.
-_MAKING = ("hubpub/model/", "hubpub/export/", "hubpub/measure/", "hubpub/data/", "hubpub/make/", "pyproject.toml")
+# Nothing under these changes what an export or a measurement gives. Whatever is new in hubpub/ may.
+_UNRELATED = (
+    "hubpub/cards/", "hubpub/ci/", "hubpub/cli/", "hubpub/hub/", "hubpub/localhub/", "hubpub/release/",
+    "hubpub/doctor.py", "hubpub/pin.py", "hubpub/progress.py", "hubpub/recipes.toml", "hubpub/redaction.py",
+    "hubpub/sizes.toml", "hubpub/sizing.py", "hubpub/units.py",
+)  # fmt: skip
+_MAKING = ("hubpub/", "pyproject.toml", ".github/requirements")
+COMMENT = "<!-- hubpub: card changes -->"
 
 
 def changed_since(project: Project, base: str) -> dict[str, str]:
-    """The cells whose files could come out differently than at the commit `base`, with the reason.
+    """The cells whose files or verdicts could come out differently than at the commit `base`, with the reason.
 
     Prose of a card and templates change no file of a cell. Raises UsageError where `base` is no commit.
     """
-    paths = _git(project, "diff", "--name-only", "--relative", f"{_commit(project, base)}...HEAD", "--").splitlines()
-    paths += _git(project, "diff", "--name-only", "--relative", "HEAD", "--").splitlines()
-    making = next((path for path in paths if path.startswith(_MAKING)), None)
-    if making is not None and (project.root / "hubpub").samefile(PACKAGE):
+    commit = _git(project, "merge-base", _commit(project, base), "HEAD").strip()
+    paths = _git(project, "diff", "--name-only", "--relative", commit, "--").splitlines()
+    making = next((path for path in paths if path.startswith(_MAKING) and not path.startswith(_UNRELATED)), None)
+    if making is not None and _is_hubpub(project):
         return {cell.id: f"{making} changed" for cell in cells(project)}
-    before = _recipes_at(project, base)
+    if not any(path.startswith("cards/") or path.endswith("/recipes.toml") for path in paths):
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        before = _cells_at(project, commit, Path(folder))
     reasons = {}
     for cell in cells(project):
-        card = cell.card
-        folder = card.folder.relative_to(project.root).as_posix()
-        if f"{folder}/card.toml" in paths:
-            old = _toml_at(project, base, f"{folder}/card.toml")
-            if why := _differs(card, old, cell.recipe.name):
-                reasons[cell.id] = why
-                continue
-        if before is not None and cell.recipe.name not in card.recipe:
-            now = tomllib.loads((PACKAGE / "recipes.toml").read_text("utf-8"))["recipe"].get(cell.recipe.name)
-            if now != before.get(cell.recipe.name):
-                reasons[cell.id] = f"recipe {cell.recipe.name} changed"
+        old = before.get(cell.card.repo)
+        if why := _differs(cell, old):
+            reasons[cell.id] = why
     return reasons
 
 
-def _differs(card: Card, old: dict[str, Any], recipe: str) -> str | None:
-    if not old:
-        return "new card"
-    now = tomllib.loads((card.folder / "card.toml").read_text("utf-8"))
-    if now.get("variant") != old.get("variant"):
-        return "variant changed"
-    if now.get("export", {}).get("context") != old.get("export", {}).get("context"):
-        return "context changed"
-    if recipe not in old.get("export", {}).get("recipes", ()):
-        return "new cell"
-    if now.get("recipe", {}).get(recipe) != old.get("recipe", {}).get(recipe):
-        return f"recipe {recipe} changed"
-    return None
+def _is_hubpub(project: Project) -> bool:
+    """Whether the project is hubpub's own repository, whose code makes the cells, and not somebody's cards alone."""
+    try:
+        declared = tomllib.loads((project.root / "pyproject.toml").read_text("utf-8"))
+    except (OSError, tomllib.TOMLDecodeError):
+        return False
+    return bool(declared.get("project", {}).get("name") == "hubpub") and (project.root / "hubpub").is_dir()
 
 
-def _recipes_at(project: Project, base: str) -> dict[str, Any] | None:
-    """The recipe table at `base`, or None where it is no part of this project."""
-    if not (project.root / "hubpub").is_dir():
-        return None
-    found: dict[str, Any] = _toml_at(project, base, "hubpub/recipes.toml").get("recipe", {})
+def _cells_at(project: Project, commit: str, folder: Path) -> dict[str, dict[str, Cell]]:
+    """Cells by recipe by repo, as the cards and recipes at `commit` declare them; a card that is not valid has none."""
+    recipes = PACKAGE / "recipes.toml"
+    names = _git(project, "ls-tree", "-r", "--name-only", commit, "cards").splitlines()
+    for name in names:
+        if name.endswith("/card.toml") and name.count("/") == 2:
+            path = folder / name
+            path.parent.mkdir(parents=True)
+            path.write_text(_git(project, "show", f"{commit}:./{name}"), "utf-8")
+    if _is_hubpub(project):
+        recipes = folder / "recipes.toml"
+        recipes.write_text(_git(project, "show", f"{commit}:./hubpub/recipes.toml"), "utf-8")
+    (folder / "cards").mkdir(exist_ok=True)
+    old = Project(folder / "cards", project.templates_dir, recipes)
+    found: dict[str, dict[str, Cell]] = {}
+    for place in sorted((folder / "cards").iterdir()):
+        try:
+            card = load_card(place)
+            reasons = {one.recipe: one.reason for one in card.exclude}
+            own = [Cell(card, old.recipe(card, name), reasons.get(name)) for name in card.export.recipes]
+        except ConfigError:
+            continue
+        found[card.repo] = {cell.recipe.name: cell for cell in own}
     return found
 
 
-def _toml_at(project: Project, base: str, path: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(_git(project, "show", f"{_commit(project, base)}:./{path}"))
-    except (UsageError, tomllib.TOMLDecodeError):
-        return {}
+def _differs(cell: Cell, before: dict[str, Cell] | None) -> str | None:
+    """Why `cell` could come out differently than the cells of its card `before`; None where it could not."""
+    if not before:
+        return "new card"
+    old = before.get(cell.recipe.name)
+    if old is None:
+        return "new cell"
+    if old.excluded and not cell.excluded:
+        return "no longer excluded"
+    if cell.variant != old.variant:
+        return "variant changed"
+    for name in ("context", "prefill"):
+        if getattr(cell.card.export, name) != getattr(old.card.export, name):
+            return f"{name} changed"
+    if cell.recipe.model_dump(exclude={"summary"}) != old.recipe.model_dump(exclude={"summary"}):
+        return f"recipe {cell.recipe.name} changed"
+    return None
 
 
 def _commit(project: Project, base: str) -> str:
@@ -112,7 +137,7 @@ def card_changes(project: Project, base: str) -> str:
             fence = "`" * (max([3, *(len(run) for run in re.findall(r"`+", "\n".join(shown)))]) + 1)
             title = f"<summary>{card.repo}: {len(diff)} lines</summary>"
             parts += ["<details>", title, "", f"{fence}diff", *shown, fence, "", "</details>", ""]
-    text = "\n".join(["## Cards", "", *(parts or ["No card changes."])]) + "\n"
+    text = "\n".join([COMMENT, "## Cards", "", *(parts or ["No card changes."])]) + "\n"
     # A comment on GitHub holds 65,536 characters.
     write_atomic(Path("card-changes.md"), (text if len(text) < 60_000 else text[:60_000] + "\n...\n").encode())
     return text

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import ROOT, Ran, hubpub
-from e2e.actions import REPOSITORY, Issuer, Run, Workflow, issuer
+from e2e.actions import REPOSITORY, Issuer, Run, Workflow, evaluate_value, issuer
 from huggingface_hub import HfApi, hf_hub_download
 
 from hubpub.config import PACKAGE, Project
@@ -103,27 +104,32 @@ def test_a_tag_becomes_a_release_of_every_repo(
         assert f"gh attestation verify {cell['file']['name']} --repo {REPOSITORY}" in Path(card).read_text()
         commits = world.api.list_repo_commits(f"{hub.user}/{repo}")
         assert "actions/runs/4711" in commits[0].message
-    assert {line.split()[1]: line.split()[0] for line in world.flow.attested} == sums
+    attested = {line.split()[1]: line.split()[0] for line in world.flow.attested}
+    assert {name: digest for name, digest in attested.items() if name.endswith(".pte")} == sums
+    assert attested.keys() - sums.keys() == {f"{name}.facts.json" for name in sums}
+    installed = world.flow.installed.read_text().splitlines()
+    assert {"--no-deps"} == {line.split()[1] for line in installed}
+    assert len([line for line in installed if "--require-hashes" in line]) * 3 == len(installed) * 2
     (made,) = map(json.loads, world.flow.releases.read_text().splitlines())
     assert made[:4] == ["release", "create", "v1.2.0", "--verify-tag"]
     told = run.of("announce").summary
     assert all(f"/{repo}/tree/v1.2.0" in told for repo in repos)
     assert all(sha256 in told for sha256 in sums.values())
-    # The same again, by hand: everything is there, nothing is sent.
+    # The same again, by hand: everything is there, nothing is sent, and nothing is attested that was not made here.
     before = hub.bytes_received()
+    world.flow.attested = []
     again = world.flow.run()
     assert_green(again)
     assert hub.bytes_received() == before
     assert {one.steps["Stage"] for _, one in again.jobs["export"]} == {"skipped"}
+    assert world.flow.attested == [] and again.of("attest").steps["actions/attest"] == "skipped"
 
 
 def test_one_failing_cell_keeps_back_its_own_repo_and_fails_the_run(world: World) -> None:
     good, bad = PAIR
     world.trust(*PAIR)
     path = world.project / "cards" / bad / "card.toml"
-    table = (PACKAGE / "recipes.toml").read_text().split(f"[recipe.{RECIPE}]\n")[1].split("\n[recipe.bf16-")[0]
-    strict = re.sub(r"kl_mean_max = .*", "kl_mean_max = 1e-30", table)
-    path.write_text(path.read_text() + f"\n[recipe.{RECIPE}]\n{strict}\n")
+    path.write_text(path.read_text() + strict_recipe())
     run = world.flow.run()
     failed = next(one for values, one in run.jobs["export"] if values["repo"] == bad)
     assert (failed.result, failed.steps["Stage"]) == ("failure", "skipped")
@@ -160,11 +166,152 @@ def test_what_was_killed_goes_on_where_it_stopped(world: World) -> None:
     sent = world.hub.bytes_received()
     again = world.flow.run(run)
     assert_green(again)
-    # The program of the one was there already, and everything of the other.
-    assert again.of("export", repo=second).steps["Stage"] == "skipped"
+    # The program of the one was there already, and everything of the other; but nothing vouched for it, so both made
+    # theirs again, and sent next to nothing.
+    assert again.of("export", repo=second).steps["Export, inspect, validate, bench"] == "success"
+    assert "no attestation of this workflow vouches for it" in again.of("export", repo=second).log
     smallest = min(path.stat().st_size for path in world.flow.work.glob("cells/rehearsal/*/bf16/*/*.pte"))
     assert world.hub.bytes_received() - sent < smallest
     assert set(world.tags(first)) == set(world.tags(second)) == {"v1.0.0"}
+
+
+def kill_promotions(job: str, matrix: Mapping[str, Any], step: str, process: subprocess.Popen[str]) -> bool:
+    return job == "promote" and step == "Promote"
+
+
+def test_what_lies_on_a_branch_counts_where_this_workflow_vouches_for_it(world: World, tmp_path: Path) -> None:
+    world.trust(*PAIR)
+    honest, planted = PAIR
+    world.flow.killer = kill_promotions
+    assert {one.result for _, one in world.flow.run().jobs["export"]} == {"success"}
+    world.flow.killer = None
+    # Somebody with write access makes the figures of one cell better than they are; its fingerprint stays.
+    repo, branch = f"{world.hub.user}/{planted}", "hubpub-stage/v1.0.0"
+    name = f"gemma-3n-E4B-it-{RECIPE}.pte.facts.json"
+    staged = world.api.hf_hub_download(repo, name, revision=branch, cache_dir=tmp_path / "cache")
+    facts = json.loads(Path(staged).read_text())
+    real = facts["parity"]["logits"]["kl_mean"]
+    facts["parity"]["logits"]["kl_mean"] = 0.0
+    text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
+    world.api.upload_file(path_or_fileobj=text.encode(), path_in_repo=name, repo_id=repo, revision=branch)
+    attested = len(world.flow.attestations.read_text().splitlines())
+    again = world.flow.run()
+    assert_green(again)
+    assert again.of("export", repo=honest).steps["Stage"] == "skipped"
+    assert again.of("export", repo=planted).steps["Export, inspect, validate, bench"] == "success"
+    made = {line.split()[1] for line in world.flow.attested}
+    assert made == {name, name.removesuffix(".facts.json")}
+    # Its facts say another run made them: they are attested as well, the file is the same as before.
+    assert len(world.flow.attestations.read_text().splitlines()) == attested + 2
+    path = hf_hub_download(repo, "facts.json", endpoint=world.hub.url, cache_dir=tmp_path / "published")
+    assert json.loads(Path(path).read_text())["cells"][0]["parity"]["logits"]["kl_mean"] == real
+
+
+def test_what_another_workflow_attested_does_not_count(world: World) -> None:
+    world.trust(*PAIR)
+    world.flow.killer = kill_promotions
+    world.flow.run()
+    world.flow.killer = None
+    lines = world.flow.attestations.read_text()
+    for other in (lines.replace("release.yml", "other.yml"), lines.replace(REPOSITORY, "some/one")):
+        world.flow.attestations.write_text(other)
+        world.flow.killer = kill_promotions
+        again = world.flow.run()
+        assert {one.steps["Stage"] for _, one in again.jobs["export"]} == {"success"}
+
+
+def test_gates_are_those_of_now_when_a_run_goes_on(world: World) -> None:
+    world.trust(*PAIR)
+    world.flow.killer = kill_promotions
+    world.flow.run()
+    world.flow.killer = None
+    path = world.project / "cards" / PAIR[1] / "card.toml"
+    path.write_text(path.read_text() + strict_recipe())
+    again = world.flow.run()
+    assert again.of("export", repo=PAIR[0]).result == "success"
+    failed = again.of("export", repo=PAIR[1])
+    assert failed.steps["Go on where an earlier attempt stopped"] == "failure" and "kl_mean" in failed.log
+    assert world.tags(PAIR[1]) == {}
+
+
+def test_a_dry_run_of_repos_that_are_there_is_green_and_changes_nothing(world: World) -> None:
+    world.trust(*PAIR)
+    assert_green(world.flow.run())
+    before = {repo: world.api.list_repo_refs(f"{world.hub.user}/{repo}") for repo in PAIR}
+    world.flow.ref, world.flow.inputs = "v1.1.0", {"dry-run": True}
+    world.project.joinpath("cards", PAIR[0], "card.toml").open("a").write("# another\n")
+    dry = world.flow.run()
+    assert_green(dry)
+    assert "would change" in dry.of("promote", repo=PAIR[0]).summary
+    assert dry.of("attest").steps["actions/attest"] == "skipped"
+    assert {repo: world.api.list_repo_refs(f"{world.hub.user}/{repo}") for repo in PAIR} == before
+
+
+def test_a_dry_run_of_some_cells_of_a_repo_is_green(world: World) -> None:
+    path = world.project / "cards" / PAIR[0] / "card.toml"
+    path.write_text(path.read_text().replace(f'recipes = ["{RECIPE}"]', f'recipes = ["{RECIPE}", "fp32"]'))
+    world.trust(*PAIR)
+    world.flow.inputs = {"selector": f"gemma-3n-E2B-it/{RECIPE}"}
+    refused = world.flow.run()
+    assert refused.result("plan") == "failure" and refused.result("export") == "skipped"
+    assert "gemma-3n-E2B-it/fp32 was not selected and has not been made" in refused.of("plan").log
+    world.flow.inputs |= {"dry-run": True}
+    assert_green(world.flow.run())
+    assert world.tags(PAIR[0]) == {}
+
+
+def test_a_rehearsal_never_falls_through_to_production(world: World) -> None:
+    world.trust(*PAIR)
+    world.flow.variables = {"HUBPUB_REHEARSE": "true", "HF_NAMESPACE": world.hub.user}
+    run = world.flow.run()
+    assert run.result("plan") == "failure" and run.result("export") == "skipped"
+    assert "for rehearsals alone" in run.of("plan").log
+    world.flow.variables |= {"HF_REHEARSAL_NAMESPACE": world.hub.user}
+    assert "would both go to" in world.flow.run().of("plan").log
+    # Called by another project, with its namespace.
+    world.flow.variables, world.flow.inputs = {}, {"namespace": world.hub.user, "rehearse": True}
+    assert "for rehearsals alone" in world.flow.run().of("plan").log
+    # Nor to a repo with a release, whatever the variables say.
+    world.flow.variables, world.flow.inputs = {"HF_REHEARSAL_NAMESPACE": world.hub.user}, {"rehearse": True}
+    committed = json.loads((ROOT / "cards" / PAIR[0] / "facts.json").read_text())
+    for cell in committed["cells"]:
+        cell["source"]["scale_model"] = False
+    world.api.upload_file(
+        path_or_fileobj=json.dumps(committed).encode(), path_in_repo="facts.json",
+        repo_id=f"{world.hub.user}/{PAIR[0]}",
+    )  # fmt: skip
+    run = world.flow.run()
+    assert "holds a real release" in run.of("plan").log and run.result("export") == "skipped"
+    assert world.tags(PAIR[0]) == world.tags(PAIR[1]) == {}
+
+
+def test_a_private_repository_claims_no_attestation(world: World, tmp_path: Path) -> None:
+    world.trust(*PAIR)
+    world.flow.private = True
+    run = world.flow.run()
+    assert_green(run)
+    assert run.of("attest").steps["actions/attest"] == "skipped"
+    repo = f"{world.hub.user}/{PAIR[0]}"
+    names = ("facts.json", "README.md")
+    facts, card = (
+        Path(hf_hub_download(repo, name, endpoint=world.hub.url, cache_dir=tmp_path / "cache")).read_text()
+        for name in names
+    )
+    assert json.loads(facts)["cells"][0]["workflow"]["attested"] is False
+    assert "attestation" not in card and "gh attestation" not in run.of("announce").summary
+
+
+def test_a_tag_and_a_start_by_hand_of_one_version_wait_for_each_other() -> None:
+    group = yaml.safe_load(RELEASE.read_text())["concurrency"]["group"]
+    tag = {"github": {"ref": "refs/tags/v1.0.0", "ref_name": "v1.0.0"}, "inputs": {}}
+    hand = {"github": {"ref": "refs/heads/main", "ref_name": "main"}, "inputs": {"version": "v1.0.0"}}
+    assert evaluate_value(group, tag) == evaluate_value(group, hand) == "release-v1.0.0"
+
+
+def strict_recipe() -> str:
+    """A recipe of the same name whose gates nothing passes."""
+    table = (PACKAGE / "recipes.toml").read_text().split(f"[recipe.{RECIPE}]\n")[1].split("\n[recipe.bf16-")[0]
+    return f"\n[recipe.{RECIPE}]\n{re.sub(r'kl_mean_max = .*', 'kl_mean_max = 1e-30', table)}\n"
 
 
 def test_a_token_is_for_one_repo_one_workflow_and_one_audience(world: World) -> None:

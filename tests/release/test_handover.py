@@ -1,0 +1,32 @@
+"""Facts on their way between machines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hubpub.config import Project
+from hubpub.errors import ConfigError, UsageError
+from hubpub.release.handover import hand_over, handed_over
+
+from .conftest import facts_of
+
+
+def test_facts_are_found_wherever_they_lie(small: Project, tmp_path: Path) -> None:
+    both = [facts_of(small, recipe) for recipe in ("8da4w", "8da8w")]
+    hand_over(tmp_path / "a", both[:1])
+    hand_over(tmp_path / "deep" / "b", both[1:])
+    hand_over(tmp_path / "again", both)
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"small-8da4w.pte.facts.json"}
+    assert handed_over(tmp_path) == {facts.cell: facts for facts in both}
+
+
+def test_two_measurements_of_one_cell_are_not_mixed(small: Project, tmp_path: Path) -> None:
+    facts = facts_of(small, "8da4w")
+    hand_over(tmp_path / "a", [facts])
+    hand_over(tmp_path / "b", [facts.model_copy(update={"summary": "another"})])
+    with pytest.raises(ConfigError, match="measured twice"):
+        handed_over(tmp_path)
+    with pytest.raises(UsageError, match="no folder"):
+        handed_over(tmp_path / "none")

@@ -1,0 +1,69 @@
+"""What jobs that can prove who they are install: locked, with hashes, and of pyproject.toml as it is."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+GITHUB = ROOT / ".github"
+
+
+def check(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(folder / ".github" / "lock.py"), "--check"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_the_locks_are_of_the_requirements_as_they_are() -> None:
+    done = check(ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"torch==2.13.0"', '"torch==2.12.0"', "has 2.13.0 for torch==2.12.0"),
+        ('"rich>=13.9"', '"rich>=13.9",\n  "cowsay>=6"', "has nothing for cowsay>=6"),
+        ('requires = ["hatchling>=1.27"]', 'requires = ["hatchling>=99"]', "for hatchling>=99"),
+    ],
+)
+def test_a_lock_of_other_requirements_is_stale(tmp_path: Path, old: str, new: str, said: str) -> None:
+    (tmp_path / ".github").mkdir()
+    for name in ("lock.py", "requirements.txt", "requirements-build.txt"):
+        shutil.copy(GITHUB / name, tmp_path / ".github" / name)
+    text = (ROOT / "pyproject.toml").read_text()
+    assert old in text
+    (tmp_path / "pyproject.toml").write_text(text.replace(old, new))
+    done = check(tmp_path)
+    assert done.returncode == 1 and said in done.stdout and "fix: python .github/lock.py" in done.stdout
+
+
+def test_every_line_of_a_lock_has_a_hash() -> None:
+    for name in ("requirements.txt", "requirements-build.txt"):
+        text = (GITHUB / name).read_text()
+        names = re.findall(r"(?m)^[^#\s]\S*", text)
+        assert names and all(re.fullmatch(r"[\w.-]+==[\w.!+-]+", one) for one in names)
+        assert not re.search(r"(?m)^[^#\s]\S*$", text)
+    torch = (GITHUB / "requirements.txt").read_text().split("\ntorch==")[1].split("\nt")[0]
+    # PyPI's build for Linux on Python 3.12, and the CPU one of PyTorch's own index.
+    assert "796633c4cdf0fe2cdced72d8f88f22e73dbcfce83132763162f6d4bff13b820b" in torch
+    assert "4ca4a9394b0c771238a4f73590fdbbc4debad85ed0fa63d026ae1b085da7d6e2" in torch
+
+
+def test_jobs_that_can_prove_who_they_are_install_nothing_else() -> None:
+    for path in (GITHUB / "workflows").glob("*.yml"):
+        for job in yaml.safe_load(path.read_text())["jobs"].values():
+            if job.get("permissions", {}).get("id-token") != "write":
+                continue
+            lines = [step["run"] for step in job["steps"] if "install" in step.get("run", "")]
+            assert lines == ["bash .hubpub-source/.github/install"]
+    for line in (GITHUB / "install").read_text().splitlines():
+        if line.startswith("pip "):
+            assert "--no-deps" in line
+            assert "--require-hashes" in line or ("--no-build-isolation" in line and line.endswith('"$here/.."'))

@@ -1,0 +1,64 @@
+"""The table of known sizes, and what a cell needs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from conftest import ROOT
+
+from hubpub.config import Project
+from hubpub.sizing import Size, Tensors, agrees, known_sizes, size_of
+
+
+def real_size() -> ModuleType:
+    """The benchmark that knows the text part of the published configs."""
+    spec = importlib.util.spec_from_file_location("real_size", ROOT / "benchmarks" / "real_size.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("variant", ["gemma-3n-E2B", "gemma-3n-E4B", "gemma-4-E2B", "gemma-4-E4B"])
+def test_the_table_says_what_the_model_of_the_published_config_has(variant: str, tmp_path: Path) -> None:
+    import torch
+    import transformers
+
+    from hubpub.model.families import family
+
+    kind = family("gemma3n" if variant.startswith("gemma-3n") else "gemma4")
+    config = {"architectures": [kind.architecture], "model_type": kind.name, "vision_config": {}}
+    config |= {"text_config": real_size().text_config(variant), "audio_config": {}, "dtype": "bfloat16"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    text = transformers.AutoConfig.from_pretrained(tmp_path).get_text_config()
+    with torch.device("meta"):
+        model = getattr(transformers, kind.text_class)(text)
+    shapes: Tensors = {
+        kind.text_prefix + name.removeprefix("model."): ("BF16", tuple(tensor.shape))
+        for name, tensor in model.state_dict().items()
+        if name != "lm_head.weight"
+    }
+    for repo in (f"google/{variant}", f"google/{variant}-it"):
+        known = known_sizes()[repo]
+        assert replace(size_of(shapes, kind.name), checkpoint=known.checkpoint) == known
+        # Towers come on top of the text.
+        assert 1.05 < known.checkpoint / (2 * known.text) < 1.3
+
+
+def test_every_card_of_this_checkout_is_of_a_known_size(project: Project) -> None:
+    assert {card.variant.source for card in project.cards} <= known_sizes().keys()
+
+
+def test_a_checkpoint_of_another_size_than_the_table_says_is_noticed() -> None:
+    known = known_sizes()["google/gemma-3n-E4B"]
+    assert agrees(known, "google/gemma-3n-E4B") and agrees(known, "google/unknown")
+    # The published files also hold keys and values that the model shares instead: 31.8 million weights.
+    assert agrees(replace(known, matrices=known.matrices + 31_760_384), "google/gemma-3n-E4B")
+    assert not agrees(replace(known, matrices=known.matrices * 11 // 10), "google/gemma-3n-E4B")
+    assert not agrees(replace(known, checkpoint=known.checkpoint + 1), "google/gemma-3n-E4B")
+    assert not agrees(Size(1, 1, 0, 0, 0, 2), "google/gemma-3n-E4B")
