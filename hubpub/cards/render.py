@@ -127,6 +127,7 @@ def _values(card: Card, facts: CardFacts | None, namespace: str, previous: CardF
         "described": charts.described(shown),
         "charts": len(shown) > 1,
         "downloads": _downloads(first),
+        "shipped": [file.name for file in first.tokenizer],
         "interfaces": _interfaces(facts.cells),
         "memory": {cell.cell: choice.memory(cell) for cell in facts.cells},
         "device": {cell.cell: choice.device(cell) for cell in facts.cells},
