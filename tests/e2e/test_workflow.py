@@ -98,6 +98,7 @@ def test_a_tag_becomes_a_release_of_every_repo(
             "repository": REPOSITORY,
             "commit": "c0ffee" * 6 + "abcd",
             "run": f"https://github.com/{REPOSITORY}/actions/runs/4711",
+            "attested": True,
         }
         sums[cell["file"]["name"]] = cell["file"]["sha256"]
         card = hf_hub_download(f"{hub.user}/{repo}", "README.md", endpoint=hub.url, cache_dir=tmp_path / "cache")
