@@ -139,6 +139,7 @@ def _values(card: Card, facts: CardFacts | None, namespace: str, previous: CardF
         "patches": list({p.name: p for cell in facts.cells for p in cell.patches if p.applied}.values()),
         "links": _links(facts),
         "custom": _custom(facts.cells),
+        "custom_in": [cell.recipe for cell in facts.cells if _custom([cell])],
         "runtimes": list(dict.fromkeys(cell.toolchain.get("executorch", "") for cell in facts.cells)),
         "compatibility": POLICY.format(version=first.toolchain.get("executorch", "")),
         "changes": _changes(previous, facts),

@@ -113,11 +113,8 @@ def cell(card: Card, recipe: str, summary: str, *, scale_model: bool = False) ->
             backends={"XnnpackBackend": 181} if delegated else {},
             operators=Operators(
                 delegated={"XNNFullyConnected": 301} if delegated else {},
-                kernels={
-                    "aten::mul.out": 900,
-                    "llama::custom_sdpa.out": 30,
-                    "quantized_decomposed::embedding_byte.out": 2,
-                },
+                kernels={"aten::mul.out": 900}
+                | ({} if window else {"llama::custom_sdpa.out": 30, "quantized_decomposed::embedding_byte.out": 2}),
             ),
             constant_bytes=weights if not delegated else weights // 2,
             delegate_bytes=0 if not delegated else weights - weights // 2,
