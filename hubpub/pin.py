@@ -61,7 +61,11 @@ def _pin(card: Card, client: Client) -> Pinned:
 def write_revision(card: Card, revision: str) -> Path:
     """Write `revision` as the pinned one into the card's file, and change nothing else of it. Returns the file."""
     path = card.folder / "card.toml"
-    document = tomlkit.parse(path.read_bytes().decode("utf-8"))
+    # Bytes, for the line ends are to stay as they are; the last line may lack one.
+    text = path.read_bytes().decode("utf-8")
+    if not text.endswith("\n"):
+        text += "\r\n" if "\r\n" in text else "\n"
+    document = tomlkit.parse(text)
     variant = document["variant"]
     assert isinstance(variant, MutableMapping)
     if "revision" in variant:

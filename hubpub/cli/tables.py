@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from rich.columns import Columns
 from rich.console import Group, RenderableType
 from rich.padding import Padding
-from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
@@ -344,6 +343,8 @@ def card_change(change: CardChange) -> RenderableType:
     if change.moved and change.moved.cells:
         parts += [Text(""), difference(change.moved)]
     if change.readme:
+        from rich.syntax import Syntax
+
         parts += [Text(f"Card ({', '.join(change.blocks) or 'text'})", style="bold")]
         parts.append(Syntax(change.readme, "diff", background_color="default", word_wrap=True))
     return Group(*parts)

@@ -1,0 +1,131 @@
+"""The command line as a person meets it: help, misspelt commands, completion, and being there at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+from conftest import ROOT
+
+import hubpub as package
+from hubpub import cli
+from hubpub.cli.app import SECTIONS, root
+
+COMMANDS = [name for commands in SECTIONS.values() for name in commands]
+
+
+def run(*arguments: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
+    """`hubpub` with exactly these arguments."""
+    return subprocess.run(
+        [sys.executable, "-m", "hubpub.cli", *arguments],
+        cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT), **env}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_help_groups_the_commands_by_what_a_person_is_doing() -> None:
+    said = run("--help").stdout
+    assert [line[:-1] for line in said.splitlines() if line and not line.startswith((" ", "Usage"))] == [
+        "Options",
+        *SECTIONS,
+    ]
+    for name in COMMANDS:
+        assert f"\n  {name} " in said
+    assert run("--version").stdout == f"hubpub {package.__version__}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_says_what_it_does_and_takes_the_common_options(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = root.get_command(click.Context(root), name)
+    inner = list(command.commands) if isinstance(command, click.Group) else []
+    for line in [[name, one] for one in inner] or [[name]]:
+        assert cli.main([*line, "--help"]) == 0
+        said = capsys.readouterr().out
+        assert all(option in said for option in ("--json", "--verbose", "--project", "--work"))
+        assert said.split("\n\n")[1].strip().endswith((".", ")"))
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (["relase"], ["there is no command 'relase'", "did you mean release?", "'hubpub --help'"]),
+        (["hub", "srve"], ["there is no command 'srve'", "did you mean serve?"]),
+        (["plan", "--rehears"], ["there is no option --rehears", "did you mean --rehearse?", "'hubpub plan --help'"]),
+        (["ci", "export", "--version", "v1.0.0"], ["missing argument 'CELL'"]),
+        (["bench", "x", "--runs", "0"], ["--runs", "0 is not in the range"]),
+        (["completion", "tcsh"], ["'tcsh' is not one of 'bash', 'zsh', 'fish'"]),
+        (["release"], ["nothing selected", "--all"]),
+    ],
+)
+def test_wrong_usage_exits_with_2_and_says_what_would_be_right(typed: list[str], told: list[str]) -> None:
+    plain, machine = run(*typed), run(*typed, "--json")
+    assert (plain.returncode, machine.returncode) == (2, 2)
+    assert plain.stdout == "" and plain.stderr.startswith("error: ") and "\n  fix: " in plain.stderr
+    answer = json.loads(machine.stdout)
+    assert answer["exit_code"] == 2
+    for part in told:
+        assert part in plain.stderr and part in f"{answer['error']} {answer['hint']}"
+
+
+@pytest.mark.parametrize("typed", [[], ["hub"], ["ci"], ["facts"]])
+def test_a_group_alone_shows_its_commands(typed: list[str]) -> None:
+    ran = run(*typed)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert "Usage: hubpub" in ran.stderr
+
+
+def test_a_shell_completes_commands_options_cells_and_cards() -> None:
+    def completed(*words: str) -> list[str]:
+        ran = run(_HUBPUB_COMPLETE="bash_complete", COMP_WORDS=" ".join(["hubpub", *words]), COMP_CWORD=str(len(words)))
+        return [line.partition(",")[2] for line in ran.stdout.splitlines()]
+
+    assert completed("rel") == ["release"]
+    assert completed("plan", "--reh") == ["--rehearse"]
+    assert "gemma-3n-E2B-it/8da4w" in completed("release", "gemma-3n-E2B-it/8")
+    assert completed("pin", "gemma-3n-E2B-it") == ["gemma-3n-E2B-it-pte"]
+    assert completed("hub", "s") == ["serve"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_script_of_every_shell_is_printed(shell: str, tmp_path: Path) -> None:
+    ran = run("completion", shell)
+    assert ran.returncode == 0 and "_HUBPUB_COMPLETE" in ran.stdout
+    script = tmp_path / "script"
+    script.write_text(ran.stdout)
+    if shutil.which(shell):
+        subprocess.run([shell, "-n", str(script)], check=True)
+
+
+@pytest.mark.parametrize("command", ["--help", "plan --rehearse", "render --help", "preview --help", "diff --help"])
+def test_light_commands_are_there_at_once(command: str, tmp_path: Path) -> None:
+    spent = []
+    # Seconds of the processor, the least of a few: what it takes on a machine that does nothing else.
+    while len(spent) < 12 and min(spent, default=1.0) >= 0.3:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert run(*command.split(), HUBPUB_WORK=str(tmp_path)).returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(spent) < 0.3, spent
+
+
+def test_the_console_script_is_this_command_line() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"hubpub": "hubpub.cli:main"}
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {sys.executable} -m hubpub.cli plan --rehearse --json | head -1"],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "HUBPUB_WORK": str(tmp_path)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "{\n", "")
