@@ -318,6 +318,14 @@ class DeviceSpeed(Fact):
     decode_tokens_per_second: float
 
 
+class Rebuilt(Fact):
+    """This very file, byte for byte, exported again from its source: on which day (ISO), under which Python, where."""
+
+    date: str
+    python: str
+    system: str
+
+
 class Gate(Fact):
     """A limit and what was measured: `kind` says on which side of `limit` the measured value must lie."""
 
@@ -402,6 +410,7 @@ class CellFacts(Fact):
     stages: Stages
     workflow: Workflow | None = None
     devices: tuple[DeviceSpeed, ...] = ()
+    rebuilt: tuple[Rebuilt, ...] = ()
     prompt: PromptFormat | None = None
 
     @model_validator(mode="after")

@@ -30,6 +30,10 @@ class Workspace:
         """Where it is kept what reference models say; `marks` name the source and the code that ran it."""
         return self.root.joinpath("references", *marks)
 
+    def rebuilds(self, cell: str) -> Path:
+        """Where a published file is exported again, to be compared."""
+        return self.root / "rebuilds" / cell
+
     @property
     def scale_models(self) -> Path:
         return self.root / "scale"

@@ -6,17 +6,23 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
+from rich.console import Group
 
 from hubpub.cli import options, tables
 from hubpub.cli.options import command
 from hubpub.cli.terminal import Terminal
 from hubpub.config import Project
-from hubpub.errors import HubError, UsageError
+from hubpub.errors import ExportError, HubError, UsageError
+from hubpub.facts import CardFacts, CellFacts
 from hubpub.hub.maintenance import status, verify, yank
 from hubpub.hub.publish import preflight
 from hubpub.hub.staging import staged_versions, unstage
 from hubpub.localhub import LocalHub, serve
+from hubpub.make import rebuild as rebuilding
+from hubpub.make.rebuild import rebuild
+from hubpub.matrix import cells
 from hubpub.release.connect import HUGGING_FACE, LOCAL_PORT, connect
+from hubpub.workspace import Workspace
 
 
 @command(name="status")
@@ -33,19 +39,58 @@ def status_command(terminal: Terminal, project: Project, work: Path, hub: str | 
 @options.hub
 @options.namespace
 @click.option("--download", is_flag=True, help="Read every byte, not just what the Hub recorded.")
+@click.option("--rebuild", "cell", metavar="CELL", help="Export it again from its source and compare the bytes.")
+@click.option("--record", is_flag=True, help="Keep beside the card that the file was rebuilt.")
 def verify_command(
-    terminal: Terminal, work: Path, repo: str, hub: str | None, namespace: str | None, download: bool
+    terminal: Terminal,
+    project: Project,
+    work: Path,
+    repo: str,
+    hub: str | None,
+    namespace: str | None,
+    download: bool,
+    cell: str | None,
+    record: bool,
 ) -> None:
     """Check published files against their sums.
 
-    REPO is e.g. someone/gemma-3n-E2B-it-pte, or someone/gemma-3n-E2B-it-pte@v1.0.0.
+    REPO is e.g. someone/gemma-3n-E2B-it-pte, or someone/gemma-3n-E2B-it-pte@v1.0.0. With --rebuild, one of its files
+    is also exported again: from the pinned source, with the versions on record.
     """
+    if record and cell is None:
+        raise UsageError("--record keeps what --rebuild found", "add --rebuild CELL, e.g. gemma-3n-E2B-it/8da4w")
     name, _, revision = repo.partition("@")
     with connect(hub or HUGGING_FACE, work / "hub", namespace) as to:
         found = verify(to.client, name, revision or "main", download=download)
-    terminal.answer({**asdict(found), "ok": found.ok}, tables.verification(found))
+        facts = _facts_of(to.client.read(name, found.commit, "facts.json"), cell, repo) if cell and found.ok else None
+    again = None
+    if facts is not None:
+        with terminal.progress() as progress:
+            again = rebuild(Workspace(project, work, facts.source.scale_model), facts, progress)
+        if record and again.same:
+            card = next(one.card for one in cells(project) if one.id == facts.cell)
+            rebuilding.record(card, again)
+    terminal.answer(
+        {**asdict(found), "ok": found.ok, "rebuilt": {**asdict(again), "same": again.same} if again else None},
+        Group(tables.verification(found), tables.rebuilt(again)) if again else tables.verification(found),
+    )
     if not found.ok:
         raise HubError(f"{repo} is not intact: {found.problems[0]}", "release a new version; tags never move")
+    if again and not again.same:
+        raise ExportError(f"{again.file}: its source gave another file here", again.reason)
+
+
+def _facts_of(data: bytes | None, cell: str, repo: str) -> CellFacts:
+    try:
+        known = CardFacts.model_validate_json(data or b"").cells
+    except ValueError:
+        raise HubError(
+            f"the facts.json of {repo} cannot be read", "it is of a release that this hubpub cannot rebuild"
+        ) from None
+    facts = next((one for one in known if one.cell == cell), None)
+    if facts is None:
+        raise UsageError(f"{repo} holds no {cell}", f"its cells: {', '.join(one.cell for one in known)}")
+    return facts
 
 
 @command(name="yank")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hubpub.hub.maintenance import RepoStatus, Verification
     from hubpub.hub.receipts import Receipt
     from hubpub.make.existing import Validation
+    from hubpub.make.rebuild import Comparison
     from hubpub.measure.chat import Reply
     from hubpub.measure.compare import CardDiff
     from hubpub.measure.where import Drift
@@ -131,6 +132,20 @@ def verification(found: Verification) -> RenderableType:
     lines += [Text(problem, style="red") for problem in found.problems]
     verdict = "intact" if found.ok else "not intact"
     lines.append(Text(f"{found.repo} at {found.revision} ({found.commit[:12]}) is {verdict}"))
+    return Group(*lines)
+
+
+def rebuilt(found: Comparison) -> RenderableType:
+    """What came of exporting a published file again."""
+    if found.same:
+        said = f"{found.file} was rebuilt from its source, byte for byte (Python {found.python}, {found.system})"
+        return Text(said, style="green")
+    lines = [
+        Text(f"{found.file} came out as another file (Python {found.python}, {found.system})", style="red"),
+        Text(f"published {found.published}"),
+        Text(f"here      {found.rebuilt}  {found.kept}"),
+        Text(found.reason),
+    ]
     return Group(*lines)
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubpub.config import Project, Recipe
+from hubpub.config import Project, Recipe, Variant
 from hubpub.errors import ConfigError, SourceError, UsageError
 from hubpub.facts import Gate, Parity, Speed
 from hubpub.gates import evaluate_gates
-from hubpub.matrix import Cell, cells, select
+from hubpub.matrix import cells, select
 from hubpub.plan import Step, plan
 from hubpub.workspace import Workspace
 
@@ -65,7 +65,7 @@ def find(workspace: Workspace, given: str, *, source: Path | None, recipe: str |
             raise SourceError(f"no file at {path}", "give the path of a .pte, or the name of a cell")
         return (Target(path.name, path, _recipe_of(workspace.project, path, recipe), source),)
     return tuple(
-        Target(step.cell.id, step.pte, step.cell.recipe, source or _source(step.cell, workspace))
+        Target(step.cell.id, step.pte, step.cell.recipe, source or source_of(step.cell.variant, workspace))
         for step in _made(workspace, given)
     )
 
@@ -94,14 +94,15 @@ def _made(workspace: Workspace, selector: str) -> list[Step]:
     return made
 
 
-def _source(cell: Cell, workspace: Workspace) -> Path:
+def source_of(variant: Variant, workspace: Workspace) -> Path:
+    """The checkpoint folder of `variant`: the scale model that stands in for it in a rehearsal, else a download."""
     if workspace.rehearsal:
         from hubpub.model.scale import build
 
-        return build(cell.variant.name, cell.variant.family, workspace.scale_models)
+        return build(variant.name, variant.family, workspace.scale_models)
     from hubpub.hub.sources import download_source
 
-    return download_source(cell.variant.source, revision=cell.variant.revision)
+    return download_source(variant.source, revision=variant.revision)
 
 
 def validate(target: Target, workspace: Workspace, progress: Progress, *, where: bool) -> Validation:

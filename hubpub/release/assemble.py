@@ -13,6 +13,7 @@ from hubpub.facts import CardFacts, CellFacts, dump, save
 from hubpub.files import write_atomic
 from hubpub.gates import check_regressions, missed_gates, with_current_gates
 from hubpub.make.devices import with_devices
+from hubpub.make.rebuild import with_rebuilds
 from hubpub.matrix import Cell, cells_of
 from hubpub.plan import Step
 
@@ -132,7 +133,7 @@ def assemble(project: Project, ready: Ready, to: Destination, version: str) -> t
         variant=card.variant.name,
         cells=ready.cells,
     )
-    facts = with_devices(facts, card)
+    facts = with_rebuilds(with_devices(facts, card), card)
     if previous is not None:
         facts = facts.model_copy(update={"accepted": check_regressions(previous, facts, card)})
     rendered = render(card, facts, namespace=to.namespace, templates=project.templates_dir, previous=previous)

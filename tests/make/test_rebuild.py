@@ -1,0 +1,79 @@
+"""A published file is made again, byte for byte, or it is said what is not as it was."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hubpub.config import Project
+from hubpub.errors import ConfigError, SourceError, ToolchainError
+from hubpub.facts import CardFacts, CellFacts, load, save
+from hubpub.make.rebuild import rebuild, record, with_rebuilds
+from hubpub.workspace import Workspace
+from make.conftest import CELL, Made, Silent
+
+
+def changed(facts: CellFacts, **update: Any) -> CellFacts:
+    return facts.model_copy(update=update)
+
+
+def test_the_same_file_comes_out_and_is_noted_where_it_is_of(made: Made, tmp_path: Path) -> None:
+    display = Silent()
+    found = rebuild(made.workspace, made.facts, display)
+    assert found.same and found.rebuilt == made.facts.file.sha256
+    assert (found.reason, found.kept) == ("", None)
+    assert display.finished == {CELL: "the same file"}
+    assert not list(made.workspace.rebuilds(CELL).glob("*.pte"))
+
+    folder = tmp_path / "card"
+    shutil.copytree(made.step.cell.card.folder, folder)
+    card = made.step.cell.card.model_copy(update={"folder": folder})
+    facts = CardFacts(repo="a/b", version="v1.0.0", variant=made.facts.variant, cells=(made.facts,))
+    save(facts, folder / "facts.json")
+    path = record(card, found)
+    assert record(card, found) == path and len(json.loads(path.read_text())["made"]) == 1
+    (cell,) = load(CardFacts, folder / "facts.json").cells
+    (rebuilt,) = cell.rebuilt
+    assert (rebuilt.python, rebuilt.system) == (found.python, found.system)
+    # A file with other bytes was not rebuilt.
+    other = changed(made.facts, file=made.facts.file.model_copy(update={"sha256": "0" * 64}))
+    assert with_rebuilds(facts.model_copy(update={"cells": (other,)}), card).cells[0].rebuilt == ()
+
+
+def test_another_file_is_kept_and_what_is_known_of_the_reason_is_said(made: Made) -> None:
+    published = changed(made.facts, file=made.facts.file.model_copy(update={"sha256": "0" * 64}))
+    found = rebuild(made.workspace, published, Silent())
+    assert not found.same and found.rebuilt == made.facts.file.sha256
+    assert found.kept is not None and Path(found.kept).stat().st_size == made.facts.file.bytes
+    assert "are those on record" in found.reason
+    Path(found.kept).unlink()
+
+
+@pytest.mark.parametrize("package", ["torch", "executorch", "torchao", "transformers", "hubpub"])
+def test_other_versions_are_refused_before_anything_is_done(made: Made, package: str) -> None:
+    published = changed(made.facts, toolchain={**made.facts.toolchain, package: "0.0.1"})
+    with pytest.raises(ToolchainError, match=rf"was made with {package} 0\.0\.1 \(here: ") as refused:
+        rebuild(made.workspace, published, Silent())
+    assert refused.value.hint == f"pip install '{package}==0.0.1'"
+
+
+def test_another_python_is_not_refused(made: Made) -> None:
+    from hubpub.make.rebuild import refuse_other_versions
+
+    refuse_other_versions(changed(made.facts, toolchain={**made.facts.toolchain, "python": "3.99.0"}))
+
+
+def test_another_source_is_refused(made: Made) -> None:
+    files = (made.facts.source.files[0].model_copy(update={"sha256": "0" * 64}), *made.facts.source.files[1:])
+    published = changed(made.facts, source=made.facts.source.model_copy(update={"files": files}))
+    with pytest.raises(SourceError, match=r"config\.json is not the one that .* was made of"):
+        rebuild(made.workspace, published, Silent())
+
+
+def test_a_cell_that_is_not_declared_is_refused(made: Made, rehearsed: Project, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nobody/8da4w is not declared"):
+        rebuild(Workspace(rehearsed, tmp_path, rehearsal=True), changed(made.facts, cell="nobody/8da4w"), Silent())
