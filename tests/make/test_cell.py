@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from hubpub.facts import CellFacts, Parity, Speed, load, save
 from hubpub.files import HashCache
