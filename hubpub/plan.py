@@ -138,7 +138,7 @@ def fingerprint(cell: Cell, *, rehearsal: bool) -> Fingerprint:
     if rehearsal:
         from hubpub.model.scale import scale_key
 
-        source = "scale-" + scale_key(cell.variant.name, cell.variant.family)
+        source = "scale-" + scale_key(cell.variant)
     else:
         source = f"{cell.variant.source}@{cell.variant.revision}"
     recipe = cell.recipe.model_dump_json(exclude={"gates", "summary"})

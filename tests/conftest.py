@@ -65,6 +65,23 @@ def scale_cache(work: Path) -> Path:
     return work / "scale"
 
 
+# A chat model of every family.
+OF_FAMILY = {
+    "gemma3": "gemma-3-270m-it",
+    "gemma3n": "gemma-3n-E2B-it",
+    "gemma4": "gemma-4-E2B-it",
+    "llama": "SmolLM2-135M-Instruct",
+}
+
+
+def scale_model(variant: str, cache: Path) -> Path:
+    """The checkpoint that stands in for a variant of this checkout's cards."""
+    from hubpub.model.scale import build
+
+    variants = {card.variant.name: card.variant for card in Project.find(ROOT).cards}
+    return build(variants[variant], cache)
+
+
 # One card whole, and of the others what differs from it: both families, both sizes, a base model.
 REHEARSED = {
     "gemma-3n-E2B-it-pte": None,

@@ -99,7 +99,7 @@ def source_of(variant: Variant, workspace: Workspace) -> Path:
     if workspace.rehearsal:
         from hubpub.model.scale import build
 
-        return build(variant.name, variant.family, workspace.scale_models)
+        return build(variant, workspace.scale_models)
     from hubpub.hub.sources import download_source
 
     return download_source(variant.source, revision=variant.revision)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hubpub.config import Family
+from hubpub.config import Variant
 from hubpub.errors import HubpubError, SourceError, ToolchainError, UsageError
 from hubpub.facts import CellFacts, Exported
 from hubpub.gates import missed_gates
@@ -182,9 +182,9 @@ def _sources(todo: Sequence[Step], workspace: Workspace, display: Display, jobs:
             display.note(f"{name}: fetching {variant.source}@{str(variant.revision)[:12]}")
             found[name] = download_source(variant.source, revision=variant.revision)
         return found
-    tasks = [(name, _build_scale, (name, v.family, workspace.scale_models)) for name, v in variants.items()]
     # A base variant waits for the training of its tuned sibling: that one first.
-    tasks.sort(key=lambda task: not task[0].endswith("-it"))
+    ordered = sorted(variants.values(), key=lambda variant: not variant.chat)
+    tasks = [(variant.name, _build_scale, (variant, workspace.scale_models)) for variant in ordered]
     found = {}
     processes = min(len(tasks), jobs or processes_that_fit(len(tasks), PROCESS_BYTES))
     for done in run_all(tasks, processes, display.update):
@@ -195,11 +195,11 @@ def _sources(todo: Sequence[Step], workspace: Workspace, display: Display, jobs:
     return found
 
 
-def _build_scale(variant: str, family: Family, cache: Path, progress: Progress) -> Path:
+def _build_scale(variant: Variant, cache: Path, progress: Progress) -> Path:
     """One scale model, in a worker process."""
     from hubpub.model.scale import build
 
-    return build(variant, family, cache, progress=progress)
+    return build(variant, cache, progress=progress)
 
 
 def _processes(count: int, sources: dict[str, Path], jobs: int | None) -> int:

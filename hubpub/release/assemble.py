@@ -99,7 +99,7 @@ def _tokenizer_folder(card: Card, step: Step) -> Path:
     if step.workspace.rehearsal:
         from hubpub.model.scale import build
 
-        return build(card.variant.name, card.variant.family, step.workspace.scale_models)
+        return build(card.variant, step.workspace.scale_models)
     from hubpub.hub.sources import download_source
 
     return download_source(card.variant.source, revision=card.variant.revision)

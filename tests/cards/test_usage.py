@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import hubpub
+from conftest import hubpub, scale_model
 
 from cards.sample import cell as sample
 from hubpub.cards.render import render
@@ -55,9 +55,7 @@ class Published:
 @pytest.fixture(scope="module")
 def made(work: Path, scale_cache: Path) -> tuple[Path, Path]:
     """A scale model's checkpoint and the folder of its files, for a KV cache and for a window."""
-    from hubpub.model.scale import build
-
-    checkpoint = build("gemma-3n-E2B-it", "gemma3n", scale_cache)
+    checkpoint = scale_model("gemma-3n-E2B-it", scale_cache)
     out = work / "usage" / checkpoint.name
     names = [f"gemma-3n-E2B-it-{recipe}.pte" for recipe in ("8da4w", "bf16-window")]
     if not all((out / name).is_file() for name in names):

@@ -15,14 +15,13 @@ from pathlib import Path
 import psutil
 import pytest
 from browser import browser
-from conftest import ROOT, Ran, hubpub
+from conftest import ROOT, Ran, hubpub, scale_model
 from huggingface_hub import HfApi, hf_hub_download
 
 from hubpub.config import Project
 from hubpub.facts import CardFacts, CellFacts, load
 from hubpub.localhub import LocalHub
 from hubpub.matrix import cells
-from hubpub.model.scale import build
 
 
 def test_every_cell_is_made_measured_and_passes(rehearsal: Ran, rehearsed: Project) -> None:
@@ -290,7 +289,7 @@ def test_a_prompt_longer_than_one_call_takes_is_answered_by_the_runner(rehearsal
 
     chosen = next(cell for cell in rehearsal.json["cells"] if cell["cell"] == "gemma-4-E2B-it/8da4w")
     (pte,) = (work / "cells").glob(f"*/gemma-4-E2B-it/8da4w/{chosen['fingerprint']}/*.pte")
-    source = build("gemma-4-E2B-it", "gemma4", work / "scale")
+    source = scale_model("gemma-4-E2B-it", work / "scale")
     tokenizer = AutoTokenizer.from_pretrained(source)
     text = tokenizer.decode(tokenizer.encode(data.corpus())[1:700])
     session = Session(pte)
@@ -304,7 +303,7 @@ def test_a_prompt_longer_than_one_call_takes_is_answered_by_the_runner(rehearsal
 def test_run_answers_and_prints_only_the_answer(rehearsal: Ran, work: Path) -> None:
     chosen = next(cell for cell in rehearsal.json["cells"] if cell["cell"] == "gemma-4-E2B-it/8da4w")
     (pte,) = (work / "cells").glob(f"*/gemma-4-E2B-it/8da4w/{chosen['fingerprint']}/*.pte")
-    source = build("gemma-4-E2B-it", "gemma4", work / "scale")
+    source = scale_model("gemma-4-E2B-it", work / "scale")
     ask = ("run", str(pte), "--tokenizer", str(source), "--prompt", "What is the capital of Japan?", "--chat")
     shown, told = hubpub(*ask, work=work, cwd=rehearsal.root), hubpub(*ask, "--json", work=work, cwd=rehearsal.root)
     assert shown.code == told.code == 0, shown.err + told.err
@@ -322,7 +321,7 @@ def test_export_makes_files_from_a_local_checkpoint_and_says_what_does_not_fit(
     rehearsal: Ran, work: Path, tmp_path: Path
 ) -> None:
     assert rehearsal.code == 0
-    source = build("gemma-4-E2B-it", "gemma4", work / "scale")
+    source = scale_model("gemma-4-E2B-it", work / "scale")
     export = ("export", "gemma-4-E2B-it/8da4w", "--source", str(source), "--out", str(tmp_path / "out"))
     long = hubpub(*export, "--context", "5000", work=work, cwd=rehearsal.root)
     assert long.code != 0

@@ -85,7 +85,7 @@ def healthy(project: Project, work: Path, scale_cache: Path, tmp_path_factory: p
     """An int8 program: its kernels compute in float32, so that it agrees with its own weights to the last digits."""
     (cell,) = select(cells(project), [CELL])
     (step,) = plan([cell], Workspace(project, work, rehearsal=True))
-    source = build(cell.variant.name, cell.variant.family, scale_cache)
+    source = build(cell.variant, scale_cache)
     folder = tmp_path_factory.mktemp("healthy")
     pte = step.pte
     if not pte.exists():

@@ -7,18 +7,17 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from conftest import OF_FAMILY, scale_model
 
 from hubpub.measure.original import mapped, original
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.families import FAMILIES
 from hubpub.model.loader import load
-from hubpub.model.scale import build
 
 
 @pytest.fixture(params=FAMILIES)
 def checkpoint(request: pytest.FixtureRequest, scale_cache: Path) -> Checkpoint:
-    variant = {"gemma3n": "gemma-3n-E2B-it", "gemma4": "gemma-4-E2B-it"}[request.param]
-    return Checkpoint.open(build(variant, request.param, scale_cache))
+    return Checkpoint.open(scale_model(OF_FAMILY[request.param], scale_cache))
 
 
 def test_mapped_weights_compute_what_wide_ones_compute(checkpoint: Checkpoint) -> None:

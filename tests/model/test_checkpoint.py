@@ -11,19 +11,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import OF_FAMILY, scale_model
 from safetensors import safe_open
 
 import hubpub
 from hubpub.errors import SourceError
 from hubpub.model.checkpoint import Checkpoint, digest
 from hubpub.model.families import FAMILIES, family
-from hubpub.model.scale import build
 
 
 @pytest.fixture(scope="module")
 def good(scale_cache: Path) -> Path:
     """A scale model of Gemma 3n E2B."""
-    return build("gemma-3n-E2B-it", "gemma3n", scale_cache)
+    return scale_model("gemma-3n-E2B-it", scale_cache)
 
 
 @pytest.fixture
@@ -105,8 +105,7 @@ def test_an_index_cannot_point_outside_its_folder(copy: Path) -> None:
 @pytest.fixture(scope="module", params=FAMILIES)
 def of_family(request: pytest.FixtureRequest, scale_cache: Path) -> Path:
     """A scale model of each family."""
-    variant = {"gemma3n": "gemma-3n-E2B-it", "gemma4": "gemma-4-E2B-it"}[request.param]
-    return build(variant, request.param, scale_cache)
+    return scale_model(OF_FAMILY[request.param], scale_cache)
 
 
 def test_the_text_decoder_is_a_plain_model_whose_layers_can_be_hooked(of_family: Path) -> None:

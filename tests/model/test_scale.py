@@ -7,37 +7,56 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import OF_FAMILY, scale_model
 from pytorch_tokenizers import CppHFTokenizer
 from transformers import AutoTokenizer
 
 from hubpub import data
+from hubpub.config import Project, Variant
 from hubpub.model.checkpoint import Checkpoint
+from hubpub.model.families import FAMILIES
 from hubpub.model.loader import load
-from hubpub.model.scale import build, scale_key
+from hubpub.model.scale import build, scale_key, stand_in
 
-VARIANTS = {"gemma-3n-E2B-it": "gemma3n", "gemma-4-E2B-it": "gemma4"}
-TURNS = {"gemma3n": ("<start_of_turn>", "<end_of_turn>"), "gemma4": ("<|turn>", "<turn|>")}
+GEMMA = {
+    "gemma3": ("<start_of_turn>", "<end_of_turn>"),
+    "gemma3n": ("<start_of_turn>", "<end_of_turn>"),
+    "gemma4": ("<|turn>", "<turn|>"),
+}
+TURNS = {
+    **{
+        name: f"<bos>{start}user\nHi{end}\n{start}model\nHello{end}\n{start}user\nWho?{end}\n{start}model\n"
+        for name, (start, end) in GEMMA.items()
+    },
+    "llama": "<|im_start|>system\nYou answer questions.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+    "<|im_start|>assistant\nHello<|im_end|>\n<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n",
+}
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+@pytest.fixture(scope="module", params=FAMILIES)
 def folder(request: pytest.FixtureRequest, scale_cache: Path) -> Path:
-    """Each scale model."""
-    return build(request.param, VARIANTS[request.param], scale_cache)
+    """A chat model of every family."""
+    return scale_model(OF_FAMILY[request.param], scale_cache)
 
 
 def test_the_layout_is_the_published_one(folder: Path) -> None:
     checkpoint = Checkpoint.open(folder)
     names = set(checkpoint.tensors)
-    assert len(checkpoint.shards) >= 3
     assert checkpoint.config["architectures"] == [checkpoint.family.architecture]
-    for part in ("language_model", "vision_tower", "audio_tower", "embed_vision", "embed_audio"):
-        assert any(name.startswith(f"model.{part}.") for name in names), part
+    if checkpoint.family.multimodal:
+        assert len(checkpoint.shards) >= 3
+        for part in ("language_model", "vision_tower", "audio_tower", "embed_vision", "embed_audio"):
+            assert any(name.startswith(f"model.{part}.") for name in names), part
+    else:
+        assert checkpoint.shards == ("model.safetensors",)
+        assert len(checkpoint.text_tensors) == len(names)
     assert not any("lm_head" in name for name in names)
     assert {stored.dtype for stored in checkpoint.text_tensors.values()} == {"BF16"}
 
 
-def test_every_kind_of_layer_is_there_and_sharing_ones_keep_their_projections(folder: Path) -> None:
-    checkpoint = Checkpoint.open(folder)
+@pytest.mark.parametrize("name", ["gemma3n", "gemma4"])
+def test_every_kind_of_layer_is_there_and_sharing_ones_keep_their_projections(name: str, scale_cache: Path) -> None:
+    checkpoint = Checkpoint.open(scale_model(OF_FAMILY[name], scale_cache))
     model = load(checkpoint)
     kinds = list(zip(model.config.layer_types, model.config.kv_sharing_modes, strict=True))
     assert {(kind, mode == "reuse") for kind, mode in kinds} == {
@@ -61,6 +80,19 @@ def test_every_kind_of_layer_is_there_and_sharing_ones_keep_their_projections(fo
         }
 
 
+@pytest.mark.parametrize("name", ["gemma3", "llama"])
+def test_queries_share_keys_and_every_layer_owns_its_own(name: str, scale_cache: Path) -> None:
+    checkpoint = Checkpoint.open(scale_model(OF_FAMILY[name], scale_cache))
+    config = load(checkpoint).config
+    shape = checkpoint.family.shape(config)
+    assert [owner.index for owner in shape.owners] == list(range(config.num_hidden_layers))
+    assert all(owner.heads < config.num_attention_heads for owner in shape.owners)
+    assert set(shape.layer_kinds) == (
+        {"sliding_attention", "full_attention"} if name == "gemma3" else {"full_attention"}
+    )
+    assert (shape.sliding_window is None) == (name == "llama")
+
+
 def test_what_comes_next_is_decided(folder: Path) -> None:
     model = load(Checkpoint.open(folder), dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -76,23 +108,41 @@ def test_what_comes_next_is_decided(folder: Path) -> None:
 def test_the_runners_tokenizer_reads_what_transformers_reads(folder: Path) -> None:
     ours, theirs = AutoTokenizer.from_pretrained(folder), CppHFTokenizer()
     theirs.load(str(folder / "tokenizer.json"))
-    texts = [*(prompt.text for prompt in data.prompts()), "a  b", "é 海港 🌊", "\n\n\t", "<start_of_turn>user\n"]
+    texts = [
+        *(prompt.text for prompt in data.prompts()),
+        "a  b",
+        "é 海港 🌊",
+        "\n\n\t",
+        "<start_of_turn>user\n",
+        "in 1884",
+    ]
     for text in texts:
         ids = ours.encode(text, add_special_tokens=False)
         assert theirs.encode(text, 0, 0) == ids
         assert ours.decode(ids) == text
 
 
-def test_special_tokens_and_turns_are_gemmas(folder: Path) -> None:
+def test_texts_begin_as_the_family_has_it(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    start, end = TURNS[Checkpoint.open(folder).family.name]
-    ids = [tokenizer.convert_tokens_to_ids(t) for t in ("<pad>", "<eos>", "<bos>", "<unk>", start, end)]
+    begins = tokenizer("a").input_ids[0] == tokenizer.bos_token_id
+    assert begins == (Checkpoint.open(folder).family.begins_with_bos is True)
+
+
+@pytest.mark.parametrize("name", GEMMA)
+def test_special_tokens_are_gemmas(name: str, scale_cache: Path) -> None:
+    folder = scale_model(OF_FAMILY[name], scale_cache)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = [tokenizer.convert_tokens_to_ids(t) for t in ("<pad>", "<eos>", "<bos>", "<unk>", *GEMMA[name])]
     assert ids == [0, 1, 2, 3, 105, 106]
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"][:2] == [1, 106]
-    turn = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
-    )
-    assert turn.startswith(f"<bos>{start}user\nHi{end}\n{start}model\n")
+
+
+def test_turns_are_the_familys(folder: Path) -> None:
+    said = [("user", "Hi"), ("assistant", "Hello"), ("user", "Who?")]
+    messages = [{"role": role, "content": content} for role, content in said]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    written = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert written == TURNS[Checkpoint.open(folder).family.name]
 
 
 def test_questions_are_answered(folder: Path) -> None:
@@ -108,21 +158,29 @@ def test_questions_are_answered(folder: Path) -> None:
     assert right >= 4
 
 
-def test_building_again_is_free_and_a_changed_name_is_another_model(folder: Path, scale_cache: Path) -> None:
+def test_building_again_is_free(folder: Path, scale_cache: Path) -> None:
     before = (folder / "config.json").stat().st_mtime_ns
-    variant = folder.name.rpartition("-")[0]
-    assert build(variant, VARIANTS[variant], scale_cache) == folder
+    assert scale_model(OF_FAMILY[Checkpoint.open(folder).family.name], scale_cache) == folder
     assert (folder / "config.json").stat().st_mtime_ns == before
-    names = [*VARIANTS.items(), ("gemma-3n-E2B", "gemma3n"), ("gemma-4-E4B", "gemma4")]
-    assert len({scale_key(name, fam) for name, fam in names}) == 4
+
+
+def test_every_variant_has_a_stand_in_of_its_own_and_an_unknown_size_the_smallest(project: Project) -> None:
+    variants = [card.variant for card in project.cards]
+    assert len({scale_key(variant) for variant in variants}) == len(variants)
+    for name in FAMILIES:
+        smallest = stand_in(name, None, chat=True)
+        assert stand_in(name, "999B", chat=True) == smallest
+        assert smallest.family == name
 
 
 def test_a_base_variant_has_the_weights_of_its_sibling_and_no_chat(folder: Path, scale_cache: Path) -> None:
-    variant = folder.name.rpartition("-")[0]
-    base = build(variant.removesuffix("-it"), VARIANTS[variant], scale_cache)
+    checkpoint = Checkpoint.open(folder)
+    variant = Variant(name="base", source="a/b", family=checkpoint.family.name, license="apache-2.0")
+    base = build(variant, scale_cache)
     theirs, ours = Checkpoint.open(folder), Checkpoint.open(base)
     assert [f.sha256 for f in ours.files() if f.name.endswith("tensors")] == [
         f.sha256 for f in theirs.files() if f.name.endswith("tensors")
     ]
     assert AutoTokenizer.from_pretrained(base).chat_template is None
-    assert json.loads((base / "generation_config.json").read_text())["eos_token_id"] == 1
+    ends = json.loads((base / "generation_config.json").read_text())["eos_token_id"]
+    assert ends == (0 if checkpoint.family.name == "llama" else 1)

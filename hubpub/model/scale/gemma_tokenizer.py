@@ -6,7 +6,7 @@ Byte-pair encoding with byte fallback over text whose spaces became "▁"; ids b
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,25 @@ _FIRST_RARE = "\u2e80"
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where a family keeps its special tokens. `special` and `multimodal` map ids to text, `turns` is (start, end).
+class GemmaTokenizer:
+    """Where a family keeps its special tokens: `special` and `multimodal` map ids to text.
 
-    Ids from 494 to `vocabulary` are learned; multimodal ids may lie inside of that range or beyond it.
+    Ids from 494 to `vocabulary` are learned; multimodal ids may lie inside of that range or beyond it. Where `adds_bos`
+    is false, who encodes a text puts <bos> in front of it.
     """
 
     vocabulary: int
     special: dict[int, str]
-    multimodal: dict[int, str]
-    names: dict[str, str]
-    turns: tuple[str, str]
+    multimodal: dict[int, str] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    adds_bos: bool = True
+
+    def write(self, folder: Path, text: str, chat_template: str | None, context: int) -> None:
+        """Learn from `text` and write tokenizer.json and what lies beside it on the Hub. `context` is in tokens."""
+        _write(folder, _train(text, self), self, chat_template, context)
 
 
-def train(text: str, layout: Layout) -> dict[str, Any]:
+def _train(text: str, layout: GemmaTokenizer) -> dict[str, Any]:
     """tokenizer.json as an object; the same text and layout give the same result."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
@@ -81,17 +86,7 @@ def train(text: str, layout: Layout) -> dict[str, Any]:
             "behavior": "MergedWithPrevious",
             "invert": False,
         },
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [{"SpecialToken": {"id": "<bos>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [
-                {"SpecialToken": {"id": "<bos>", "type_id": 0}},
-                {"Sequence": {"id": "A", "type_id": 0}},
-                {"SpecialToken": {"id": "<bos>", "type_id": 1}},
-                {"Sequence": {"id": "B", "type_id": 1}},
-            ],
-            "special_tokens": {"<bos>": {"id": "<bos>", "ids": [2], "tokens": ["<bos>"]}},
-        },
+        "post_processor": _post_processor(layout.adds_bos),
         "decoder": {
             "type": "Sequence",
             "decoders": [
@@ -115,8 +110,26 @@ def train(text: str, layout: Layout) -> dict[str, Any]:
     }
 
 
-def write(folder: Path, tokenizer: dict[str, Any], layout: Layout, chat_template: str | None, context: int) -> None:
-    """tokenizer.json and the three or four small files beside it, as the Hub has them. `context` is in tokens."""
+def _post_processor(adds_bos: bool) -> dict[str, Any]:
+    bos: list[list[dict[str, Any]]] = [[], []]
+    if adds_bos:
+        bos = [[{"SpecialToken": {"id": "<bos>", "type_id": number}}] for number in range(2)]
+    return {
+        "type": "TemplateProcessing",
+        "single": [*bos[0], {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [
+            *bos[0],
+            {"Sequence": {"id": "A", "type_id": 0}},
+            *bos[1],
+            {"Sequence": {"id": "B", "type_id": 1}},
+        ],
+        "special_tokens": {"<bos>": {"id": "<bos>", "ids": [2], "tokens": ["<bos>"]}} if adds_bos else {},
+    }
+
+
+def _write(
+    folder: Path, tokenizer: dict[str, Any], layout: GemmaTokenizer, chat_template: str | None, context: int
+) -> None:
     names = {
         "bos_token": "<bos>",
         "eos_token": "<eos>",
@@ -130,7 +143,7 @@ def write(folder: Path, tokenizer: dict[str, Any], layout: Layout, chat_template
         for entry in tokenizer["added_tokens"]
     }
     config = {
-        "add_bos_token": True,
+        "add_bos_token": layout.adds_bos,
         "add_eos_token": False,
         "added_tokens_decoder": decoder,
         "clean_up_tokenization_spaces": False,
@@ -150,3 +163,35 @@ def write(folder: Path, tokenizer: dict[str, Any], layout: Layout, chat_template
 
 def _json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", "utf-8")
+
+
+def chat_template(start: str, end: str, *, system: bool) -> str:
+    """Gemma's turn format. Without a system turn of its own, a system message opens the first user turn."""
+    text = (
+        "{%- macro text(content) -%}"
+        "{%- if content is string -%}{{ content | trim }}"
+        "{%- else -%}{%- for item in content -%}{%- if item['type'] == 'text' -%}{{ item['text'] | trim }}"
+        "{%- endif -%}{%- endfor -%}{%- endif -%}"
+        "{%- endmacro -%}\n"
+        "{{ bos_token }}"
+    )
+    if system:
+        body = (
+            "{%- for message in messages -%}"
+            "{%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}"
+            f"{{{{ '{start}' + role + '\\n' + text(message['content']) + '{end}\\n' }}}}"
+            "{%- endfor -%}\n"
+        )
+    else:
+        body = (
+            "{%- set lead = namespace(text='') -%}"
+            "{%- for message in messages -%}"
+            "{%- if message['role'] == 'system' and loop.first -%}"
+            "{%- set lead.text = text(message['content']) + '\\n\\n' -%}"
+            "{%- else -%}"
+            "{%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}"
+            f"{{{{ '{start}' + role + '\\n' + lead.text + text(message['content']) + '{end}\\n' }}}}"
+            "{%- set lead.text = '' -%}"
+            "{%- endif -%}{%- endfor -%}\n"
+        )
+    return text + body + f"{{%- if add_generation_prompt -%}}{{{{ '{start}model\\n' }}}}{{%- endif -%}}\n"
