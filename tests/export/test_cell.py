@@ -78,7 +78,7 @@ def test_a_cell_is_the_same_file_whatever_the_seed_the_threads_and_the_folder(
     project: Project, scale_cache: Path, tmp_path: Path, name: str
 ) -> None:
     (cell,) = select(cells(project), [name])
-    source = build(cell.variant.name, cell.variant.family, scale_cache)
+    source = build(cell.variant, scale_cache)
     elsewhere = tmp_path / "source"
     elsewhere.symlink_to(source)
     one = exported(name, source, tmp_path / "one", seed=1, threads=1)
@@ -100,7 +100,7 @@ def test_the_code_of_the_fingerprint_is_that_of_two_rooms() -> None:
 
 def test_a_context_longer_than_the_models_is_refused(project: Project, scale_cache: Path, tmp_path: Path) -> None:
     (cell,) = select(cells(project), ["gemma-4-E2B-it/8da4w"])
-    source = Checkpoint.open(build(cell.variant.name, cell.variant.family, scale_cache))
+    source = Checkpoint.open(build(cell.variant, scale_cache))
     longest = 4096
     with pytest.raises(ExportError, match=rf"{cell.file}: a context of {longest + 1} is longer than the model's"):
         export(source, cell.recipe, tmp_path / cell.file, context=longest + 1, prefill=64, progress=lambda *_: None)

@@ -4,94 +4,17 @@ from __future__ import annotations
 
 import io
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
+from toy import card, cell
 
 from hubpub import facts
 from hubpub.cli import tables
-from hubpub.config import Card, load_card
-from hubpub.errors import GateError, UsageError
-from hubpub.gates import METRICS, check_regressions
+from hubpub.errors import UsageError
+from hubpub.gates import METRICS
 from hubpub.measure.compare import compare, compare_cells, regressions
-
-
-def cell(**changed: Any) -> facts.CellFacts:
-    """A measured cell; `changed` replaces values by dotted path, with "__" for the dots."""
-    program = facts.Program(
-        methods=(
-            facts.Method(
-                name="forward",
-                inputs=(facts.Tensor(name="input0", dtype="int64", shape=(1, "1..2047")),),
-                outputs=(facts.Tensor(name="output0", dtype="float32", shape=(1, 262144)),),
-                planned_bytes=100_000_000,
-                instructions=1000,
-            ),
-        ),
-        metadata={"get_max_seq_len": 2047},
-        backends={"XnnpackBackend": 90},
-        operators=facts.Operators(delegated={"XNNFullyConnected": 210}, kernels={"aten::add.out": 30}),
-        constant_bytes=1,
-        delegate_bytes=1,
-        kv_cache=facts.KVCache(bytes=80_000_000, dtype="float32", layers=20),
-    )
-    logits = {"tokens": 100, "finite": True, "top1_agreement": 0.95, "kl_mean": 0.02, "kl_p999": 0.3, "error_max": 1.0}
-    logits |= {"prefill_error_max": 0.1, "perplexity": 10.6, "perplexity_original": 10.5}
-    value: dict[str, Any] = {
-        "schema": 1,
-        "cell": "toy/8da4w",
-        "variant": "toy",
-        "recipe": "8da4w",
-        "summary": "s",
-        "fingerprint": "f",
-        "file": {"name": "toy.pte", "bytes": 4_000_000_000, "sha256": "0"},
-        "tokenizer": [],
-        "source": {
-            "repo": "a/b",
-            "revision": "c",
-            "license": "apache-2.0",
-            "scale_model": False,
-            "architecture": "Toy",
-            "files": [],
-        },
-        "parameters": {"total": 10, "embedding": 5, "per_layer_embedding": 0, "other": 5},
-        "layers": {"total": 2, "sliding": 1, "full": 1, "sliding_sharing_kv": 0, "full_sharing_kv": 0},
-        "context": {"exported": 2048, "max_prefill": 2047, "sliding_window": 512, "source": 32768},
-        "vocabulary": 262144,
-        "program": program.model_dump(mode="json"),
-        "parity": {
-            "logits": logits,
-            "greedy": {"prompts": 1, "new_tokens": 1, "first_token": 1, "exact": 1, "mean_common_prefix": 1},
-            "runner": None,
-        },
-        "speed": {
-            "host": "one",
-            "threads": 2,
-            "load_seconds": 10,
-            "prefill_tokens": 128,
-            "prefill_tokens_per_second": 40,
-            "decode_tokens": 64,
-            "decode_tokens_per_second": 14,
-            "peak_resident_bytes": 5_000_000_000,
-        },
-        "gates": [{"name": "kl_mean", "kind": "max", "limit": 0.1, "measured": 0.02, "passed": True}],
-        "patches": [],
-        "toolchain": {},
-        "stages": {"load": 1, "quantize": 1, "export": 1, "lower": 1, "write": 1, "peak_resident_bytes": 1},
-    }
-    for path, new in changed.items():
-        *parents, key = path.split("__")
-        target = value
-        for parent in parents:
-            target = target[parent]
-        target[key] = new
-    return facts.CellFacts.model_validate(value)
-
-
-def card(*cells: facts.CellFacts, version: str = "1.0.0") -> facts.CardFacts:
-    return facts.CardFacts(schema=1, repo="toy-pte", version=version, variant="toy", cells=cells)
 
 
 @pytest.mark.parametrize(
@@ -208,30 +131,3 @@ def test_forms() -> None:
 def test_speed_of_a_busy_machine_or_of_another_way_is_not_compared(changed: dict[str, Any]) -> None:
     slow = cell(speed__decode_tokens_per_second=1, **changed)
     assert not regressions(card(cell()), card(slow))
-
-
-def declared(folder: Path, accept: str = "") -> Card:
-    """A card of one recipe, as a file declares it."""
-    folder.mkdir()
-    (folder / "card.toml").write_text(
-        'schema = 1\nrepo = "toy-pte"\n[variant]\nname = "toy"\nsource = "a/b"\nfamily = "gemma4"\n'
-        'license = "apache-2.0"\n[export]\nrecipes = ["8da4w"]\nrecommended = "8da4w"\n[card]\ntitle = "Toy"\n' + accept
-    )
-    return load_card(folder)
-
-
-def test_a_regression_is_refused_unless_acknowledged_for_this_release(tmp_path: Path) -> None:
-    old, new = card(cell()), card(cell(parity__logits__kl_mean=0.05), version="1.1.0")
-    with pytest.raises(GateError, match=r"worse than 1\.0\.0: toy/8da4w: KL mean 0\.02 -> 0\.05") as refused:
-        check_regressions(old, new, declared(tmp_path / "none"))
-    assert '[[accept]] recipe = "8da4w", what = "KL mean", since = "1.0.0"' in str(refused.value.hint)
-    accept = '[[accept]]\nrecipe = "8da4w"\nwhat = "KL mean"\nsince = "{}"\nreason = "smaller groups"\n'
-    (noted,) = check_regressions(old, new, declared(tmp_path / "told", accept.format("1.0.0")))
-    assert (noted.what, noted.old, noted.new, noted.reason) == ("KL mean", 0.02, 0.05, "smaller groups")
-    with pytest.raises(GateError):
-        check_regressions(old, new, declared(tmp_path / "stale", accept.format("0.9.0")))
-
-
-def test_speed_of_scale_models_holds_no_release_back(tmp_path: Path) -> None:
-    slow = cell(speed__decode_tokens_per_second=1, source__scale_model=True)
-    assert check_regressions(card(cell(source__scale_model=True)), card(slow), declared(tmp_path / "none")) == ()
