@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
+import toy
 
 from hubpub.config import Project
-from hubpub.facts import MEASURING
+from hubpub.facts import MEASURING, CellFacts, save
+from hubpub.machine import versions
 from hubpub.matrix import Cell, cells
-from hubpub.plan import Step, plan, remember
+from hubpub.plan import Fingerprint, Step, fingerprint, plan, remember
 from hubpub.workspace import Workspace
 
 
@@ -106,3 +109,123 @@ def test_what_was_measured_on_another_file_is_measured_again(cell: Cell, tmp_pat
     assert one(cell, tmp_path).reason == "to be measured again"
     path.write_text(json.dumps({**facts, stale: {"measuring": MEASURING}}))
     assert one(cell, tmp_path).reason == "to be measured again"
+
+
+@pytest.mark.parametrize("missing", ["facts.json", "the program"])
+def test_a_cell_without_its_file_or_its_facts_is_not_finished(cell: Cell, tmp_path: Path, missing: str) -> None:
+    step = one(cell, tmp_path)
+    finish(step)
+    (step.pte if missing == "the program" else step.folder / missing).unlink()
+    assert (one(cell, tmp_path).action, one(cell, tmp_path).reason) == ("export", "not finished")
+    assert one(cell, tmp_path).facts() is None
+
+
+def test_what_was_measured_in_another_way_is_measured_again(cell: Cell, tmp_path: Path) -> None:
+    step = one(cell, tmp_path)
+    finish(step)
+    path = step.folder / "facts.json"
+    facts = json.loads(path.read_text())
+    for one_of in ("parity", "speed"):
+        path.write_text(json.dumps({**facts, one_of: {**facts[one_of], "measuring": MEASURING - 1}}))
+        assert (one(cell, tmp_path).action, one(cell, tmp_path).reason) == ("reuse", "to be measured again")
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"file": 1}', "\udc80"])
+def test_damaged_facts_are_measured_again(cell: Cell, tmp_path: Path, text: str) -> None:
+    step = one(cell, tmp_path)
+    finish(step)
+    (step.folder / "facts.json").write_text(text, errors="surrogateescape")
+    assert (one(cell, tmp_path).action, one(cell, tmp_path).reason) == ("reuse", "to be measured again")
+
+
+def test_what_changed_is_told_of_the_latest_that_can_be_read(cell: Cell, tmp_path: Path) -> None:
+    """Of three older notes the newest is damaged, and the one before it differs in two parts."""
+    step = one(cell, tmp_path)
+    mark = step.fingerprint
+    others = (
+        Fingerprint("s", mark.recipe, mark.context, mark.versions, "c"),
+        Fingerprint(mark.source, mark.recipe, "x", "v", mark.code),
+    )
+    for age, other in zip((300, 200), others, strict=True):
+        older = Step(cell, "export", "", other, step.workspace)
+        remember(older)
+        os.utime(older.folder / "fingerprint.json", (1e9 - age, 1e9 - age))
+    damaged = step.folder.with_name("damaged") / "fingerprint.json"
+    damaged.parent.mkdir()
+    for text in ("{", '{"source": "s"}'):
+        damaged.write_text(text)
+        assert one(cell, tmp_path).reason == "changed: context, versions"
+
+
+def test_each_part_of_a_fingerprint_is_part_of_its_value(cell: Cell) -> None:
+    mark = fingerprint(cell, rehearsal=True)
+    parts = ("source", "recipe", "context", "versions", "code")
+    values = {Fingerprint(**{**vars(mark), part: "0"}).value for part in parts}
+    assert len(values | {mark.value}) == 6
+    for part in parts:
+        assert Fingerprint(**{**vars(mark), part: "0"}).changes(mark) == [part]
+    assert mark.changes(mark) == []
+    assert all(
+        len(value) == 12 and set(value) <= set("0123456789abcdef") for value in (*vars(mark).values(), mark.value)
+    )
+
+
+def test_what_a_file_depends_on_changes_its_fingerprint(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = fingerprint(cell, rehearsal=True)
+
+    def changed(other: Cell) -> list[str]:
+        return fingerprint(other, rehearsal=True).changes(mark)
+
+    for export in ({"prefill": 7}, {"context": 64}):
+        card = cell.card.model_copy(update={"export": cell.card.export.model_copy(update=export)})
+        assert changed(Cell(card, cell.recipe)) == ["context"]
+    named = cell.recipe.model_copy(update={"summary": "in other words"})
+    assert changed(Cell(cell.card, named)) == []
+    assert fingerprint(cell, rehearsal=False).changes(mark) == ["source"]
+    versions.cache_clear()
+    try:
+        monkeypatch.setattr("hubpub.machine.version", lambda name: "0.0.1")
+        assert changed(cell) == ["versions"]
+    finally:
+        monkeypatch.undo()
+        versions.cache_clear()
+
+
+def test_a_plan_as_json(cell: Cell, tmp_path: Path) -> None:
+    step = one(cell, tmp_path)
+    assert step.as_json() == {
+        "cell": cell.id,
+        "repo": cell.card.repo,
+        "file": cell.file,
+        "recipe": cell.recipe.summary,
+        "action": "export",
+        "reason": "new",
+        "fingerprint": step.fingerprint.value,
+    }
+    assert step.folder.name == step.fingerprint.value
+
+
+def test_the_facts_of_a_step_are_of_its_file_with_the_limits_of_today(cell: Cell, tmp_path: Path) -> None:
+    step = one(cell, tmp_path)
+    finish(step)
+    sha256 = hashlib.sha256(b"program").hexdigest()
+    facts = toy.cell(file={"name": cell.file, "bytes": 7, "sha256": sha256}, gates=[])
+    save(facts, step.folder / "facts.json")
+    found = step.facts()
+    assert isinstance(found, CellFacts)
+    assert (found.file, found.summary) == (facts.file, cell.recipe.summary)
+    assert "kl_mean" in {gate.name for gate in found.gates}
+    step.pte.write_bytes(b"another")
+    assert step.facts() is None
+
+
+def test_an_unpinned_source_is_rehearsed_and_not_released(cell: Cell, tmp_path: Path) -> None:
+    card = cell.card.model_copy(update={"variant": cell.variant.model_copy(update={"revision": None})})
+    loose = Cell(card, cell.recipe)
+    assert one(loose, tmp_path).action == "export"
+    step = one(loose, tmp_path, rehearse=False)
+    assert (step.action, step.reason) == ("skip", f"its source is not pinned: run 'hubpub pin {card.repo}'")
+
+
+def test_no_force_makes_what_is_excluded(cell: Cell, tmp_path: Path) -> None:
+    assert one(Cell(cell.card, cell.recipe, "too large"), tmp_path, force=True).action == "skip"

@@ -55,7 +55,7 @@ def make(
         for step in steps:
             if step.action == "skip":
                 display.finish(step.cell.id, step.reason)
-            elif step.action == "reuse" and (known := step.facts()) and known.measured_as_now:
+            elif step.action == "reuse" and (known := _finished(step)) is not None:
                 facts[step.cell.id] = known
             else:
                 todo.append(step)
@@ -65,6 +65,16 @@ def make(
         if (error := missed_gates(found)) is not None:
             failures[name] = error
     return Made(facts, failures)
+
+
+def _finished(step: Step) -> CellFacts | None:
+    """The facts of a cell with which nothing is left to do."""
+    try:
+        known = step.facts()
+    except HubpubError:
+        # Damaged: they are put together again from what the stages left.
+        return None
+    return known if known is not None and known.measured_as_now else None
 
 
 def _make(

@@ -16,7 +16,9 @@ from hubpub.files import HashCache
 from hubpub.make import cell as one_cell
 from hubpub.make.cell import Job
 from hubpub.make.existing import source_of
-from make.conftest import Made
+from hubpub.make.run import make
+from hubpub.plan import plan
+from make.conftest import CELL, Made, Silent
 
 
 @pytest.fixture(autouse=True)
@@ -100,3 +102,12 @@ def test_a_step_has_facts_of_the_very_file_alone(made: Made) -> None:
     finally:
         made.step.pte.write_bytes(data)
     assert made.step.facts() == made.facts
+
+
+def test_damaged_facts_are_put_together_again(made: Made) -> None:
+    """Nothing is exported, measured or timed for it."""
+    kept = {path.name: path.stat().st_mtime_ns for path in made.step.folder.glob("[es]*.json")}
+    (made.step.folder / "facts.json").write_text("{}")
+    again = make(plan([made.step.cell], made.workspace), made.workspace, Silent())
+    assert (again.failures, again.facts) == ({}, {CELL: made.facts})
+    assert {path.name: path.stat().st_mtime_ns for path in made.step.folder.glob("[es]*.json")} == kept
