@@ -91,9 +91,9 @@ def counts(text: str, found: str, cells: tuple[CellFacts, ...]) -> dict[str, int
     return said
 
 
-@pytest.fixture(params=["gemma-3n-E2B-it-pte", "gemma-4-E4B-pte"])
+@pytest.fixture(params=["gemma-3n-E2B-it-pte", "gemma-4-E4B-pte", "SmolLM2-135M-Instruct-pte"])
 def card(request: pytest.FixtureRequest, project: Project) -> Card:
-    """A tuned and a base model's card."""
+    """A tuned and a base model's card, and one of a model that is text alone."""
     return next(card for card in project.cards if card.repo == request.param)
 
 
@@ -154,6 +154,23 @@ def test_with_cells_that_were_measured_elsewhere_and_otherwise(card: Card, proje
     assert "Every file passed" not in text
     assert "ExecuTorch 1.4.1 and 1.4.2" in text
     assert "Another CPU" in text
+
+
+def test_a_model_that_is_text_alone_lacks_nothing(project: Project) -> None:
+    card = next(card for card in project.cards if card.repo == "SmolLM2-135M-Instruct-pte")
+    facts = all_facts(project, card)
+    layers = facts.cells[0].layers.model_copy(update={"sliding": 0, "full": 30, "sliding_sharing_kv": 0})
+    context = facts.cells[0].context.model_copy(update={"sliding_window": None})
+    cells = tuple(
+        cell.model_copy(update={"layers": layers, "context": context, "parameters": cell.parameters})
+        for cell in facts.cells
+    )
+    _, text, _ = made(card, project, facts.model_copy(update={"cells": cells}))
+    assert "all with full attention" in text
+    assert "| sliding window |" not in text
+    assert "not included" not in text
+    assert "multimodal" not in text
+    assert "gemma" not in text.replace("gemma3n", "").lower().split("## license")[1]
 
 
 def test_a_cell_of_unlike_operators_is_not_counted_in(card: Card, project: Project) -> None:
