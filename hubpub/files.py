@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from hubpub.errors import HubpubError
 
 
@@ -36,7 +38,6 @@ def locked(path: Path, waiting: Callable[[str], None] = lambda holder: None) -> 
     The system lets go of the lock when its process ends, however it ends: what a killed process leaves behind is an
     empty file that locks nobody out. Within one process the lock may be taken again by whoever holds it.
     """
-    from filelock import FileLock, Timeout
 
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, is_singleton=True)

@@ -20,6 +20,7 @@ from hubpub.files import HashCache, write_atomic
 from hubpub.gates import with_current_gates
 from hubpub.machine import versions
 from hubpub.matrix import Cell
+from hubpub.model.scale import scale_key
 from hubpub.workspace import Workspace
 
 Action = Literal["export", "reuse", "skip"]
@@ -135,12 +136,8 @@ def _measured(path: Path, sha256: str | None) -> tuple[Action, str]:
 
 def fingerprint(cell: Cell, *, rehearsal: bool) -> Fingerprint:
     """The fingerprint of a cell; in a rehearsal the source is the scale model that stands in for the variant."""
-    if rehearsal:
-        from hubpub.model.scale import scale_key
-
-        source = "scale-" + scale_key(cell.variant)
-    else:
-        source = f"{cell.variant.source}@{cell.variant.revision}"
+    variant = cell.variant
+    source = f"scale-{scale_key(variant)}" if rehearsal else f"{variant.source}@{variant.revision}"
     recipe = cell.recipe.model_dump_json(exclude={"gates", "summary"})
     return Fingerprint(
         source=_hash(source),

@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from hubpub.config import Recipe, Variant
 from hubpub.errors import ExportError
 from hubpub.facts import MEASURING, CellFacts, Context, Exported, Parity, Source, Speed, load, save
 from hubpub.files import HashCache
 from hubpub.gates import evaluate_gates
-
-if TYPE_CHECKING:
-    from hubpub.model.checkpoint import Checkpoint
+from hubpub.measure.bench import speed
+from hubpub.measure.inspect import inspect
+from hubpub.measure.parity import SCALE_TOKENS, measure, text_length
+from hubpub.measure.prompting import prompt_format
+from hubpub.model.checkpoint import TOKENIZER_FILES, Checkpoint, digest
 
 Progress = Callable[[str, float], None]
 Measured = TypeVar("Measured", Parity, Speed)
@@ -66,9 +68,6 @@ def make(job: Job, progress: Progress) -> CellFacts:
 
     Raises HubpubError; a cell that fails its gates is returned, with the gates saying so.
     """
-    from hubpub.measure.inspect import inspect
-    from hubpub.measure.prompting import prompt_format
-    from hubpub.model.checkpoint import TOKENIZER_FILES, digest
 
     checkpoint = _checkpoint(job)
     exported = _exported(checkpoint, job, progress)
@@ -110,7 +109,6 @@ def make(job: Job, progress: Progress) -> CellFacts:
 
 
 def _checkpoint(job: Job) -> Checkpoint:
-    from hubpub.model.checkpoint import Checkpoint
 
     checkpoint = Checkpoint.open(job.checkpoint)
     if checkpoint.family.name != job.variant.family:
@@ -161,7 +159,6 @@ def _measured(model: type[Measured], path: Path, exported: Exported, measure: Ca
 
 def _parity(checkpoint: Checkpoint, job: Job, exported: Exported, progress: Progress) -> Parity:
     def measured() -> Parity:
-        from hubpub.measure.parity import SCALE_TOKENS, measure, text_length
 
         # A window is shorter than the text: several are compared, one after the other.
         window = job.recipe.window
@@ -172,7 +169,6 @@ def _parity(checkpoint: Checkpoint, job: Job, exported: Exported, progress: Prog
 
 
 def _bench(job: Job, context: Context, progress: Progress) -> Speed:
-    from hubpub.measure.bench import speed
 
     progress("bench", 0.0)
     tokenizer = job.checkpoint / "tokenizer.json"

@@ -8,11 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hubpub import data
 from hubpub.config import Project, Recipe, Variant
 from hubpub.errors import ConfigError, SourceError, UsageError
 from hubpub.facts import Gate, Parity, Speed
 from hubpub.gates import evaluate_gates
+from hubpub.hub.sources import download_source
 from hubpub.matrix import cells, select
+from hubpub.measure.bench import speed
+from hubpub.measure.inspect import inspect
+from hubpub.measure.parity import SCALE_TOKENS, measure, text_length
+from hubpub.measure.where import where as look
+from hubpub.model.checkpoint import Checkpoint
+from hubpub.model.scale import build
 from hubpub.plan import Step, plan
 from hubpub.workspace import Workspace
 
@@ -97,10 +105,7 @@ def _made(workspace: Workspace, selector: str) -> list[Step]:
 def source_of(variant: Variant, workspace: Workspace) -> Path:
     """The checkpoint folder of `variant`: the scale model that stands in for it in a rehearsal, else a download."""
     if workspace.rehearsal:
-        from hubpub.model.scale import build
-
         return build(variant, workspace.scale_models)
-    from hubpub.hub.sources import download_source
 
     return download_source(variant.source, revision=variant.revision)
 
@@ -108,11 +113,6 @@ def source_of(variant: Variant, workspace: Workspace) -> Path:
 def validate(target: Target, workspace: Workspace, progress: Progress, *, where: bool) -> Validation:
     """Compare the program with its source and evaluate its recipe's gates; with `where`, look for what broke."""
     from transformers import AutoTokenizer
-
-    from hubpub import data
-    from hubpub.measure.inspect import inspect
-    from hubpub.measure.parity import SCALE_TOKENS, measure, text_length
-    from hubpub.model.checkpoint import Checkpoint
 
     recipe = target.recipe
     if recipe is None:
@@ -133,8 +133,6 @@ def validate(target: Target, workspace: Workspace, progress: Progress, *, where:
     parity = parity.model_copy(update={"sha256": workspace.hashes.sha256(target.pte)})
     drift = None
     if where:
-        from hubpub.measure.where import where as look
-
         progress("where", 0.0)
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
         drift = look(target.pte, checkpoint, recipe, tokenizer.encode(data.passage())[:WHERE_TOKENS])
@@ -149,8 +147,6 @@ def _text_config(checkpoint: Any) -> Any:
 
 def bench(target: Target, tokenizer: Path | None, runs: int) -> Speed:
     """Speed and memory of the program, through the LLM runner where there is a tokenizer for it."""
-    from hubpub.measure.bench import speed
-    from hubpub.measure.inspect import inspect
 
     program = inspect(target.pte)
     length = program.metadata.get("get_max_context_len", program.metadata.get("get_max_seq_len"))

@@ -21,6 +21,7 @@ from hubpub.make.existing import source_of
 from hubpub.make.pool import run_all
 from hubpub.make.run import refuse_links
 from hubpub.matrix import Cell, cells
+from hubpub.model.checkpoint import Checkpoint
 from hubpub.plan import fingerprint
 from hubpub.progress import Display
 from hubpub.workspace import Workspace
@@ -126,7 +127,6 @@ def refuse_other_versions(facts: CellFacts) -> None:
 
 
 def _refuse_other_source(source: Path, facts: CellFacts) -> None:
-    from hubpub.model.checkpoint import Checkpoint
 
     here = {file.name: file.sha256 for file in Checkpoint.open(source).files()}
     for file in facts.source.files:

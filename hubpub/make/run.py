@@ -15,11 +15,14 @@ from hubpub.config import Variant
 from hubpub.errors import HubpubError, SourceError, ToolchainError, UsageError
 from hubpub.facts import CellFacts, Exported
 from hubpub.gates import missed_gates
+from hubpub.hub.sources import download_source
 from hubpub.machine import processes_that_fit
 from hubpub.make import cell as one_cell
 from hubpub.make.cell import Job, Progress
 from hubpub.make.pool import run_all
 from hubpub.matrix import Cell
+from hubpub.model.checkpoint import Checkpoint
+from hubpub.model.scale import build
 from hubpub.plan import Step, remember
 from hubpub.progress import Display
 from hubpub.sizing import Size, need_of, sizes
@@ -120,7 +123,6 @@ def export_from(
     chosen: Sequence[Cell], source: Path, out: Path, jobs: int | None, context: int | None, display: Display
 ) -> dict[str, Exported]:
     """Export `chosen` from the checkpoint folder `source` into `out`, each in a process. Raises the first error."""
-    from hubpub.model.checkpoint import Checkpoint
 
     refuse_links(source)
     family = Checkpoint.open(source).family.name
@@ -185,8 +187,6 @@ def _sources(todo: Sequence[Step], workspace: Workspace, display: Display, jobs:
     """The checkpoint folder of every variant: a scale model in a rehearsal, else a download."""
     variants = {step.cell.variant.name: step.cell.variant for step in todo}
     if not workspace.rehearsal:
-        from hubpub.hub.sources import download_source
-
         found = {}
         for name, variant in variants.items():
             display.note(f"{name}: fetching {variant.source}@{str(variant.revision)[:12]}")
@@ -207,7 +207,6 @@ def _sources(todo: Sequence[Step], workspace: Workspace, display: Display, jobs:
 
 def _build_scale(variant: Variant, cache: Path, progress: Progress) -> Path:
     """One scale model, in a worker process."""
-    from hubpub.model.scale import build
 
     return build(variant, cache, progress=progress)
 

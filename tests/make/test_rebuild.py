@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Ran, hubpub
 
 from hubpub.config import Project
 from hubpub.errors import ConfigError, SourceError, ToolchainError
-from hubpub.facts import CardFacts, CellFacts, load, save
+from hubpub.facts import CardFacts, CellFacts, dump, load, save
+from hubpub.hub.client import Client
+from hubpub.hub.content import LocalFile, RepoRelease
+from hubpub.hub.publish import publish_all
+from hubpub.localhub import LocalHub
 from hubpub.make.rebuild import rebuild, record, with_rebuilds
 from hubpub.workspace import Workspace
 from make.conftest import CELL, Made, Silent
@@ -77,3 +82,34 @@ def test_another_source_is_refused(made: Made) -> None:
 def test_a_cell_that_is_not_declared_is_refused(made: Made, rehearsed: Project, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nobody/8da4w is not declared"):
         rebuild(Workspace(rehearsed, tmp_path, rehearsal=True), changed(made.facts, cell="nobody/8da4w"), Silent())
+
+
+def test_verify_rebuilds_what_a_hub_holds(made: Made, tmp_path: Path) -> None:
+    """From the command line: facts and sums come from the Hub, the file from here."""
+    cell = changed(made.facts, tokenizer=())
+    facts = CardFacts(repo="x/small", version="v1.0.0", variant=cell.variant, cells=(cell,))
+    own = cell.file
+    with LocalHub(tmp_path / "hub") as hub:
+        repo = f"{hub.user}/small"
+        files = (
+            LocalFile(own.name, made.step.pte, own.bytes, own.sha256),
+            LocalFile.text("facts.json", dump(facts)),
+            LocalFile.text("LICENSE", "terms"),
+        )
+        release = RepoRelease(repo, "v1.0.0", files, "A release", card_merge=lambda text: text or "# Small\n")
+        publish_all(Client(hub.url, hub.token), [release], tmp_path / "work")
+
+        def verify(*more: str) -> Ran:
+            command = ("verify", f"{repo}@v1.0.0", "--hub", hub.url, "--json", *more)
+            home = str(tmp_path / "hf")
+            return hubpub(*command, work=made.workspace.root, HF_TOKEN=hub.token, HF_HOME=home)
+
+        ran = verify("--rebuild", CELL)
+        assert ran.code == 0, ran.err
+        assert ran.json["rebuilt"]["same"] and ran.json["rebuilt"]["published"] == own.sha256
+        ran = verify("--rebuild", "gemma-4-E2B-it/fp32")
+        assert ran.code == 2 and ran.json["hint"] == f"its cells: {CELL}"
+        ran = verify("--record")
+        assert ran.code == 2 and "--rebuild" in ran.json["hint"]
+        ran = verify()
+        assert ran.code == 0 and ran.json["rebuilt"] is None
