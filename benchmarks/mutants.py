@@ -4,8 +4,8 @@
     python benchmarks/mutants.py hubpub/cards/blocks.py --tests tests/cards/test_blocks.py --jobs 2 --table
 
 Each mutant changes one place: a condition is negated or its comparison shifted, `and` becomes `or`, a call whose value
-nobody takes and a `raise` are left out, `continue` and `break` are exchanged, a number grows by one, a flag flips, a value
-that is returned becomes None. Mutants run in a copy of the checkout, never in the checkout itself.
+nobody takes and a `raise` are left out, `continue` and `break` are exchanged, a number grows, a flag flips, what is
+returned becomes None. Mutants run in a copy of the checkout, never in the checkout itself.
 
 The tests run once as they are, to learn which of them reach which line and how long each takes. A mutant then meets
 the tests that reach its line, the quickest first, until one fails: it is killed. What runs longer than it should is

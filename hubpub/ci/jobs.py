@@ -100,7 +100,13 @@ class Job:
     def checked_destination(self, card: Card) -> Destination:
         """The Hub, where nothing in this card's repo forbids this release or rehearsal."""
         to = self.destination(card)
-        check_targets(to, [card], rehearsal=self.workspace.rehearsal, over_rehearsal=self.over_rehearsal)
+        check_targets(
+            to,
+            [card],
+            rehearsal=self.workspace.rehearsal,
+            over_rehearsal=self.over_rehearsal,
+            version=self.version,
+        )
         return to
 
 

@@ -91,7 +91,7 @@ def diff_command(
             facts, origin = candidate(Workspace(project, work, hub == LOCAL), card)
             repo = f"{owner}/{card.repo}"
             one = change(project, card, facts, published(to.client, repo, files_of(facts)), repo, version)
-            found.append((replace(one, refused=to.client.card_fault(one.text)), origin))
+            found.append((replace(one, refused=to.client.card_problem(one.text)), origin))
     if markdown and not terminal.json:
         print("\n".join(f"{one.as_markdown()}\n<sub>facts: {origin}</sub>\n" for one, origin in found), end="")
         return

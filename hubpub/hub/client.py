@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
@@ -34,15 +34,17 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi
 
 T = TypeVar("T")
-Told = Callable[[int, int], None]
+FileProgress = Callable[[int, int], None]
 """Progress of one file: bytes sent so far, bytes in all."""
 
 log = logging.getLogger(__name__)
 
+_QUOTA = re.compile(r"(?i)retry this action in (?:about )?(an?|\d+) (second|minute|hour)")
+_SECONDS = {"second": 1, "minute": 60, "hour": 3600}
 _counts = threading.local()
 
 
-class Moved(ConflictError):
+class HeadMoved(ConflictError):
     """The branch is no longer where it was when the commit was planned; nothing was changed."""
 
 
@@ -117,6 +119,23 @@ class Refs:
 
 
 @dataclass(frozen=True)
+class Pull:
+    """A pull request: its number, what became of it, and the commit it would bring."""
+
+    number: int
+    status: str
+    commit: str
+
+    @property
+    def open(self) -> bool:
+        return self.status in {"open", "draft"}
+
+    @property
+    def merged(self) -> bool:
+        return self.status == "merged"
+
+
+@dataclass(frozen=True)
 class Commit:
     """One commit of a history."""
 
@@ -154,7 +173,7 @@ Change = Add | Copy | Delete
 
 
 @dataclass(frozen=True)
-class Landed:
+class Committed:
     """A commit that is on the Hub; `pull` is the number of the pull request it made, if any."""
 
     commit: str
@@ -302,8 +321,8 @@ class Client:
             pulls={int(number): commit for number, commit in numbers.items() if number.isdigit()},
         )
 
-    def create_repo(self, repo_id: str, *, private: bool) -> None:
-        """Make the repo; one that is there already is left as it is."""
+    def create_repo(self, repo_id: str, *, private: bool | None = None) -> None:
+        """Make the repo, by default as visible as its owner has new repos be; one that is there stays as it is."""
         self._call(f"creating {repo_id}", self._api.create_repo, check_repo_id(repo_id), private=private, exist_ok=True)
 
     def files(self, repo_id: str, revision: str, paths: Iterable[str]) -> dict[str, RemoteFile]:
@@ -320,10 +339,31 @@ class Client:
             )
             for item in answer:
                 if isinstance(item, _hub().RepoFile):
-                    found[item.path] = RemoteFile(
-                        item.path, item.size, item.lfs.sha256 if item.lfs else None, item.blob_id
-                    )
+                    found[item.path] = _remote(item)
         return found
+
+    def tree(self, repo_id: str, revision: str) -> dict[str, RemoteFile]:
+        """Every file at `revision`, by path."""
+
+        def listed() -> list[Any]:
+            return list(
+                self._api.list_repo_tree(check_repo_id(repo_id), revision=check_revision(revision), recursive=True)
+            )
+
+        found = self._call(f"listing {repo_id}@{revision}", listed)
+        return {item.path: _remote(item) for item in found if isinstance(item, _hub().RepoFile)}
+
+    def pulls(self, repo_id: str) -> list[Pull]:
+        """Every pull request of `repo_id`, open or not, the newest first."""
+
+        def listed() -> list[Any]:
+            return list(self._api.get_repo_discussions(check_repo_id(repo_id), discussion_type="pull_request"))
+
+        refs = self.refs(repo_id, pulls=True)
+        tips = refs.pulls if refs else {}
+        found = self._call(f"listing the pull requests of {repo_id}", listed)
+        pulls = [Pull(one.num, str(one.status), tips[one.num]) for one in found if one.num in tips]
+        return sorted(pulls, key=lambda pull: pull.number, reverse=True)
 
     def commits(self, repo_id: str, revision: str) -> list[Commit]:
         """The history of `revision`, newest first."""
@@ -347,7 +387,7 @@ class Client:
             return None
         return b"".join(parts)
 
-    def sha256(self, repo_id: str, revision: str, path: str, told: Told | None = None) -> str | None:
+    def sha256(self, repo_id: str, revision: str, path: str, progress: FileProgress | None = None) -> str | None:
         """SHA-256 of a file, downloaded block by block and not stored; None where it does not exist."""
 
         def digest() -> str:
@@ -355,8 +395,8 @@ class Client:
             for block in self._stream(repo_id, revision, path):
                 hasher.update(block)
                 done += len(block)
-                if told:
-                    told(done, done)
+                if progress:
+                    progress(done, done)
             return hasher.hexdigest()
 
         try:
@@ -364,7 +404,7 @@ class Client:
         except NotFound:
             return None
 
-    def card_fault(self, text: str) -> str | None:
+    def card_problem(self, text: str) -> str | None:
         """Why this Hub would refuse `text` as a card, in its own words; None where it would take it."""
         _hub()
         from huggingface_hub import get_session
@@ -471,8 +511,8 @@ class Client:
             exist_ok=True,
         )
 
-    def merge(self, repo_id: str, number: int, *, landed: Callable[[], bool]) -> None:
-        """Merge pull request `number`; `landed` looks whether it was merged although the answer says otherwise."""
+    def merge(self, repo_id: str, number: int, *, is_merged: Callable[[], bool]) -> None:
+        """Merge pull request `number`; `is_merged` looks whether it was, although the answer says otherwise."""
         doing = f"merging pull request #{number} of {repo_id}"
         for attempt in range(self.retry.attempts):
             try:
@@ -481,12 +521,12 @@ class Client:
                 failure = error
             else:
                 return
-            if landed():
+            if is_merged():
                 return
             self._pause(failure, attempt)
         raise failure
 
-    def send(self, repo_id: str, branch: str, add: Add, *, told: Told | None, pull: bool = False) -> Sent:
+    def send(self, repo_id: str, branch: str, add: Add, *, progress: FileProgress | None, pull: bool = False) -> Sent:
         """Upload the content of `add` into the repo's storage; it shows nowhere until it is committed.
 
         What the storage already holds is not sent again. With `pull` it is meant for a pull request to `branch`.
@@ -494,7 +534,7 @@ class Client:
         sent = _translated(f"preparing {add.path}", lambda: Sent(add))
 
         def upload() -> None:
-            with sent.watched(told):
+            with sent.watched(progress):
                 self._api.preupload_lfs_files(
                     check_repo_id(repo_id),
                     [sent.operation],
@@ -516,18 +556,18 @@ class Client:
         title: str,
         message: str = "",
         parent: str | None,
-        landed: Callable[[], Landed | None],
+        find_committed: Callable[[], Committed | None],
         pull: bool = False,
-    ) -> Landed:
+    ) -> Committed:
         """Make one commit of `changes` on `branch`, or a pull request to it.
 
-        `landed` looks whether this very commit is on the Hub: it is asked whenever an answer was lost or doubtful, so
-        that no commit is made twice. Raises Moved where `branch` is not at `parent` any more.
+        `find_committed` looks whether this very commit is on the Hub: it is asked whenever an answer was lost or
+        doubtful, so that no commit is made twice. Raises HeadMoved where `branch` is not at `parent` any more.
         """
         doing = f"committing to {repo_id}@{branch}"
         failure: HubError
 
-        def make() -> Landed:
+        def make() -> Committed:
             answer = self._api.create_commit(
                 check_repo_id(repo_id),
                 [_operation(change) for change in changes],
@@ -538,10 +578,10 @@ class Client:
                 create_pr=pull,
                 num_threads=1,
             )
-            return Landed(answer.oid, int(answer.pr_num) if pull and answer.pr_num else None)
+            return Committed(answer.oid, int(answer.pr_num) if pull and answer.pr_num else None)
 
         for attempt in range(self.retry.attempts):
-            if attempt and (found := landed()):
+            if attempt and (found := find_committed()):
                 log.info("%s: the answer was lost, the commit was not", doing)
                 return found
             try:
@@ -549,11 +589,11 @@ class Client:
             except HubError as error:
                 failure = error
             if isinstance(failure, ConflictError | NotFound):
-                if attempt and (found := landed()):
+                if attempt and (found := find_committed()):
                     return found
-                raise Moved(failure.message, failure.hint)
+                raise HeadMoved(failure.message, failure.hint)
             self._pause(failure, attempt)
-        if found := landed():
+        if found := find_committed():
             return found
         raise failure
 
@@ -575,7 +615,7 @@ class Client:
             raise failure
         wait = self.retry.wait(attempt, failure.retry_after)
         if wait > self.retry.patience:
-            raise HubError(f"{failure.message} (it asks to wait {wait:.0f} s)", "run again later; nothing is lost")
+            raise HubError(f"{failure.message} (it asks to wait {wait:.0f} s)", failure.hint)
         _counts.retries = getattr(_counts, "retries", 0) + 1
         if attempt + 1 < self.retry.attempts:
             log.info("%s: again in %.1f s", failure.message, wait)
@@ -595,14 +635,14 @@ class Sent:
         self.sent = 0
 
     @contextmanager
-    def watched(self, told: Told | None) -> Iterator[None]:
+    def watched(self, progress: FileProgress | None) -> Iterator[None]:
         """Count what is sent while the upload runs, in either transport."""
         from huggingface_hub import constants
         from huggingface_hub.utils import _xet_progress_reporting as reporting
 
         def tell(done: int) -> None:
-            if told:
-                told(min(done, self.add.bytes), self.add.bytes)
+            if progress:
+                progress(min(done, self.add.bytes), self.add.bytes)
 
         if not isinstance(self.add.source, Path):
             yield
@@ -705,8 +745,9 @@ def _error(doing: str, error: BaseException) -> HubError:
     if status in {409, 412}:
         return ConflictError(f"{doing}: {text}")
     if status in {408, 429} or (status is not None and status >= 500):
-        passing = _Passing(f"{doing}: the Hub answers {status} ({text})", "run again later; nothing is lost")
-        passing.retry_after = _retry_after(response)
+        after = _retry_after(response, text)
+        passing = _Passing(f"{doing}: the Hub answers {status} ({text})", _again(after))
+        passing.retry_after = after
         return passing
     if isinstance(error, httpx2.TransportError):
         return _Passing(f"{doing}: no connection to the Hub ({text})", "run again; nothing is lost")
@@ -716,12 +757,31 @@ def _error(doing: str, error: BaseException) -> HubError:
     return HubError(f"{doing}: {text}")
 
 
-def _retry_after(response: Any) -> float | None:
+def _retry_after(response: Any, text: str) -> float | None:
+    """Seconds the Hub wants to be left alone for, None where it does not say.
+
+    The quota of commits per hour is told in words alone; headers then speak of another limit that was not reached.
+    """
+    if found := _QUOTA.search(text):
+        return float({"a": 1, "an": 1}.get(found[1]) or found[1]) * _SECONDS[found[2]]
     value = str(response.headers.get("retry-after") or "").strip()
     if not value.isdigit():
-        found = re.search(r"\bt\s*=\s*(\d+)", str(response.headers.get("ratelimit") or ""))
-        value = found[1] if found and response.status_code == 429 else ""
+        limits = str(response.headers.get("ratelimit") or "")
+        reached, left = re.search(r"\br\s*=\s*0\b", limits), re.search(r"\bt\s*=\s*(\d+)", limits)
+        value = left[1] if reached and left and response.status_code == 429 else ""
     return float(value) if value else None
+
+
+def _again(after: float | None) -> str:
+    """What to do after a failure that passes: what was sent and staged is kept, whatever it was."""
+    if after is None or after < 60:
+        return "run again later; nothing is lost"
+    when = datetime.now(UTC) + timedelta(seconds=after)
+    return f"run the same command again after {when:%H:%M} UTC ({after / 60:.0f} minutes): what was sent is kept"
+
+
+def _remote(item: Any) -> RemoteFile:
+    return RemoteFile(item.path, item.size, item.lfs.sha256 if item.lfs else None, item.blob_id)
 
 
 def _identity(answer: dict[str, Any]) -> Identity:
@@ -753,8 +813,8 @@ def _operation(change: Change | Sent) -> CommitOperationAdd | CommitOperationCop
     return deleted
 
 
-class _Ear(logging.Handler):
-    """Hears what the library would print: counts its retries, and passes the rest on without secrets."""
+class _LibraryLog(logging.Handler):
+    """Takes what the library would print: counts its retries, and passes the rest on without secrets."""
 
     def emit(self, record: logging.LogRecord) -> None:
         text = redact(record.getMessage())
@@ -767,7 +827,12 @@ def cached_snapshot(repo_id: str, revision: str, patterns: Sequence[str]) -> Pat
     """The folder in the local cache with every file of `repo_id` that matches `patterns`, or None. Asks nobody."""
     try:
         return Path(
-            _hub().snapshot_download(check_repo_id(repo_id), revision=check_revision(revision), local_files_only=True)
+            _hub().snapshot_download(
+                check_repo_id(repo_id),
+                revision=check_revision(revision),
+                allow_patterns=list(patterns),
+                local_files_only=True,
+            )
         )
     except (OSError, ValueError):
         return None
@@ -802,7 +867,7 @@ def _hub() -> Any:
 
     huggingface_hub.set_client_factory(client)
     library = logging.getLogger("huggingface_hub")
-    library.handlers[:] = [_Ear()]
+    library.handlers[:] = [_LibraryLog()]
     library.propagate = False
     warnings.filterwarnings("ignore", module=r"huggingface_hub\.")
     disable_progress_bars()

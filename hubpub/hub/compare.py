@@ -7,8 +7,8 @@ from pathlib import Path
 
 from hubpub.errors import ConflictError
 from hubpub.hub.client import Client, RemoteFile
-from hubpub.hub.content import CARD, LocalFile, RepoRelease
-from hubpub.hub.hashing import git_blob_id
+from hubpub.hub.content import CARD, SUMS, LocalFile, RepoRelease
+from hubpub.hub.hashing import git_blob_id, parse_sha256sums
 from hubpub.hub.history import until, who
 
 
@@ -53,8 +53,7 @@ def refuse_foreign(client: Client, release: RepoRelease, base: str, head: str) -
     """Raise ConflictError where main changed a file of this release after `base`, and say who did. Cards are merged."""
     repo_id = release.repo_id
     files = {file.path_in_repo: file for file in (*release.files, release.sums) if file.path_in_repo != CARD}
-    paths = [*files, *release.retire]
-    before, after = client.files(repo_id, base, paths), client.files(repo_id, head, paths)
+    before, after = client.files(repo_id, base, files), client.files(repo_id, head, files)
     touched = [
         path
         for path in sorted({*before, *after})
@@ -85,3 +84,11 @@ def _blob(file: RemoteFile | None) -> str | None:
 
 def few(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def listed_at(client: Client, repo_id: str, revision: str) -> dict[str, str]:
+    """Path -> SHA-256 as the SHA256SUMS at `revision` lists them; empty where there is none that can be read."""
+    try:
+        return parse_sha256sums((client.read(repo_id, revision, SUMS) or b"").decode())
+    except ValueError:
+        return {}

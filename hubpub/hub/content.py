@@ -40,14 +40,24 @@ class LocalFile:
         return cls(path_in_repo, data, len(data), hashlib.sha256(data).hexdigest())
 
     @property
+    def program(self) -> bool:
+        """Whether it is one of the programs that a release is about."""
+        return self.path_in_repo.endswith(".pte")
+
+    @property
+    def terms(self) -> bool:
+        """Whether it says under which terms the others may be used: no weights are seen anywhere without it."""
+        return self.path_in_repo.partition(".")[0].lower() in {"license", "licence", "notice", "copying"}
+
+    @property
     def large(self) -> bool:
         """Whether the file is staged ahead of the commit rather than carried by it."""
-        return self.bytes >= 256 << 10 or self.path_in_repo.endswith(".pte")
+        return self.bytes >= 256 << 10 or self.program
 
 
 @dataclass(frozen=True)
 class RepoRelease:
-    """One version of one repo. `version` is the tag. `retire` names files of earlier versions to remove from main.
+    """One version of one repo. `version` is the tag.
 
     SHA256SUMS is written here where `files` does not bring one. With `card_merge` the card is made from the text that
     is published at that moment, so that what people wrote there stays.
@@ -58,14 +68,12 @@ class RepoRelease:
     files: tuple[LocalFile, ...]
     message: str
     card_merge: CardMerge | None = field(default=None, repr=False)
-    retire: tuple[str, ...] = ()
-    private: bool = False
 
     def __post_init__(self) -> None:
         check_repo_id(self.repo_id)
         check_version(self.version)
         paths = [file.path_in_repo for file in self.files]
-        check_paths([*paths, *self.retire])
+        check_paths(paths)
         if CARD in paths and self.card_merge:
             raise ConfigError(f"{self.repo_id}: the card is given both as a file and as a merge")
         for file in self.files:

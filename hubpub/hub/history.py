@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from hashlib import sha256
 
 from hubpub.errors import ConflictError
 from hubpub.hub.client import Client, Commit, Refs
 from hubpub.hub.content import CARD, LocalFile, RepoRelease
-from hubpub.hub.names import stage_branch
+from hubpub.hub.names import newest_above, stage_branch
 
 RELEASE, MANIFEST = "Hubpub-Release: ", "Hubpub-Manifest: "
 
 
 def manifest_of(files: Iterable[LocalFile]) -> str:
     """One hash for the content of a release. The card is left out: its text depends on what people wrote."""
-    lines = (f"{f.sha256} {f.path_in_repo}\n" for f in files if f.path_in_repo != CARD)
+    lines = {f"{f.sha256} {f.path_in_repo}\n" for f in files if f.path_in_repo != CARD}
     return sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
@@ -25,24 +25,49 @@ def until(history: list[Commit], end: str) -> list[Commit]:
     return history[: ids.index(end)] if end in ids else history
 
 
-def release_commit(client: Client, release: RepoRelease, files: Sequence[LocalFile], head: str) -> str:
-    """The commit that made main what it is: this release's own where the history has it, else the head."""
-    manifest = MANIFEST + manifest_of(files)
-    history = client.commits(release.repo_id, head)
-    marks = (RELEASE + release.version, manifest)
-    return next((c.id for c in history if all(mark in c.message.split("\n") for mark in marks)), head)
+def commit_of(client: Client, repo_id: str, version: str, head: str) -> Commit | None:
+    """The commit up to `head` that was made for `version`, tagged or not; None where there is none."""
+    mark = RELEASE + version
+    return next((c for c in client.commits(repo_id, head) if mark in c.message.split("\n")), None)
 
 
-def refuse_unfinished(client: Client, release: RepoRelease, files: Sequence[LocalFile]) -> None:
+def own_commit(client: Client, release: RepoRelease, head: str) -> str | None:
+    """The commit up to `head` that holds this very release: all that can be missing of it is the tag."""
+    made = commit_of(client, release.repo_id, release.version, head)
+    manifest = MANIFEST + manifest_of((*release.files, release.sums))
+    return made.id if made and manifest in made.message.split("\n") else None
+
+
+def last_release(client: Client, repo_id: str, refs: Refs) -> str | None:
+    """The newest commit of main that a release made or a tag of one names; None where nothing was released yet."""
+    tagged = set(refs.tags.values())
+    history = client.commits(repo_id, refs.branches["main"])
+    return next((c.id for c in history if c.id in tagged or f"\n{RELEASE}" in f"\n{c.message}"), None)
+
+
+def refuse_older(client: Client, repo_id: str, version: str, refs: Refs) -> None:
+    """Raise ConflictError where a newer version than `version` is out: main would go back to the older one.
+
+    A release that was committed and not tagged when the newer one came out may still be finished.
+    """
+    newer = newest_above(version, refs.tags)
+    if newer is None or version in refs.tags or commit_of(client, repo_id, version, refs.branches["main"]):
+        return
+    raise ConflictError(
+        f"{repo_id}: {newer} is published, and main would go back to the older {version}",
+        f"publish it as a version above {newer}; who needs what {newer} replaced takes it by its tag",
+    )
+
+
+def refuse_unfinished(client: Client, release: RepoRelease, head: str) -> None:
     """Raise ConflictError where main has a commit of this version with other content that was never tagged."""
-    for commit in client.commits(release.repo_id, "main"):
-        lines = commit.message.split("\n")
-        if RELEASE + release.version in lines and MANIFEST + manifest_of(files) not in lines:
-            raise ConflictError(
-                f"{release.repo_id}: {release.version} was committed with other content by {who(commit)} as "
-                f"{commit.id[:12]} and is not tagged yet",
-                "let that release finish, or run it again from where its files are; else choose the next version",
-            )
+    commit = commit_of(client, release.repo_id, release.version, head)
+    if commit is not None and MANIFEST + manifest_of((*release.files, release.sums)) not in commit.message.split("\n"):
+        raise ConflictError(
+            f"{release.repo_id}: {release.version} was committed with other content by {who(commit)} as "
+            f"{commit.id[:12]} and is not tagged yet",
+            "let that release finish, or run it again from where its files are; else choose the next version",
+        )
 
 
 def stage_base(client: Client, release: RepoRelease, refs: Refs) -> str:

@@ -15,19 +15,19 @@ from pydantic import ValidationError
 
 from hubpub.errors import ConfigError, ConflictError, HubError
 from hubpub.facts import CardFacts
-from hubpub.hub.client import Add, Client, Landed, Moved
+from hubpub.hub.client import Add, Client, Committed, HeadMoved, Refs
+from hubpub.hub.compare import listed_at
 from hubpub.hub.content import CARD, SUMS, CardMerge, LocalFile
 from hubpub.hub.hashing import parse_sha256sums
 from hubpub.hub.names import STAGE_PREFIX, check_path, check_repo_id, check_version
 from hubpub.hub.receipts import Progress, PullRequest, Receipt, load_receipt
-from hubpub.hub.staging import STAGE_TITLE
 
 FACTS = "facts.json"
 
 
 @dataclass(frozen=True)
 class StagedVersion:
-    """What waits on a staging branch: the version, and the files staged for it, newest first."""
+    """What waits on a staging branch: the version, and the files staged for it, in name order."""
 
     version: str
     files: tuple[str, ...]
@@ -136,7 +136,28 @@ def verify(
         checked.append(CheckedFile(path, remote.bytes, digest, found, how))  # type: ignore[arg-type]
         if found != digest:
             problems.append(f"{path}: sha256 {found[:12]} instead of {digest[:12]}")
+    problems += _unlisted(client, repo_id, commit, expected, refs)
     return Verification(repo_id, revision, commit, tuple(checked), tuple(dict.fromkeys(problems)))
+
+
+def _unlisted(client: Client, repo_id: str, commit: str, listed: Iterable[str], refs: Refs) -> list[str]:
+    """Complaints about files that nobody vouches for: programs, and what another release listed and this one does not.
+
+    Anything else may lie beside a release: pictures, documents, whatever its owner adds.
+    """
+    known = {*listed, CARD, SUMS}
+    others = sorted(path for path in client.tree(repo_id, commit) if path not in known)
+    once: dict[str, str] = {}
+    for tag, at in sorted(refs.tags.items()) if others else ():
+        if at != commit:
+            once |= dict.fromkeys(listed_at(client, repo_id, at), tag)
+    found = []
+    for path in others:
+        if path in once:
+            found.append(f"{path} is not in {SUMS}: it is a leftover of {once[path]}")
+        elif path.endswith((".pte", ".ptd")):
+            found.append(f"{path} is not in {SUMS}: nothing says what it is")
+    return found
 
 
 def amend_card(client: Client, repo_id: str, merge: CardMerge, message: str) -> str | None:
@@ -161,12 +182,12 @@ def amend_card(client: Client, repo_id: str, merge: CardMerge, message: str) -> 
         add = Add(CARD, after.encode(), file.bytes, file.sha256)
 
         title, _, rest = message.partition("\n")
-        landed = partial(_amended, client, repo_id, head, title, after.encode())
+        find_committed = partial(_amended, client, repo_id, head, title, after.encode())
         try:
             return client.commit(
-                repo_id, "main", [add], title=title, message=rest.strip(), parent=head, landed=landed
+                repo_id, "main", [add], title=title, message=rest.strip(), parent=head, find_committed=find_committed
             ).commit
-        except Moved:
+        except HeadMoved:
             if last:
                 raise
     return None
@@ -194,12 +215,12 @@ def yank(client: Client, repo_id: str, tag: str, reason: str, *, new_version: st
     return amend_card(client, repo_id, merge, f"Withdraw {tag}")
 
 
-def _amended(client: Client, repo_id: str, head: str, title: str, card: bytes) -> Landed | None:
+def _amended(client: Client, repo_id: str, head: str, title: str, card: bytes) -> Committed | None:
     """The commit on top of `head` that wrote just this card, if there is one."""
     history = client.commits(repo_id, "main")
     ids = [commit.id for commit in history]
     ours = [c for c in history[: ids.index(head) if head in ids else 0] if c.title == title]
-    return next((Landed(c.id) for c in ours if client.read(repo_id, c.id, CARD) == card), None)
+    return next((Committed(c.id) for c in ours if client.read(repo_id, c.id, CARD) == card), None)
 
 
 def _status(client: Client, repo_id: str, work: Path | None) -> RepoStatus:
@@ -221,13 +242,13 @@ def _status(client: Client, repo_id: str, work: Path | None) -> RepoStatus:
         except (ValueError, KeyError, TypeError):
             published = None
     staged = []
+    main = client.tree(repo_id, head) if head else {}
     for branch, commit in sorted(refs.branches.items()):
         if branch.startswith(STAGE_PREFIX):
             version = branch.removeprefix(STAGE_PREFIX)
-            tail = f" for {version}"
-            titles = [c.title for c in client.commits(repo_id, commit)]
-            files = [t.removeprefix(STAGE_TITLE).removesuffix(tail) for t in titles if t.endswith(tail)]
-            staged.append(StagedVersion(version, tuple(dict.fromkeys(files))))
+            tree = client.tree(repo_id, commit)
+            files = sorted(path for path, file in tree.items() if main.get(path) != file)
+            staged.append(StagedVersion(version, tuple(files)))
     notes = _disagreements(published, refs.tags, staged, receipts)
     tags = tuple(sorted(refs.tags.items()))
     return RepoStatus(repo_id, True, head, published, tags, tuple(staged), tuple(receipts), notes)

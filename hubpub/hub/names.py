@@ -10,6 +10,9 @@ from hubpub.errors import ConfigError
 
 STAGE_PREFIX = "hubpub-stage/"
 _VERSION = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._+-]{0,62}[A-Za-z0-9])?")
+_SEMANTIC = re.compile(
+    r"v?(?P<major>\d{1,9})(?:\.(?P<minor>\d{1,9})(?:\.(?P<patch>\d{1,9}))?)?(?:-(?P<pre>[0-9A-Za-z.-]+))?(?:\+.*)?"
+)
 _PART = re.compile(r"[A-Za-z0-9._+@-]{1,200}")
 # Files that steer git or the Hub: a release that wrote them could hide or rewrite the others.
 _RESERVED = frozenset({".git", ".gitattributes", ".gitignore", ".gitmodules", ".cache", ".huggingface", ".", ".."})
@@ -65,3 +68,26 @@ def check_paths(values: Iterable[str]) -> None:
 def stage_branch(version: str) -> str:
     """Name of the branch that holds the files of `version` until they are promoted."""
     return STAGE_PREFIX + check_version(version)
+
+
+def newest_above(version: str, others: Iterable[str]) -> str | None:
+    """The newest of `others` that is above `version` in semantic order, or None.
+
+    Names without such an order (and those of rehearsals, which are all v0.0.0) are above nothing and below nothing.
+    """
+    mine = _order(version)
+    above = [(order, other) for other in others if (order := _order(other)) is not None and mine and order > mine]
+    return max(above)[1] if above else None
+
+
+def _order(version: str) -> tuple[tuple[int, ...], bool, tuple[tuple[bool, int, str], ...]] | None:
+    """What versions are sorted by, as semver.org item 11 has it: a pre-release is below its release."""
+    found = _SEMANTIC.fullmatch(version)
+    if found is None:
+        return None
+    core = tuple(int(found[part] or 0) for part in ("major", "minor", "patch"))
+    before = found["pre"]
+    if before and core == (0, 0, 0):
+        return None
+    parts = [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in (before or "").split(".")]
+    return core, before is None, tuple(parts) if before else ()

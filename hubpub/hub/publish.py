@@ -13,10 +13,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from hubpub.errors import AccessError, ConfigError, HubError
-from hubpub.hub.client import Add, Change, Client, Copy, Delete, Landed, Moved, Refs
-from hubpub.hub.compare import held_at, published_card, refuse_foreign, refuse_unless_same
+from hubpub.hub.client import Add, Change, Client, Committed, Copy, Delete, HeadMoved, Refs
+from hubpub.hub.compare import held_at, listed_at, published_card, refuse_foreign, refuse_unless_same
 from hubpub.hub.content import LocalFile, RepoRelease
-from hubpub.hub.history import MANIFEST, RELEASE, manifest_of, refuse_unfinished, release_commit, stage_base, until
+from hubpub.hub.history import (
+    MANIFEST,
+    RELEASE,
+    last_release,
+    manifest_of,
+    own_commit,
+    refuse_older,
+    refuse_unfinished,
+    stage_base,
+    until,
+)
 from hubpub.hub.names import check_repo_id, stage_branch
 from hubpub.hub.pulls import waiting_pull
 from hubpub.hub.receipts import (
@@ -45,30 +55,34 @@ class RepoAccess:
     tags: dict[str, str]
 
 
-def preflight(client: Client, repo_ids: Iterable[str], *, create_pr: bool = False) -> tuple[RepoAccess, ...]:
-    """Check names and rights for every repo, before hours are spent. Raises ConfigError or AccessError."""
+def preflight(
+    client: Client, repo_ids: Iterable[str], *, create_pr: bool = False, version: str | None = None
+) -> tuple[RepoAccess, ...]:
+    """Check names and rights for every repo, and the place for `version`, before hours are spent.
+
+    Raises ConfigError or AccessError, and ConflictError where a newer version than `version` is out.
+    """
     repo_ids = [check_repo_id(repo_id) for repo_id in repo_ids]
-    client.whoami()
+    identity = client.whoami()
     found = []
     for repo_id in repo_ids:
         refs = client.refs(repo_id)
         if not create_pr:
             client.check_write(repo_id, exists=refs is not None)
-            if refs is None and client.whoami().only(repo_id):
+            if refs is None and identity.only(repo_id):
                 raise AccessError(
                     f"{repo_id} does not exist on {client.endpoint}, and this token, made for that repo alone, "
                     "cannot make it",
                     "create the repo on the Hub first, empty",
                 )
-        elif client.whoami().role == "read":
+        elif identity.role == "read":
             raise AccessError(f"no pull request to {repo_id}: the token may only read", "use a token with write access")
         elif refs is None:
             raise HubError(f"{repo_id} does not exist: there is nothing to open a pull request against")
-        found.append(
-            RepoAccess(
-                repo_id, refs is not None, refs.branches.get("main") if refs else None, dict(refs.tags) if refs else {}
-            )
-        )
+        head = refs.branches.get("main") if refs else None
+        if refs and head and version is not None:
+            refuse_older(client, repo_id, version, refs)
+        found.append(RepoAccess(repo_id, refs is not None, head, dict(refs.tags) if refs else {}))
     return tuple(found)
 
 
@@ -96,7 +110,7 @@ def publish_all(
         return dry
     staged = [_stage_what_is_here(client, release, work, progress, create_pr=create_pr) for release in releases]
     return [
-        promote(client, release, work, staged=one, progress=progress, create_pr=create_pr)
+        promote(client, release, work, staged=one, create_pr=create_pr)
         for release, one in zip(releases, staged, strict=True)
     ]
 
@@ -104,32 +118,30 @@ def publish_all(
 def _stage_what_is_here(
     client: Client, release: RepoRelease, work: Path, progress: Progress | None, *, create_pr: bool
 ) -> Staged | None:
-    """None where no large file is here: then all of them were staged elsewhere, at a commit of main to compare with."""
+    """None where there is nothing to stage: all was staged elsewhere, or was committed and is only to be tagged."""
     if not any(file.source is not None for file in release.files if file.large):
+        return None
+    refs = client.refs(release.repo_id)
+    if refs and "main" in refs.branches and own_commit(client, release, refs.branches["main"]):
         return None
     return stage(client, release, work, progress=progress, create_pr=create_pr)
 
 
 def promote(
-    client: Client,
-    release: RepoRelease,
-    work: Path,
-    *,
-    staged: Staged | None = None,
-    progress: Progress | None = None,
-    create_pr: bool = False,
+    client: Client, release: RepoRelease, work: Path, *, staged: Staged | None = None, create_pr: bool = False
 ) -> Receipt:
     """Make the one commit on main, tag it, read both back and compare every hash.
 
     Without `staged` the release is compared with the commit its staging branch began at. Raises ConflictError where
-    somebody else changed a file of this release meanwhile or the version is taken, HubError where a file is neither
-    staged nor on main. Nothing is changed in either case.
+    somebody else changed a file of this release meanwhile, the version is taken or a newer one is out, HubError where
+    a file is neither staged nor on main. Nothing is changed in either case. What does not work once the tag was read
+    back is a note on the receipt.
     """
     began, retried = time.monotonic(), client.retries - (staged.retries if staged else 0)
     sent = {file.path: file.sent_bytes for file in staged.files} if staged else {}
-    repo_id, tag = release.repo_id, release.version
+    repo_id, tag, user = release.repo_id, release.version, client.whoami().user
     refs = ensured_repo(client, release)
-    changed: set[str] = set()
+    changed, retired = set[str](), tuple[str, ...]()
     outcome: Outcome
     if tag in refs.tags:
         commit = refs.tags[tag]
@@ -139,19 +151,23 @@ def promote(
         base = staged.base if staged else stage_base(client, release, refs)
         for last in (False, True):
             head = refs.branches["main"]
+            if mine := own_commit(client, release, head):
+                files = release.complete(published_card(client, repo_id, mine))
+                commit, outcome = mine, TagOnly(mine, tag)
+                break
+            refuse_unfinished(client, release, head)
+            refuse_older(client, repo_id, tag, refs)
             if base != head:
                 refuse_foreign(client, release, base, head)
             plan = _plan(client, release, refs)
-            files, changed = plan.files, plan.changed
-            if not changed and not plan.retired:
-                commit = release_commit(client, release, files, head)
-                outcome = TagOnly(commit, tag)
+            files, changed, retired = plan.files, plan.changed, plan.retired
+            if not changed and not retired:
+                commit, outcome = head, TagOnly(head, tag)
                 break
-            refuse_unfinished(client, release, files)
             waiting = waiting_pull(client, release, files) if create_pr else None
             try:
-                landed = waiting or _commit(client, release, plan, head, create_pr=create_pr)
-            except Moved:
+                made = waiting or _commit(client, release, plan, head, create_pr=create_pr)
+            except HeadMoved:
                 if last:
                     raise
                 base, refs = head, ensured_repo(client, release)
@@ -161,19 +177,20 @@ def promote(
             if not waiting:
                 carried = changed - plan.copied.keys() - sent.keys()
                 sent |= {file.path_in_repo: file.bytes for file in files if file.path_in_repo in carried}
-            commit = landed.commit
-            outcome = PullRequest(landed.pull, commit) if landed.pull else Published(commit, tag)
+            commit = made.commit
+            outcome = PullRequest(made.pull, commit) if made.pull else Published(commit, tag)
             break
         if not isinstance(outcome, PullRequest):
-            commit = make_tag(client, release, commit, files)
+            commit = make_tag(client, release, commit)
+            outcome = Published(commit, tag) if isinstance(outcome, Published) else TagOnly(commit, tag)
             read_back(client, release, commit, files, card=isinstance(outcome, Published))
-    if not isinstance(outcome, PullRequest) and stage_branch(tag) in refs.branches:
-        client.delete_branch(repo_id, stage_branch(tag))
+    done = not isinstance(outcome, PullRequest) and stage_branch(tag) in refs.branches
+    notes = _without_branch(client, repo_id, stage_branch(tag)) if done else ()
     receipt = Receipt(
         repo_id=repo_id,
         version=tag,
         endpoint=client.endpoint,
-        user=client.whoami().user,
+        user=user,
         outcome=outcome,
         files=tuple(
             FileReceipt(f.path_in_repo, f.bytes, f.sha256, f.path_in_repo in changed, sent.get(f.path_in_repo, 0))
@@ -183,16 +200,27 @@ def promote(
         retries=client.retries - retried,
         seconds=round(time.monotonic() - began + (staged.seconds if staged else 0), 3),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        retired=retired,
+        notes=notes,
     )
-    receipt.save(work)
-    return receipt
+    return receipt.kept(work)
+
+
+def _without_branch(client: Client, repo_id: str, branch: str) -> tuple[str, ...]:
+    """Remove a staging branch whose release is out; a note where that does not work."""
+    try:
+        client.delete_branch(repo_id, branch)
+    except HubError as error:
+        return (f"{branch} could not be removed ({error.message}): 'hubpub unstage {repo_id}' does it",)
+    return ()
 
 
 def _dry_run(client: Client, release: RepoRelease, *, unstaged: bool) -> Receipt:
     """What a run would do, by reading alone. Raises what the run would raise before its first upload."""
     began = time.monotonic()
     repo_id, tag = release.repo_id, release.version
-    refs = client.refs(repo_id)
+    refs, user = client.refs(repo_id), client.whoami().user
+    retired: tuple[str, ...] = ()
     outcome: Outcome
     if refs is None or "main" not in refs.branches:
         files = release.complete(None)
@@ -201,17 +229,20 @@ def _dry_run(client: Client, release: RepoRelease, *, unstaged: bool) -> Receipt
     elif tag in refs.tags:
         files = refuse_unless_same(client, release, refs.tags[tag])
         changed, sent, outcome = set(), set(), NoChanges(refs.tags[tag], tag)
+    elif mine := own_commit(client, release, refs.branches["main"]):
+        files, changed, sent = release.complete(published_card(client, repo_id, mine)), set(), set()
+        outcome = Planned(False, False, True)
     else:
+        refuse_unfinished(client, release, refs.branches["main"])
+        refuse_older(client, repo_id, tag, refs)
         plan = _plan(client, release, refs, unstaged=unstaged)
-        files, changed, sent = plan.files, plan.changed, plan.changed - plan.copied.keys()
-        if changed:
-            refuse_unfinished(client, release, files)
-        outcome = Planned(False, bool(changed or plan.retired), True)
+        files, changed, sent, retired = plan.files, plan.changed, plan.changed - plan.copied.keys(), plan.retired
+        outcome = Planned(False, bool(changed or retired), True)
     return Receipt(
         repo_id=repo_id,
         version=tag,
         endpoint=client.endpoint,
-        user=client.whoami().user,
+        user=user,
         outcome=outcome,
         files=tuple(
             FileReceipt(
@@ -227,6 +258,7 @@ def _dry_run(client: Client, release: RepoRelease, *, unstaged: bool) -> Receipt
         retries=0,
         seconds=round(time.monotonic() - began, 3),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        retired=retired,
     )
 
 
@@ -266,11 +298,20 @@ def _plan(client: Client, release: RepoRelease, refs: Refs, *, unstaged: bool = 
             f"{repo_id}: {', '.join(missing)} is neither staged for {release.version} nor on main",
             "stage it on the machine that has it",
         )
-    retired = tuple(sorted(client.files(repo_id, head, release.retire))) if release.retire else ()
-    return _Plan(files, changed, copied, tuple(set(retired) - {file.path_in_repo for file in files}))
+    return _Plan(files, changed, copied, _retired(client, repo_id, refs, files))
 
 
-def _commit(client: Client, release: RepoRelease, plan: _Plan, head: str, *, create_pr: bool) -> Landed:
+def _retired(client: Client, repo_id: str, refs: Refs, files: Sequence[LocalFile]) -> tuple[str, ...]:
+    """Files that the release before listed and this one does not; what somebody changed since is theirs, and stays."""
+    before = last_release(client, repo_id, refs)
+    listed = listed_at(client, repo_id, before) if before else {}
+    left = {path: digest for path, digest in listed.items() if path not in {file.path_in_repo for file in files}}
+    there = client.files(repo_id, refs.branches["main"], left)
+    ours = [LocalFile(path, None, held.bytes, left[path]) for path, held in there.items()]
+    return tuple(sorted(held_at(client, repo_id, refs.branches["main"], ours)))
+
+
+def _commit(client: Client, release: RepoRelease, plan: _Plan, head: str, *, create_pr: bool) -> Committed:
     changes: list[Change] = [Delete(path) for path in plan.retired]
     for file in plan.files:
         path = file.path_in_repo
@@ -280,14 +321,23 @@ def _commit(client: Client, release: RepoRelease, plan: _Plan, head: str, *, cre
             changes.append(Add(path, file.source, file.bytes, file.sha256))
     manifest = MANIFEST + manifest_of(plan.files)
     title = f"Release {release.version}"
-    message = f"{release.message.removeprefix(title).strip()}\n\n{RELEASE}{release.version}\n{manifest}".lstrip()
+    gone = "".join(f"\n\nRemoved: {path} is not part of this version." for path in plan.retired)
+    said = f"{release.message.removeprefix(title).strip()}{gone}".strip()
+    message = f"{said}\n\n{RELEASE}{release.version}\n{manifest}".lstrip()
 
-    def landed() -> Landed | None:
+    def find_committed() -> Committed | None:
         if create_pr:
             return waiting_pull(client, release, plan.files)
         history = client.commits(release.repo_id, "main")
-        return next((Landed(c.id) for c in until(history, head) if manifest in c.message), None)
+        return next((Committed(c.id) for c in until(history, head) if manifest in c.message), None)
 
     return client.commit(
-        release.repo_id, "main", changes, title=title, message=message, parent=head, landed=landed, pull=create_pr
+        release.repo_id,
+        "main",
+        changes,
+        title=title,
+        message=message,
+        parent=head,
+        find_committed=find_committed,
+        pull=create_pr,
     )

@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from hubpub.errors import ConflictError, HubError
-from hubpub.hub.client import Client, Landed, Refs
+from hubpub.hub.client import Client, Committed, Pull
 from hubpub.hub.compare import few, held_at, refuse_foreign, refuse_unless_same
 from hubpub.hub.content import SUMS, LocalFile, RepoRelease
 from hubpub.hub.hashing import parse_sha256sums
-from hubpub.hub.history import RELEASE, until
+from hubpub.hub.history import RELEASE, refuse_older, until
 from hubpub.hub.names import check_repo_id, check_version
 from hubpub.hub.receipts import FileReceipt, NoChanges, Outcome, Planned, Published, Receipt, TagOnly
 from hubpub.hub.tags import make_tag, read_back
@@ -26,16 +26,19 @@ def promote_pull(client: Client, repo_id: str, version: str, work: Path, *, dry_
     """
     began, retried = time.monotonic(), client.retries
     check_version(version)
-    refs = client.refs(check_repo_id(repo_id), pulls=True)
-    found = _pull_of(client, repo_id, refs, version) if refs else None
-    if refs is None or found is None or found.pull is None:
+    refs = client.refs(check_repo_id(repo_id))
+    found = _pull_of(client, repo_id, version) if refs else None
+    if refs is None or found is None:
         return None
+    user = client.whoami().user
     head, tip = refs.branches["main"], found.commit
     release = _recorded(client, repo_id, tip, version)
     history = client.commits(repo_id, head)
     ours = {commit.id for commit in history}
     base = next((c.id for c in client.commits(repo_id, tip) if c.id in ours and c.id != tip), head)
-    merged = len(held_at(client, repo_id, head, release.files)) == len(release.files)
+    merged = found.merged or len(held_at(client, repo_id, head, release.files)) == len(release.files)
+    if not merged:
+        refuse_older(client, repo_id, version, refs)
     outcome: Outcome
     if version in refs.tags:
         refuse_unless_same(client, release, refs.tags[version], release.files)
@@ -45,17 +48,17 @@ def promote_pull(client: Client, repo_id: str, version: str, work: Path, *, dry_
     else:
         if not merged:
             refuse_foreign(client, release, base, head)
-            _merge(client, release, found.pull)
+            _merge(client, release, found.number)
         # Somebody may commit between the merge and this moment: the release is the first commit that holds it all.
         since = reversed(until(client.commits(repo_id, "main"), base))
         held = (c.id for c in since if len(held_at(client, repo_id, c.id, release.files)) == len(release.files))
         commit = next(held, None)
         if commit is None:
             raise HubError(
-                f"{repo_id}: main does not hold {version} although pull request #{found.pull} was merged",
+                f"{repo_id}: main does not hold {version} although pull request #{found.number} was merged",
                 "look at what was committed since, then publish the next version",
             )
-        commit = make_tag(client, release, commit, release.files)
+        commit = make_tag(client, release, commit)
         read_back(client, release, commit, release.files, card=False)
         outcome = TagOnly(commit, version) if merged else Published(commit, version)
     changed = isinstance(outcome, Published | Planned) and not merged
@@ -63,7 +66,7 @@ def promote_pull(client: Client, repo_id: str, version: str, work: Path, *, dry_
         repo_id=repo_id,
         version=version,
         endpoint=client.endpoint,
-        user=client.whoami().user,
+        user=user,
         outcome=outcome,
         files=tuple(FileReceipt(f.path_in_repo, f.bytes, f.sha256, changed, 0) for f in release.files),
         bytes_sent=0,
@@ -71,28 +74,30 @@ def promote_pull(client: Client, repo_id: str, version: str, work: Path, *, dry_
         seconds=round(time.monotonic() - began, 3),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    if not dry_run:
-        receipt.save(work)
-    return receipt
+    return receipt if dry_run else receipt.kept(work)
 
 
-def waiting_pull(client: Client, release: RepoRelease, files: Sequence[LocalFile]) -> Landed | None:
-    """The newest pull request of this version that holds just `files` already, if there is one."""
-    refs = client.refs(release.repo_id, pulls=True)
-    for number, commit in sorted(refs.pulls.items(), reverse=True)[:20] if refs else ():
-        mine = any(RELEASE + release.version in c.message for c in client.commits(release.repo_id, commit)[:5])
-        if mine and len(held_at(client, release.repo_id, commit, files)) == len(files):
-            return Landed(commit, number)
+def waiting_pull(client: Client, release: RepoRelease, files: Sequence[LocalFile]) -> Committed | None:
+    """The newest open pull request of this version that holds just `files` already, if there is one."""
+    for pull in client.pulls(release.repo_id):
+        mine = pull.open and _is_for(client, release.repo_id, pull, release.version)
+        if mine and len(held_at(client, release.repo_id, pull.commit, files)) == len(files):
+            return Committed(pull.commit, pull.number)
     return None
 
 
-def _pull_of(client: Client, repo_id: str, refs: Refs, version: str) -> Landed | None:
-    """The newest pull request that was made for `version`, if there is one."""
+def _pull_of(client: Client, repo_id: str, version: str) -> Pull | None:
+    """The newest pull request for `version` that is open or merged, if there is one; a closed one was turned down."""
+    for pull in client.pulls(repo_id):
+        if (pull.open or pull.merged) and _is_for(client, repo_id, pull, version):
+            return pull
+    return None
+
+
+def _is_for(client: Client, repo_id: str, pull: Pull, version: str) -> bool:
+    """Whether a pull request was made for `version`: people may have added commits of their own."""
     mark = RELEASE + version
-    for number, commit in sorted(refs.pulls.items(), reverse=True)[:20]:
-        if any(mark in c.message.split("\n") for c in client.commits(repo_id, commit)[:5]):
-            return Landed(commit, number)
-    return None
+    return any(mark in commit.message.split("\n") for commit in client.commits(repo_id, pull.commit)[:20])
 
 
 def _recorded(client: Client, repo_id: str, commit: str, version: str) -> RepoRelease:
@@ -114,10 +119,10 @@ def _recorded(client: Client, repo_id: str, commit: str, version: str) -> RepoRe
 def _merge(client: Client, release: RepoRelease, number: int) -> None:
     """Merge pull request `number`; an answer that was lost is looked for on main."""
 
-    def landed() -> bool:
+    def is_merged() -> bool:
         return len(held_at(client, release.repo_id, "main", release.files)) == len(release.files)
 
     try:
-        client.merge(release.repo_id, number, landed=landed)
+        client.merge(release.repo_id, number, is_merged=is_merged)
     except ConflictError as error:
         raise ConflictError(error.message, "resolve or close it on the Hub, then run again") from None

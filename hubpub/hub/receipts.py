@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Discriminator, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from hubpub.errors import HubpubError
 from hubpub.files import write_atomic
 from hubpub.hub.names import check_repo_id, check_version
 
+_STRICT = ConfigDict(extra="forbid")
 Progress = Callable[[str, str, int, int], None]
-"""Told (repo id, path, bytes sent so far, bytes in all) while files travel."""
+"""FileProgress (repo id, path, bytes sent so far, bytes in all) while files travel."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class StagedFile:
     """Where a large file is: on `main` already, on the staging branch, or still to be staged by another machine."""
 
     path: str
     bytes: int
     sha256: str
-    where: Literal["main", "staged", "missing"]
+    location: Literal["main", "staged", "missing"]
     sent_bytes: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Staged:
     """What `stage` did for one repo. `base` is the commit of main that the release was compared with."""
 
@@ -45,7 +49,7 @@ class Staged:
         return f"{len(self.files)} files staged for {self.version}, {self.bytes_sent / 1e6:.1f} MB sent"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class NoChanges:
     """The tag is there and holds this very release: nothing was sent."""
 
@@ -54,7 +58,7 @@ class NoChanges:
     kind: Literal["no-changes"] = "no-changes"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Published:
     """One commit was made and tagged."""
 
@@ -63,7 +67,7 @@ class Published:
     kind: Literal["published"] = "published"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class TagOnly:
     """`commit` held the release already; only the tag was missing."""
 
@@ -72,7 +76,7 @@ class TagOnly:
     kind: Literal["tag-only"] = "tag-only"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class PullRequest:
     """The release waits in pull request `number`; there is no tag before it is merged and promoted."""
 
@@ -81,7 +85,7 @@ class PullRequest:
     kind: Literal["pull-request"] = "pull-request"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Planned:
     """A dry run: what a run would do, file by file in the receipt. Nothing was changed."""
 
@@ -92,16 +96,9 @@ class Planned:
 
 
 Outcome = NoChanges | Published | TagOnly | PullRequest | Planned
-_OUTCOMES: dict[str, type[Outcome]] = {
-    "no-changes": NoChanges,
-    "published": Published,
-    "tag-only": TagOnly,
-    "pull-request": PullRequest,
-    "planned": Planned,
-}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class FileReceipt:
     """A file of the release: `changed` where the commit wrote it, `sent_bytes` what of it travelled in this run."""
 
@@ -112,7 +109,7 @@ class FileReceipt:
     sent_bytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Receipt:
     """What the Hub holds after a release, as read back from it. Times in seconds, `finished` in UTC."""
 
@@ -120,12 +117,16 @@ class Receipt:
     version: str
     endpoint: str
     user: str
-    outcome: Outcome
+    outcome: Annotated[Outcome, Discriminator("kind")]
     files: tuple[FileReceipt, ...]
     bytes_sent: int
     retries: int
     seconds: float
     finished: str
+    retired: tuple[str, ...] = ()
+    """Files of the release before that this one does not have: the commit removed them from main."""
+    notes: tuple[str, ...] = ()
+    """What did not work after the release was published and checked, and how to put it right."""
 
     @property
     def summary(self) -> str:
@@ -142,12 +143,22 @@ class Receipt:
                 return f"pull request #{number}, {sent} sent"
             case Planned(create, commit, _):
                 changed = sum(file.changed for file in self.files)
-                todo = f"would change {changed} files in one commit, " if commit else "would only tag, "
+                gone = f" and remove {', '.join(self.retired)}" if self.retired else ""
+                todo = f"would change {changed} files{gone} in one commit, " if commit else "would only tag, "
                 return ("would create the repo, " if create else "") + todo + f"sending {sent}"
 
     def as_json(self) -> dict[str, Any]:
         """The receipt as plain values."""
         return asdict(self)
+
+    def kept(self, work: Path) -> Receipt:
+        """The receipt, saved below `work`; that it could not be is a note on it: what is published is published."""
+        try:
+            self.save(work)
+        except OSError as error:
+            note = f"the receipt could not be written below {work}: {error.strerror or error}"
+            return replace(self, notes=(*self.notes, note))
+        return self
 
     def save(self, work: Path) -> None:
         """Write the receipt below `work`, where later runs find it.
@@ -175,11 +186,8 @@ def load_receipt(work: Path, version: str, repo_id: str) -> Receipt | None:
     """The receipt of an earlier run, or None. Raises HubpubError where the file is damaged."""
     path = receipt_path(work, version, repo_id)
     try:
-        data: dict[str, Any] = json.loads(path.read_bytes())
-        outcome = _OUTCOMES[data["outcome"]["kind"]](**data["outcome"])
-        files = tuple(FileReceipt(**file) for file in data["files"])
-        return Receipt(**{**data, "outcome": outcome, "files": files})
+        return TypeAdapter(Receipt).validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValidationError) as error:
         raise HubpubError(f"{path} is damaged ({type(error).__name__})", "delete it; the Hub knows the truth") from None

@@ -1,24 +1,28 @@
-"""Staging: the large files of a release go to a branch of their own, where `main` does not see them."""
+"""Staging: what a release brings goes to a branch of its own, where `main` does not see it.
+
+Each program is a commit, with the files that belong to it; the first commit carries everything else as well, so that
+the terms of use are there when the first weights are. A run that was killed has lost the program it was sending.
+"""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 from hubpub.errors import ConflictError, HubError, HubpubError
 from hubpub.files import HashCache, write_atomic
-from hubpub.hub.client import Add, Client, Landed, NotFound, Refs, RemoteFile
-from hubpub.hub.compare import held_at, refuse_unless_same
+from hubpub.hub.client import Add, Client, Committed, NotFound, Refs, RemoteFile, Sent
+from hubpub.hub.compare import few, held_at, refuse_unless_same
 from hubpub.hub.content import LocalFile, RepoRelease
 from hubpub.hub.hashing import git_blob_id
 from hubpub.hub.names import STAGE_PREFIX, stage_branch
 from hubpub.hub.pulls import waiting_pull
 from hubpub.hub.receipts import Progress, Staged, StagedFile, receipt_path
 
-STAGE_TITLE = "Stage "
 # As many machines as a repo has recipes stage at the same moment; each conflict costs one small commit.
 _STAGE_ATTEMPTS = 8
 
@@ -32,7 +36,7 @@ def stage(
     create_pr: bool = False,
     small_too: bool = False,
 ) -> Staged:
-    """Bring every large file of `release` that the repo lacks to the Hub, one by one; main does not change.
+    """Bring the large files of `release` that the repo lacks to the Hub, and its terms of use; main does not change.
 
     `release` may hold just the files of this machine; with `small_too` all of them are staged, for a machine that will
     promote without having any. A file that is on main or staged already is neither read nor sent.
@@ -41,34 +45,37 @@ def stage(
     """
     began, retried = time.monotonic(), client.retries
     refs = ensured_repo(client, release)
-    large = [file for file in release.files if small_too or file.large]
+    wanted = [file for file in release.files if small_too or file.large or (file.terms and not create_pr)]
     if release.version in refs.tags:
-        refuse_unless_same(client, release, refs.tags[release.version], large)
+        refuse_unless_same(client, release, refs.tags[release.version], wanted)
     base = refs.branches["main"]
-    branch = stage_branch(release.version)
-    hashes = HashCache(work / "hashes.json")
-    on_main = held_at(client, release.repo_id, base, large)
-    waiting = waiting_pull(client, release, large) if create_pr else None
-    at = waiting.commit if waiting else refs.branches.get(branch)
-    on_branch = held_at(client, release.repo_id, at, large) if at else {}
-    done: list[StagedFile] = []
-    for file in large:
-        path = file.path_in_repo
-        told = partial(progress, release.repo_id, path) if progress else None
-        sent = 0
-        if path in on_main or path in on_branch:
-            if told:
-                told(file.bytes, file.bytes)
-        elif file.source is not None:
-            add = _ready(file, hashes)
-            if create_pr:
-                sent = client.send(release.repo_id, "main", add, told=told, pull=True).sent
-            else:
-                sent = _stage_one(client, release, add, base, told)
+    on_main = held_at(client, release.repo_id, base, wanted)
+    waiting = waiting_pull(client, release, wanted) if create_pr else None
+    at = waiting.commit if waiting else refs.branches.get(stage_branch(release.version))
+    on_branch = held_at(client, release.repo_id, at, wanted) if at else {}
+    todo = [file for file in wanted if file.source is not None and file.path_in_repo not in {**on_main, **on_branch}]
+    if progress:
+        for file in wanted:
+            if file.path_in_repo in {**on_main, **on_branch}:
+                progress(release.repo_id, file.path_in_repo, file.bytes, file.bytes)
+    hashes, sent = HashCache(work / "hashes.json"), dict[str, int]()
+    for group in [todo] if create_pr else by_program(todo):
+        adds = [_ready(file, hashes) for file in group]
+        if create_pr:
+            for add in adds:
+                told = partial(progress, release.repo_id, add.path) if progress else None
+                sent[add.path] = client.send(release.repo_id, "main", add, progress=told, pull=True).sent
+        else:
+            sent |= _stage_group(client, release, adds, base, progress)
+        for file in group:
             if isinstance(file.source, Path) and hashes.sha256(file.source) != file.sha256:
                 raise HubpubError(f"{file.source} changed while it was sent", "run again when nothing writes to it")
-        where = "main" if path in on_main else "missing" if file.source is None and path not in on_branch else "staged"
-        done.append(StagedFile(path, file.bytes, file.sha256, where, sent))  # type: ignore[arg-type]
+    done = []
+    for file in wanted:
+        path = file.path_in_repo
+        staged_already = path in on_branch or path in sent
+        location = "main" if path in on_main else "staged" if staged_already else "missing"
+        done.append(StagedFile(path, file.bytes, file.sha256, location, sent.get(path, 0)))  # type: ignore[arg-type]
     staged = Staged(
         release.repo_id,
         release.version,
@@ -81,6 +88,17 @@ def stage(
     record = receipt_path(work, release.version, release.repo_id).with_suffix(".staged.json")
     write_atomic(record, (json.dumps(asdict(staged), indent=2) + "\n").encode())
     return staged
+
+
+def by_program(files: Sequence[LocalFile]) -> list[list[LocalFile]]:
+    """`files` by the commits that stage them: a program and what is named after it, the rest beside the first one."""
+    programs = [file for file in files if file.program]
+    groups = [[f for f in files if f is one or f.path_in_repo.startswith(f"{one.path_in_repo}.")] for one in programs]
+    grouped = {id(file) for group in groups for file in group}
+    rest = [file for file in files if id(file) not in grouped]
+    if not groups:
+        return [rest] if rest else []
+    return [[*rest, *groups[0]], *groups[1:]]
 
 
 def staged_versions(client: Client, repo_id: str) -> tuple[str, ...]:
@@ -99,9 +117,10 @@ def unstage(client: Client, repo_id: str, version: str) -> bool:
 
 
 def ensured_repo(client: Client, release: RepoRelease) -> Refs:
+    """The refs of the repo, made where there is none: as visible as its owner has new repos be."""
     refs = client.refs(release.repo_id)
     if refs is None:
-        client.create_repo(release.repo_id, private=release.private)
+        client.create_repo(release.repo_id)
         refs = client.refs(release.repo_id)
     if refs is None or "main" not in refs.branches:
         raise HubError(f"{release.repo_id} has no branch main", "create the repo with at least one commit")
@@ -121,60 +140,78 @@ def _ready(file: LocalFile, hashes: HashCache) -> Add:
     return Add(file.path_in_repo, file.source, file.bytes, file.sha256)
 
 
-def _stage_one(client: Client, release: RepoRelease, add: Add, base: str, told: partial[None] | None) -> int:
-    """Send one file and commit it to the staging branch. Returns the bytes that travelled."""
+def _stage_group(
+    client: Client, release: RepoRelease, adds: Sequence[Add], base: str, progress: Progress | None
+) -> dict[str, int]:
+    """Send some files and commit them to the staging branch together. Returns the bytes that travelled, by path."""
     repo_id, branch = release.repo_id, stage_branch(release.version)
 
-    def landed() -> Landed | None:
+    def lacking() -> list[Add]:
+        """Those that the branch does not hold, and where it ends."""
+        held = client.files(repo_id, branch, [add.path for add in adds])
+        return [add for add in adds if (held.get(add.path) is None) or not _is_held(held[add.path], add)]
+
+    def find_committed() -> Committed | None:
         refs = client.refs(repo_id)
         at = refs.branches.get(branch) if refs else None
-        held = client.files(repo_id, at, [add.path]).get(add.path) if at else None
-        same = held is not None and (held.sha256 or _sha256_of_blob(held, add)) == add.sha256
-        return Landed(at) if at and same else None
+        return Committed(at) if at and not lacking() else None
 
+    sent: list[Sent] = []
     for attempt in range(_STAGE_ATTEMPTS):
         client.create_branch(repo_id, branch, base)
-        sent = None
+        sent = []
         try:
-            sent = client.send(repo_id, branch, add, told=told)
-            title = f"{STAGE_TITLE}{add.path} for {release.version}"
-            client.commit(repo_id, branch, [sent], title=title, parent=None, landed=landed)
+            for add in adds:
+                told = partial(progress, repo_id, add.path) if progress else None
+                sent.append(client.send(repo_id, branch, add, progress=told))
+            what = adds[-1].path + (f" and {len(adds) - 1} more files" if len(adds) > 1 else "")
+            title = f"Stage {what} for {release.version}"
+            client.commit(repo_id, branch, sent, title=title, parent=None, find_committed=find_committed)
             break
         except (ConflictError, NotFound):
             # Another machine stages at the same moment, or a twin of this release has just been promoted and has
             # removed the branch.
             refs = client.refs(repo_id)
             if refs and release.version in refs.tags:
-                large = [file for file in release.files if file.large]
-                refuse_unless_same(client, release, refs.tags[release.version], large)
-                return sent.sent if sent else 0
+                _refuse_other_tag(client, release, refs)
+                return {one.add.path: one.sent for one in sent}
             if attempt + 1 == _STAGE_ATTEMPTS:
                 raise
             time.sleep(client.retry.wait(attempt, None))
-    if landed() is None:
-        _refuse_what_replaced(client, release, add)
-    return sent.sent if sent else 0
+    if find_committed() is None:
+        _refuse_what_replaced(client, release, adds)
+    return {one.add.path: one.sent for one in sent}
 
 
-def _refuse_what_replaced(client: Client, release: RepoRelease, add: Add) -> None:
-    """Say why `add`, which the Hub took a moment ago, is no longer staged. Passes where its release is out already."""
+def _refuse_other_tag(client: Client, release: RepoRelease, refs: Refs) -> None:
+    refuse_unless_same(client, release, refs.tags[release.version], [file for file in release.files if file.large])
+
+
+def _refuse_what_replaced(client: Client, release: RepoRelease, adds: Sequence[Add]) -> None:
+    """Say why files, which the Hub took a moment ago, are no longer staged. Passes where their release is out."""
     repo_id, branch = release.repo_id, stage_branch(release.version)
     refs = client.refs(repo_id)
     if refs and release.version in refs.tags:
-        refuse_unless_same(client, release, refs.tags[release.version], [f for f in release.files if f.large])
+        _refuse_other_tag(client, release, refs)
         return
     at = refs.branches.get(branch) if refs else None
-    if at is None or client.files(repo_id, at, [add.path]):
+    held = client.files(repo_id, at, [add.path for add in adds]) if at else {}
+    replaced = [add.path for add in adds if at is None or (add.path in held and not _is_held(held[add.path], add))]
+    if replaced:
         raise ConflictError(
-            f"{repo_id}: another release of {release.version} replaced {add.path} while it was being staged",
+            f"{repo_id}: another release of {release.version} replaced {few(replaced)} while it was being staged",
             "let one machine at a time release this version, then run this again",
         )
-    raise HubError(
-        f"{repo_id}: {add.path} is not on {branch} although the Hub took it",
-        "look for a .gitignore in the repo that hides it",
-    )
+    hidden = [add.path for add in adds if add.path not in held]
+    if hidden:
+        raise HubError(
+            f"{repo_id}: {few(hidden)} is not on {branch} although the Hub took it",
+            "look for a .gitignore in the repo that hides it",
+        )
 
 
-def _sha256_of_blob(held: RemoteFile, add: Add) -> str | None:
+def _is_held(held: RemoteFile, add: Add) -> bool:
+    if held.sha256 is not None:
+        return held.sha256 == add.sha256
     content = add.source.read_bytes() if isinstance(add.source, Path) else add.source
-    return add.sha256 if held.blob_id == git_blob_id(content) else None
+    return held.blob_id == git_blob_id(content)

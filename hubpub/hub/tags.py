@@ -11,7 +11,7 @@ from hubpub.hub.compare import few, held_at, refuse_unless_same
 from hubpub.hub.content import CARD, LocalFile, RepoRelease
 
 
-def make_tag(client: Client, release: RepoRelease, commit: str, files: Sequence[LocalFile]) -> str:
+def make_tag(client: Client, release: RepoRelease, commit: str) -> str:
     """Create the tag, read it back, and return its commit. Raises ConflictError where it lies on other content."""
     repo_id, tag = release.repo_id, release.version
     with suppress(ConflictError):

@@ -68,6 +68,7 @@ def _repo(site: Site, request: Request, namespace: str, name: str, rest: tuple[s
             return _preupload(site, request, site.writable(request, namespace, name)[0], revision)
         case "POST", ("commit", revision):
             repo, access = site.writable(request, namespace, name)
+            site.quota.take(access.user)
             return _commit(site, request, repo, access.user, revision)
         case "POST" | "DELETE", ("branch" | "tag" as kind, target):
             repo = site.writable(request, namespace, name)[0]
@@ -160,12 +161,16 @@ def _delete(site: Site, request: Request) -> Response:
 
 def _settings(request: Request, repo: Repo, _access: object) -> Response:
     wanted = request.body.json()
-    if wanted.keys() - {"visibility", "private", "gated"} or wanted.get("gated"):
-        raise HttpError(400, "This local Hub knows the setting 'visibility' only")
-    private = wanted.get("private") is True or wanted.get("visibility") == "private"
+    if wanted.keys() - {"visibility", "private", "gated"}:
+        raise HttpError(400, "This local Hub knows the settings 'visibility' and 'gated' only")
     with repo.lock:
-        repo.save(replace(repo.state, private=private))
-    return json_response({"private": private})
+        private, gated = repo.state.private, wanted.get("gated", repo.state.gated)
+        if gated not in (False, "auto", "manual"):
+            raise HttpError(400, "'gated' must be false, 'auto' or 'manual'")
+        if wanted.keys() & {"visibility", "private"}:
+            private = wanted.get("private") is True or wanted.get("visibility") == "private"
+        repo.save(replace(repo.state, private=private, gated=gated))
+    return json_response({"private": private, "gated": gated})
 
 
 def _list(site: Site, request: Request) -> Response:
@@ -213,7 +218,7 @@ def _summary(site: Site, repo: Repo, commit: Commit) -> dict[str, Any]:
         "createdAt": isotime(repo.state.created),
         "lastModified": isotime(commit.date),
         "private": repo.state.private,
-        "gated": False,
+        "gated": repo.state.gated,
         "disabled": False,
         "downloads": 0,
         "likes": 0,
@@ -415,7 +420,7 @@ def _commit(site: Site, request: Request, repo: Repo, user: str, revision: str) 
     if not title:
         raise HttpError(400, "'summary' must not be empty")
     with repo.lock:
-        return _write(site, request, repo, user, revision, title, message, header.get("parentCommit"), changes)
+        return _write(request, repo, user, revision, title, message, header.get("parentCommit"), changes)
 
 
 def _change(site: Site, repo: Repo, key: object, value: dict[str, Any]) -> tuple[str, Entry | tuple[str, str] | None]:
@@ -457,7 +462,6 @@ def _change(site: Site, repo: Repo, key: object, value: dict[str, Any]) -> tuple
 
 
 def _write(
-    site: Site,
     request: Request,
     repo: Repo,
     user: str,

@@ -24,7 +24,7 @@ from hubpub.localhub import api, pages, transfer, xet
 from hubpub.localhub.disk import Disk, FolderLock
 from hubpub.localhub.faults import Entry, Fault, Faults, RequestLog
 from hubpub.localhub.names import check_repo_id
-from hubpub.localhub.site import Options, Site
+from hubpub.localhub.site import CommitQuota, Options, Site
 from hubpub.localhub.store import Store
 from hubpub.localhub.tokens import Publisher, Role, Tokens
 from hubpub.localhub.wire import (
@@ -390,12 +390,13 @@ class LocalHub:
         multipart_from: int = Options.multipart_from,
         part_size: int = Options.part_size,
         idle_timeout: float = Options.idle_timeout,
+        commits_per_hour: int | None = None,
     ) -> None:
         _check_loopback(host)
         self.root = Path(root)
         self._host, self._port = host, port
         self._who = user, tuple(orgs)
-        self._options = Options(xet, multipart_from, part_size, idle_timeout)
+        self._options = Options(xet, multipart_from, part_size, idle_timeout, commits_per_hour=commits_per_hour)
         self._server: Server | None = None
         self._lock: FolderLock | None = None
 
@@ -412,7 +413,7 @@ class LocalHub:
         try:
             disk = Disk(self.root.resolve())
             store = Store(disk)
-            site = Site(store, Tokens(disk, *self._who), self._options)
+            site = Site(store, Tokens(disk, *self._who), self._options, CommitQuota(self._options.commits_per_hour))
             self._server = Server(site, self._host, self._port)
             # Who finds the folder locked can ask the one that has it.
             disk.write(self.root / ADDRESS, self.url.encode())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -13,13 +16,46 @@ from hubpub.localhub.wire import HttpError, Request
 
 @dataclass(frozen=True)
 class Options:
-    """`multipart_from` bytes on, an LFS upload comes in parts of `part_size` bytes; `xet` offers that transport."""
+    """`multipart_from` bytes on, an LFS upload comes in parts of `part_size` bytes; `xet` offers that transport.
+
+    A user may make `commits_per_hour`, where there is such a limit.
+    """
 
     xet: bool = True
     multipart_from: int = 100_000_000
     part_size: int = 50_000_000
     idle_timeout: float = 60.0
     max_file: int = 1 << 40
+    commits_per_hour: int | None = None
+
+
+class CommitQuota:
+    """How many commits each user made during the last hour."""
+
+    def __init__(self, limit: int | None) -> None:
+        self._limit = limit
+        self._made: dict[str, deque[float]] = {}
+        self._lock = threading.Lock()
+
+    def take(self, user: str) -> None:
+        """Count one commit. Raises HttpError 429 past the limit; as on the Hub, its text alone says for how long."""
+        if self._limit is None:
+            return
+        with self._lock:
+            made, now = self._made.setdefault(user, deque()), time.monotonic()
+            while made and made[0] <= now - 3600:
+                made.popleft()
+            if len(made) >= self._limit:
+                minutes = max(1, round((made[0] + 3600 - now) / 60))
+                error = HttpError(
+                    429,
+                    f"You have exceeded the rate limit for repository commits ({self._limit} per hour). "
+                    f"You can retry this action in {minutes} minutes.",
+                )
+                # Of another limit, which was not reached.
+                error.headers["RateLimit"] = '"api";r=647;t=30'
+                raise error
+            made.append(now)
 
 
 @dataclass(frozen=True)
@@ -29,6 +65,7 @@ class Site:
     store: Store
     tokens: Tokens = field(repr=False)
     options: Options
+    quota: CommitQuota = field(repr=False)
 
     def access(self, request: Request) -> Access | None:
         return self.tokens.access(request.headers.get("Authorization"))

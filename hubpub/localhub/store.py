@@ -82,13 +82,14 @@ class Pull:
 
 @dataclass(frozen=True)
 class State:
-    """What can change about a repo."""
+    """What can change about a repo. `gated` is kept and told, and keeps nobody out."""
 
     id: str
     private: bool
     created: int
     refs: Mapping[str, str]
     pulls: tuple[Pull, ...] = ()
+    gated: bool | str = False
 
 
 class Repo:

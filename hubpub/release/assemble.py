@@ -185,20 +185,28 @@ def _merge(repo_id: str, rendered: Rendered) -> Callable[[str | None], str]:
 
 def _previous(client: Client, repo_id: str, version: str) -> CardFacts | None:
     """The facts of the release that `version` follows on the Hub; a release made again follows the same one."""
+    from hubpub.hub.history import commit_of
+
     same = _published(client, repo_id, version)
     if same is not None:
         return _published(client, repo_id, same.previous) if same.previous else None
-    published = _published(client, repo_id, "main")
-    if published is not None and published.version == version:
-        # Killed between the commit and the tag.
-        return _published(client, repo_id, published.previous) if published.previous else None
-    return published
+    refs = client.refs(repo_id)
+    head = refs.branches.get("main") if refs else None
+    if head and (unfinished := commit_of(client, repo_id, version, head)):
+        # Killed between the commit and the tag; others may have been released since.
+        same = _read(client, repo_id, unfinished.id)
+        return _published(client, repo_id, same.previous) if same and same.previous else None
+    return _published(client, repo_id, "main")
 
 
 def _published(client: Client, repo_id: str, revision: str) -> CardFacts | None:
     refs = client.refs(repo_id)
     if refs is None or revision not in {*refs.branches, *refs.tags}:
         return None
+    return _read(client, repo_id, revision)
+
+
+def _read(client: Client, repo_id: str, revision: str) -> CardFacts | None:
     data = client.read(repo_id, revision, "facts.json")
     if data is None:
         return None

@@ -112,7 +112,9 @@ def promote(
     project = workspace.project
     chosen = select(cells(project), selectors)
     cards = list({cell.card.repo: cell.card for cell in chosen if not cell.excluded}.values())
-    check_targets(to, cards, rehearsal=workspace.rehearsal, over_rehearsal=over_rehearsal, create_pr=create_pr)
+    check_targets(
+        to, cards, rehearsal=workspace.rehearsal, over_rehearsal=over_rehearsal, create_pr=create_pr, version=version
+    )
     pulls = []
     for card in cards:
         waits = not create_pr and version not in staged_versions(to.client, to.repo_id(card))

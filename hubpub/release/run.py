@@ -197,7 +197,9 @@ def _check(
     """Everything that can be known to go wrong before the first download and the first export."""
     rehearsal = steps[0].workspace.rehearsal
     cards = list({step.cell.card.repo: step.cell.card for step in steps if step.action != "skip"}.values())
-    found = check_targets(to, cards, rehearsal=rehearsal, over_rehearsal=over_rehearsal, create_pr=create_pr)
+    found = check_targets(
+        to, cards, rehearsal=rehearsal, over_rehearsal=over_rehearsal, create_pr=create_pr, version=version
+    )
     for access in found:
         if force and version in access.tags:
             raise ConflictError(

@@ -25,11 +25,12 @@ def stage(
     version: str,
     display: Display,
 ) -> tuple[Staged, ...]:
-    """Stage the cells of `steps` that are in `facts`, with their tokenizers, and keep those facts for `promote`.
+    """Stage the cells of `steps` that are in `facts`, with tokenizers and terms, and keep those facts for `promote`.
 
-    Only cells that passed their gates are to be given. The facts go last: whoever finds them on the branch finds the
-    files they speak of.
+    Only cells that passed their gates are to be given. Facts go with their file: whoever finds them on the branch
+    finds what they speak of.
     """
+    from hubpub.cards import licenses
     from hubpub.hub.content import LocalFile, RepoRelease
     from hubpub.hub.staging import stage as stage_files
 
@@ -42,6 +43,7 @@ def stage(
         measured = [facts[step.cell.id] for step in own]
         files = files_of(measured, sources_here(card, own))
         files += [LocalFile.text(note_of(one.file.name), dump(one)) for one in measured]
+        files += [LocalFile.text(name, data) for name, data in licenses.files(card.variant).items()]
         release = RepoRelease(to.repo_id(card), version, tuple(files), f"Release {version}")
         staged = stage_files(to.client, release, workspace.root, progress=told, small_too=True)
         hand_over(workspace.receipts / version, measured)

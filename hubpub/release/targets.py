@@ -35,16 +35,23 @@ def rehearsal_owner(endpoint: str, owner: str | None, for_rehearsals: str | None
 
 
 def check_targets(
-    to: Destination, cards: Sequence[Card], *, rehearsal: bool, over_rehearsal: bool = False, create_pr: bool = False
+    to: Destination,
+    cards: Sequence[Card],
+    *,
+    rehearsal: bool,
+    over_rehearsal: bool = False,
+    create_pr: bool = False,
+    version: str | None = None,
 ) -> tuple[RepoAccess, ...]:
     """Names and rights for the repo of every card, and what lies there, before hours are spent.
 
-    Raises AccessError or ConfigError as `preflight` does, and ConflictError where a rehearsal would go to a repo that
-    holds a real release, or, unless `over_rehearsal`, a release to one that holds a rehearsal.
+    Raises AccessError or ConfigError as `preflight` does, and ConflictError where a newer version than `version` is
+    out, where a rehearsal would go to a repo that holds a real release, or, unless `over_rehearsal`, a release to one
+    that holds a rehearsal.
     """
     from hubpub.hub.publish import preflight
 
-    found = preflight(to.client, [to.repo_id(card) for card in cards], create_pr=create_pr)
+    found = preflight(to.client, [to.repo_id(card) for card in cards], create_pr=create_pr, version=version)
     for access in found:
         check_kind(to.client, access.repo_id, rehearsal=rehearsal, over_rehearsal=over_rehearsal)
     return found

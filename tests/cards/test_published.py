@@ -106,10 +106,10 @@ def test_the_hub_checks_what_it_would_get(mine: Project, hub: LocalHub) -> None:
         for facts in (None, sample(mine, card), sample(mine, card, scale_model=True)):
             made = render(card, facts, namespace="x", templates=mine.templates_dir).files
             text = made["README.md"].decode()
-            assert client.card_fault(text) is None
+            assert client.card_problem(text) is None
             assert check(text) == Findings()
             assert RepoCard(text).data.library_name == "executorch"  # type: ignore[attr-defined]
-    assert "license" in str(client.card_fault("---\nlicense: nonsense\n---\n# x\n"))
+    assert "license" in str(client.card_problem("---\nlicense: nonsense\n---\n# x\n"))
 
 
 def test_a_local_hub_that_is_being_served_is_asked(mine: Project, hub: LocalHub, tmp_path: Path) -> None:

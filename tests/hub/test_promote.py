@@ -103,8 +103,8 @@ def site(hub: LocalHub, client: Client, tmp_path: Path, transport: str) -> Site:
     client.create_repo(source, private=False)
     for name, data in {**TOKENIZER, "config.json": b"{}"}.items():
         add = Add(name, data, len(data), hashlib.sha256(data).hexdigest())
-        client.commit(source, "main", [client.send(source, "main", add, told=None)], title=name, parent=None,
-                      landed=lambda: None)  # fmt: skip
+        client.commit(source, "main", [client.send(source, "main", add, progress=None)], title=name, parent=None,
+                      find_committed=lambda: None)  # fmt: skip
     folder = tmp_path / "cards" / "small-pte"
     folder.mkdir(parents=True)
     revision = refs_of(client, source)[0]["main"]
@@ -120,8 +120,8 @@ def test_two_machines_stage_and_a_third_promotes(site: Site, client: Client, tmp
     version = ("--version", "v1.0.0")
 
     staged = site.run("release", "small/8da4w", *version, "--stage", work=works["8da4w"])
-    assert {f["path"]: f["where"] for f in staged["staged"][0]["files"]} == dict.fromkeys(
-        ["small-8da4w.pte", "small-8da4w.pte.facts.json", *TOKENIZER], "staged"
+    assert {f["path"]: f["location"] for f in staged["staged"][0]["files"]} == dict.fromkeys(
+        ["small-8da4w.pte", "small-8da4w.pte.facts.json", "Notice", *TOKENIZER], "staged"
     )
     assert refs_of(client, repo)[1] == {} and history(client, repo) == []
     shutil.copytree(works["8da4w"] / "releases" / "v1.0.0", facts)
@@ -201,7 +201,7 @@ def test_a_pull_request_is_merged_tagged_and_checked(hub: LocalHub, client: Clie
 def test_a_pull_request_merged_by_hand_is_only_tagged(client: Client, make: Maker, work: Path) -> None:
     publish_all(client, [make()], work)
     publish_all(client, [make("v2", seed=2)], work, create_pr=True)
-    client.merge(make.repo, 1, landed=lambda: False)
+    client.merge(make.repo, 1, is_merged=lambda: False)
     merge = refs_of(client, make.repo)[0]["main"]
     by_hand(client, make.repo, "notes.md", b"later")
     receipt = promote_pull(client, make.repo, "v2", work)

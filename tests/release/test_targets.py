@@ -23,8 +23,8 @@ def put(client: Client, repo: str, text: str, tag: str | None = None) -> None:
         client.create_repo(repo, private=False)
     data = text.encode()
     add = Add("facts.json", data, len(data), hashlib.sha256(data).hexdigest())
-    sent = client.send(repo, "main", add, told=None)
-    client.commit(repo, "main", [sent], title="Facts", parent=None, landed=lambda: None)
+    sent = client.send(repo, "main", add, progress=None)
+    client.commit(repo, "main", [sent], title="Facts", parent=None, find_committed=lambda: None)
     if tag:
         refs = client.refs(repo)
         assert refs is not None

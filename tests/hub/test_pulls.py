@@ -1,0 +1,109 @@
+"""Pull requests that were closed, merged or are far from the newest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hubpub.errors import ConflictError, HubError
+from hubpub.hub.client import Add, Client
+from hubpub.hub.content import LocalFile
+from hubpub.hub.publish import publish_all
+from hubpub.hub.pulls import promote_pull
+from hubpub.hub.receipts import Published, PullRequest, TagOnly
+from hubpub.localhub import LocalHub
+
+from .conftest import Maker, sent_to
+from .test_publish import by_hand, history, refs_of
+
+
+def close(hub: LocalHub, repo: str, number: int) -> None:
+    from huggingface_hub import HfApi
+
+    HfApi(endpoint=hub.url, token=hub.token).change_discussion_status(repo, number, "closed")
+
+
+def others(client: Client, repo: str, many: int) -> None:
+    """Pull requests of other people."""
+    head = refs_of(client, repo)[0]["main"]
+    for number in range(many):
+        file = LocalFile.text(f"note-{number}.md", f"{number}\n")
+        add = Add(file.path_in_repo, f"{number}\n".encode(), file.bytes, file.sha256)
+        client.commit(repo, "main", [add], title="A note", parent=head, find_committed=lambda: None, pull=True)
+
+
+def test_a_closed_request_is_not_the_release(hub: LocalHub, client: Client, make: Maker, work: Path) -> None:
+    publish_all(client, [make()], work)
+    (first,) = publish_all(client, [make("v2", seed=2)], work, create_pr=True)
+    assert isinstance(first.outcome, PullRequest)
+    close(hub, make.repo, first.outcome.number)
+    assert [(pull.open, pull.merged) for pull in client.pulls(make.repo)] == [(False, False)]
+    assert promote_pull(client, make.repo, "v2", work, dry_run=True) is None
+    (second,) = publish_all(client, [make("v2")], work, create_pr=True)
+    assert isinstance(second.outcome, PullRequest) and second.outcome.number == first.outcome.number + 1
+    receipt = promote_pull(client, make.repo, "v2", work)
+    assert receipt and isinstance(receipt.outcome, Published)
+    assert [(pull.number, pull.status) for pull in client.pulls(make.repo)] == [(2, "merged"), (1, "closed")]
+
+
+def test_the_request_is_found_behind_any_number_of_others(client: Client, make: Maker, work: Path) -> None:
+    publish_all(client, [make()], work)
+    (first,) = publish_all(client, [make("v2", seed=2)], work, create_pr=True)
+    others(client, make.repo, 60)
+    assert len(client.pulls(make.repo)) == 61
+    (again,) = publish_all(client, [make("v2")], work, create_pr=True)
+    assert again.outcome == first.outcome
+    receipt = promote_pull(client, make.repo, "v2", work)
+    assert receipt and isinstance(receipt.outcome, Published) and "v2" in refs_of(client, make.repo)[1]
+
+
+def test_a_request_with_other_files_is_another_one(client: Client, make: Maker, work: Path) -> None:
+    publish_all(client, [make()], work)
+    (first,) = publish_all(client, [make("v2", seed=2)], work, create_pr=True)
+    (second,) = publish_all(client, [make("v2", seed=3)], work, create_pr=True)
+    (third,) = publish_all(client, [make("v3")], work, create_pr=True)
+    numbers = [getattr(one.outcome, "number", None) for one in (first, second, third)]
+    assert numbers == [1, 2, 3] and history(client, make.repo) == ["Release v1.0.0"]
+
+
+def test_a_version_that_is_out_with_other_content(hub: LocalHub, client: Client, make: Maker, work: Path) -> None:
+    publish_all(client, [make()], work)
+    publish_all(client, [make("v2", seed=2)], work, create_pr=True)
+    client.create_tag(make.repo, "v2", refs_of(client, make.repo)[0]["main"])
+    with sent_to(hub) as sent, pytest.raises(ConflictError, match=r"v2 exists.*with other content"):
+        promote_pull(client, make.repo, "v2", work)
+    assert not any("/merge" in entry.path for entry in sent.entries)
+
+
+def test_a_request_merged_by_hand_is_tagged_whatever_came_after_it(client: Client, make: Maker, work: Path) -> None:
+    publish_all(client, [make()], work)
+    publish_all(client, [make("v2", seed=2)], work, create_pr=True)
+    client.merge(make.repo, 1, is_merged=lambda: False)
+    merge = refs_of(client, make.repo)[0]["main"]
+    by_hand(client, make.repo, "config.json", b'{"since": 1}')
+    receipt = promote_pull(client, make.repo, "v2", work)
+    assert receipt and receipt.outcome == TagOnly(merge, "v2")
+
+
+def test_an_older_request_is_not_merged_over_a_newer_release(client: Client, make: Maker, work: Path) -> None:
+    publish_all(client, [make()], work)
+    publish_all(client, [make("v1.0.1", seed=2)], work, create_pr=True)
+    publish_all(client, [make("v1.1.0", seed=3)], work)
+    for dry_run in (True, False):
+        with pytest.raises(ConflictError, match=r"back to the older v1\.0\.1"):
+            promote_pull(client, make.repo, "v1.0.1", work, dry_run=dry_run)
+    assert history(client, make.repo)[-1] == "Release v1.1.0"
+
+
+def test_a_request_that_holds_no_release_is_refused(client: Client, make: Maker, work: Path) -> None:
+    publish_all(client, [make()], work)
+    head = refs_of(client, make.repo)[0]["main"]
+    broken = LocalFile.text("SHA256SUMS", "nothing\n")
+    add = Add(broken.path_in_repo, b"nothing\n", broken.bytes, broken.sha256)
+    client.commit(make.repo, "main", [add], title="Release v9", message="Hubpub-Release: v9", parent=head,
+                  find_committed=lambda: None, pull=True)  # fmt: skip
+    with pytest.raises(HubError, match="line 1 is not"):
+        promote_pull(client, make.repo, "v9", work)
+    assert promote_pull(client, make.repo, "v10", work) is None
+    assert promote_pull(client, make.repo + "-not", "v9", work) is None

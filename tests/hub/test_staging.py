@@ -1,0 +1,128 @@
+"""Staging: one commit a program, terms before weights, and what is refused before anything is sent."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hubpub.errors import ConflictError, HubError, HubpubError
+from hubpub.files import HashCache
+from hubpub.hub.client import Client, Retry
+from hubpub.hub.content import LocalFile, RepoRelease
+from hubpub.hub.names import stage_branch
+from hubpub.hub.publish import publish_all
+from hubpub.hub.receipts import Published
+from hubpub.hub.staging import by_program, stage
+from hubpub.localhub import LocalHub
+
+from .conftest import FAST, SIZES, Maker, both, random_files, sent_to
+from .test_publish import history, refs_of
+
+
+def test_a_commit_holds_a_program_and_what_is_named_after_it() -> None:
+    names = ["LICENSE", "b.pte", "a.pte.facts.json", "a.pte", "tokenizer.json", "b.pte.facts.json"]
+    files = [LocalFile.text(name, name) for name in names]
+    groups = [[file.path_in_repo for file in group] for group in by_program(files)]
+    assert groups == [["LICENSE", "tokenizer.json", "b.pte", "b.pte.facts.json"], ["a.pte.facts.json", "a.pte"]]
+    assert by_program(files[:1]) == [files[:1]] and by_program([]) == []
+
+
+@both
+def test_each_program_is_one_commit_and_no_weights_lie_without_their_terms(
+    hub: LocalHub, client: Client, make: Maker, work: Path
+) -> None:
+    with sent_to(hub) as sent:
+        staged = stage(client, make(), work)
+    assert sum("/commit/" in entry.path for entry in sent.entries) == 2
+    branch = stage_branch("v1.0.0")
+    for commit in client.commits(make.repo, branch)[:-1]:
+        held = client.tree(make.repo, commit.id)
+        assert "LICENSE" in held and "tokenizer.json" in held and any(path.endswith(".pte") for path in held)
+    assert {file.path for file in staged.files} == {*SIZES, "LICENSE"}
+    assert {file.location for file in staged.files} == {"staged"} and history(client, make.repo) == []
+    assert (staged.base, staged.bytes_sent >= sum(SIZES.values())) == (refs_of(client, make.repo)[0]["main"], True)
+
+
+def test_a_version_with_other_content_is_refused_before_a_byte_is_sent(
+    hub: LocalHub, client: Client, make: Maker, work: Path
+) -> None:
+    publish_all(client, [make()], work)
+    with sent_to(hub) as sent, pytest.raises(ConflictError, match=r"v1\.0\.0 exists.*model-8da4w\.pte"):
+        stage(client, make(seed=9), work)
+    assert sent.content == 0 and refs_of(client, make.repo)[0].keys() == {"main"}
+
+
+@both
+@pytest.mark.parametrize("create_pr", [False, True])
+def test_a_file_that_changes_while_it_is_sent(create_pr: bool, client: Client, make: Maker, work: Path) -> None:
+    """What arrived is what was measured, and what lies here is not any more: nobody knows who is still writing."""
+    publish_all(client, [make()], work)
+    release = make("v2", seed=2)
+    path = make.folder / "model-int8.pte"
+
+    done: list[int] = []
+
+    def meddle(_repo: str, name: str, sent: int, total: int) -> None:
+        if name == path.name and sent == total and not done:
+            done.append(sent)
+            path.write_bytes(path.read_bytes()[::-1])
+
+    with pytest.raises(HubpubError, match=r"model-int8\.pte changed while it was sent"):
+        publish_all(client, [release], work, progress=meddle, create_pr=create_pr)
+    assert history(client, make.repo) == ["Release v1.0.0"] and refs_of(client, make.repo)[1].keys() == {"v1.0.0"}
+
+
+def test_what_others_still_have_to_stage_is_told(client: Client, make: Maker, work: Path) -> None:
+    release = make()
+    away = tuple(replace(f, source=None) if f.path_in_repo == "model-int8.pte" else f for f in release.files)
+    staged = stage(client, replace(release, files=away), work)
+    assert {f.path: f.location for f in staged.files if f.location != "staged"} == {"model-int8.pte": "missing"}
+    publish_all(client, [make()], work)
+    again = stage(client, make("v2"), work)
+    assert {file.location for file in again.files} == {"main"} and again.bytes_sent == 0
+
+
+@both
+def test_past_the_quota_of_commits_the_work_is_kept(make: Maker, work: Path, tmp_path: Path, hub: LocalHub) -> None:
+    names = {f"{letter}.pte": 300_000 for letter in "abcd"}
+    random_files(tmp_path / "cells", names)
+    hashes = HashCache(work / "hashes.json")
+    files = [LocalFile.of(path.name, path, hashes) for path in sorted((tmp_path / "cells").iterdir())]
+    with LocalHub(tmp_path / "limited", commits_per_hour=3) as limited:
+        client, port = Client(limited.url, limited.token, retry=FAST), int(limited.url.rpartition(":")[2])
+        release = RepoRelease(f"{limited.user}/model", "v1.0.0", (*files, LocalFile.text("LICENSE", "Terms\n")), "m")
+        with sent_to(limited) as first, pytest.raises(HubError, match=r"3 per hour.*asks to wait 3600 s") as caught:
+            publish_all(client, [release], work)
+        assert "run the same command again after " in str(caught.value.hint) and "kept" in str(caught.value.hint)
+        assert sum(e.status == 429 for e in first.entries) == 1
+        assert history(client, release.repo_id) == [] and 0 < first.content < sum(names.values()) * 1.1
+    with LocalHub(tmp_path / "limited", port) as later:
+        client = Client(later.url, later.token, retry=FAST)
+        with sent_to(later) as rest:
+            (receipt,) = publish_all(client, [release], work)
+    assert isinstance(receipt.outcome, Published)
+    # The fourth was in the Hub's storage and on no branch: not even that is sent again.
+    assert rest.content < 60_000
+    assert sum("/commit/" in entry.path for entry in rest.entries) == 2
+
+
+def test_a_short_wait_is_waited_for(hub: LocalHub, make: Maker, work: Path) -> None:
+    from hubpub.localhub import Fault
+
+    client = Client(hub.url, hub.token, retry=Retry(attempts=3, first=0.01, patience=5))
+    hub.arm(Fault(path="/commit/", status=429, retry_after=1))
+    (receipt,) = publish_all(client, [make()], work)
+    assert isinstance(receipt.outcome, Published) and receipt.retries == 1
+
+
+def test_who_may_see_and_read_stays_as_the_owner_set_it(hub: LocalHub, client: Client, make: Maker, work: Path) -> None:
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=hub.url, token=hub.token)
+    client.create_repo(make.repo, private=True)
+    api.update_repo_settings(make.repo, gated="manual")
+    publish_all(client, [make()], work)
+    info = api.model_info(make.repo)
+    assert (info.private, info.gated) == (True, "manual")
