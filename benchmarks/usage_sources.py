@@ -11,6 +11,8 @@ PyPI:
 
     pip download --no-deps kotlin-jupyter-kernel && unzip kotlin_jupyter_kernel-*.whl -d kotlin
     python benchmarks/usage_sources.py executorch.git --kotlin kotlin/run_kotlin_kernel/jars
+
+Where tree-sitter and tree-sitter-swift are installed, the Swift of every card is parsed.
 """
 
 from __future__ import annotations
@@ -93,6 +95,24 @@ def uncompiled(git: Path, revision: str, jars: Path) -> list[str]:
         return [] if done.returncode == 0 else [one for one in done.stderr.splitlines() if "error:" in one]
 
 
+def unparsed() -> list[str]:
+    """The Swift of the cards that is none, where `pip install tree-sitter tree-sitter-swift` brought a grammar."""
+    try:
+        import tree_sitter
+        import tree_sitter_swift
+    except ImportError:
+        return []
+    parser = tree_sitter.Parser(tree_sitter.Language(tree_sitter_swift.language()))
+    wrong, seen = [], 0
+    for card in sorted(CARDS.glob("*/README.md")):
+        for code in re.findall(r"```swift\n(.*?)```", card.read_text("utf-8"), re.DOTALL):
+            seen += 1
+            if parser.parse(code.encode()).root_node.has_error:
+                wrong.append(f"swift: {card.parent.name}: the code does not parse")
+    print(f"Swift of {seen} cards: {'parsed' if not wrong else 'not parsed'}")
+    return wrong
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("git", type=Path, help="a clone of ExecuTorch, bare or not")
@@ -112,6 +132,7 @@ def main() -> int:
                 looked_up += 1
                 if squeezed(quoted) not in text:
                     missing.append(f"{language}: {claim['file']} at {revision} does not say: {quoted}")
+    missing += unparsed()
     if given.kotlin:
         missing += uncompiled(given.git, f"v{given.version}", given.kotlin)
     print("\n".join(missing) or f"all {looked_up} texts stand where they are said to")
