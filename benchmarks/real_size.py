@@ -150,29 +150,17 @@ def checkpoint(variant: str, root: Path) -> Path:
 
 def export(folder: Path, variant: str, recipe: str, out: Path, context: int) -> None:
     """One export, in this process; prints what it measured itself as JSON."""
-    from hubpub import cell
-    from hubpub.config import Project, Variant
+    from hubpub.config import Project
+    from hubpub.export.cell import export as export_cell
     from hubpub.model.checkpoint import Checkpoint
 
     opened = Checkpoint.open(folder)
     if recipe == PLAIN:
         print(json.dumps(plain(opened, out / "plain.pte", context)))
         return
-    zero = "0" * 40
-    job = cell.Job(
-        cell=f"{variant}/{recipe}",
-        variant=Variant(name=variant, source="a/b", revision=zero, family=opened.family.name, license="gemma"),  # type: ignore[arg-type]
-        recipe=Project.find().recipes[recipe],
-        context=context,
-        prefill=PREFILL,
-        fingerprint="",
-        checkpoint=folder,
-        references=out,
-        folder=out,
-        file=f"{variant}-{recipe}.pte",
-        scale_model=False,
-    )
-    done = cell.export(opened, job, lambda *_: None)
+    path = out / f"{variant}-{recipe}.pte"
+    chosen = Project.find().recipes[recipe]
+    done = export_cell(opened, chosen, path, context=context, prefill=PREFILL, progress=lambda *_: None)
     print(json.dumps({"bytes": done.file.bytes, "stages": done.stages.model_dump(exclude={"peak_resident_bytes"})}))
 
 
