@@ -10,6 +10,7 @@ import json
 import struct
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-_MAX_HEADER = 100 << 20
+# Far above the headers of the largest models, which take some 150 bytes for each tensor; what JSON of this length can
+# unpack to still fits any machine.
+_MAX_HEADER = 16 << 20
+_MAX_RANK = 16
 
 
 @dataclass(frozen=True)
@@ -51,15 +55,13 @@ class Checkpoint:
         if not folder.is_dir():
             raise SourceError(f"no checkpoint at {folder}", "pass a folder with config.json and *.safetensors")
         path = folder / "config.json"
-        try:
-            config = json.loads(path.read_text("utf-8"))
-        except FileNotFoundError:
-            raise SourceError(f"{path} is missing", "a checkpoint folder holds config.json") from None
-        except (OSError, ValueError) as error:
-            raise SourceError(f"{path} cannot be read: {error}") from None
-        names = config.get("architectures") if isinstance(config, dict) else None
+        if not path.exists():
+            raise SourceError(f"{path} is missing", "a checkpoint folder holds config.json")
+        config = _object(path)
+        names = config.get("architectures")
         known = {found.architecture: found for found in map(family, FAMILIES)}
-        match = next((known[name] for name in names or () if name in known), None)
+        named = names if isinstance(names, list) else []
+        match = next((known[name] for name in named if isinstance(name, str) and name in known), None)
         if match is None:
             raise SourceError(
                 f"{path}: architecture {names or 'is not named'} is not one hubpub can export",
@@ -75,9 +77,9 @@ class Checkpoint:
         index = self.folder / "model.safetensors.index.json"
         if index.exists():
             try:
-                names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-            except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-                raise SourceError(f"{index} cannot be read: {error!r}") from None
+                names = sorted(set(_object(index)["weight_map"].values()))
+            except (KeyError, AttributeError, TypeError) as error:
+                raise SourceError(f"{index} cannot be read: {error!r}", "download the file again") from None
             for name in names:
                 if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
                     raise SourceError(f"{index}: {name!r} is not a safetensors file in the same folder")
@@ -107,12 +109,18 @@ class Checkpoint:
         return {name.removeprefix(prefix): s for name, s in self.tensors.items() if name.startswith(prefix)}
 
     def stop_tokens(self) -> list[int]:
-        """The ids that end a generation, from generation_config.json, else config.json."""
+        """The ids that end a generation, from generation_config.json, else config.json.
+
+        Raises SourceError where they are no ids.
+        """
         for name in ("generation_config.json", "config.json"):
             path = self.folder / name
-            ids = json.loads(path.read_text("utf-8")).get("eos_token_id") if path.exists() else None
+            ids = _object(path).get("eos_token_id") if path.exists() else None
             if ids is not None:
-                return [ids] if isinstance(ids, int) else list(ids)
+                listed = ids if isinstance(ids, list) else [ids]
+                if not all(type(one) is int and one >= 0 for one in listed):
+                    raise SourceError(f"{path}: eos_token_id is no list of token ids", "download the file again")
+                return listed
         return []
 
     def files(self) -> tuple[FileFact, ...]:
@@ -134,6 +142,21 @@ def digest(path: Path) -> FileFact:
         return FileFact(name=path.name, bytes=size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
 
 
+def _object(path: Path) -> dict[str, Any]:
+    """The JSON object in a small file. Raises SourceError where it is none."""
+    try:
+        if path.stat().st_size > _MAX_HEADER:
+            raise SourceError(f"{path} is larger than any file of its name", "download the file again")
+        found = json.loads(path.read_text("utf-8"))
+    except RecursionError:
+        raise SourceError(f"{path} is nested too deep", "download the file again") from None
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{path} cannot be read: {error}", "download the file again") from None
+    if not isinstance(found, dict):
+        raise SourceError(f"{path} holds no JSON object", "download the file again")
+    return found
+
+
 def _header(path: Path) -> dict[str, Stored]:
     size = path.stat().st_size
     try:
@@ -146,19 +169,31 @@ def _header(path: Path) -> dict[str, Stored]:
         end = 8 + length
         found = {}
         for name, entry in header.items():
-            shape = tuple(int(n) for n in entry["shape"])
-            first, last = (int(n) for n in entry["data_offsets"])
-            expected = _BYTES.get(entry["dtype"], 0)
-            for dimension in shape:
-                expected *= dimension
-            if last - first != expected or first < 0:
+            shape, (first, last) = _integers(entry["shape"]), _integers(entry["data_offsets"])
+            width = _BYTES.get(entry["dtype"])
+            if width is None:
+                raise SourceError(f"{path}: tensor {name} is of the unknown dtype {entry['dtype']!r}")
+            if len(shape) > _MAX_RANK:
+                raise SourceError(f"{path}: tensor {name} has {len(shape)} dimensions")
+            expected = width * prod(shape)
+            if last - first != expected:
                 raise SourceError(f"{path}: tensor {name} has {last - first} bytes where its shape needs {expected}")
             end = max(end, 8 + length + last)
             found[name] = Stored(path.name, entry["dtype"], shape)
+    except RecursionError:
+        raise SourceError(f"{path} is not a safetensors file: its header is nested too deep") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise SourceError(f"{path} is not a safetensors file: {error}", "download the file again") from None
     if size < end:
         raise SourceError(
             f"{path} is truncated: {size:,} bytes where its header promises {end:,}", "download the file again"
         )
+    return found
+
+
+def _integers(values: list[object]) -> tuple[int, ...]:
+    """`values` as whole numbers from 0 up. Raises ValueError for anything else."""
+    found = tuple(value for value in values if type(value) is int and 0 <= value < 1 << 63)
+    if len(found) != len(values):
+        raise ValueError("a number is none")
     return found

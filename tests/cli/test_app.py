@@ -107,7 +107,7 @@ def test_the_script_of_every_shell_is_printed(shell: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("command", ["--help", "plan --rehearse", "render --help", "preview --help", "diff --help"])
 def test_light_commands_are_there_at_once(command: str, tmp_path: Path) -> None:
-    spent = []
+    spent: list[float] = []
     # Seconds of the processor, the least of a few: what it takes on a machine that does nothing else.
     while len(spent) < 12 and min(spent, default=1.0) >= 0.3:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -1,0 +1,161 @@
+"""Checkpoints that are made to be read with: the answer is a SourceError, in bounded time and memory."""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+from hubpub.errors import SourceError
+from hubpub.model.checkpoint import Checkpoint
+
+CONFIG = {"architectures": ["Gemma3nForConditionalGeneration"]}
+READ = """
+import resource, sys
+from pathlib import Path
+from hubpub.errors import SourceError
+from hubpub.model.checkpoint import Checkpoint
+limit = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+for name in sys.argv[2:]:
+    try:
+        checkpoint = Checkpoint.open(Path(name))
+        checkpoint.stop_tokens()
+        print("read")
+    except SourceError as error:
+        print("refused")
+"""
+
+
+def checkpoint(folder: Path, header: Any, data: bytes = bytes(8), config: Any = CONFIG) -> Path:
+    """A checkpoint of one shard; `header` and `config` are values, or bytes to be written as they are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    (folder / "config.json").write_bytes(config if isinstance(config, bytes) else json.dumps(config).encode())
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw + data)
+    return folder
+
+
+def tensor(shape: Any = (4,), offsets: Any = (0, 8), dtype: Any = "BF16") -> dict[str, Any]:
+    return {"x": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}
+
+
+def read(*folders: Path, memory: int = 1 << 30) -> list[str]:
+    ran = subprocess.run(
+        [sys.executable, "-c", READ, str(memory), *map(str, folders)],
+        cwd=ROOT,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (60, 60)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    return ran.stdout.split()
+
+
+def test_a_plain_one_is_read(tmp_path: Path) -> None:
+    found = Checkpoint.open(checkpoint(tmp_path, {**tensor(), "__metadata__": {"format": "pt"}}))
+    assert found.tensors["x"].shape == (4,) and found.tensors["x"].shard == "model.safetensors"
+    scalar = Checkpoint.open(checkpoint(tmp_path, tensor((), (0, 2))))
+    assert scalar.tensors["x"].shape == ()
+
+
+DEEP = b"[" * 200_000
+
+
+@pytest.mark.parametrize("where", ["header", "config.json", "model.safetensors.index.json", "generation_config.json"])
+@pytest.mark.parametrize("deep", [DEEP, b'{"x":' * 100_000])
+def test_what_is_nested_too_deep_is_refused(where: str, deep: bytes, tmp_path: Path) -> None:
+    checkpoint(tmp_path, deep if where == "header" else tensor())
+    if where != "header":
+        (tmp_path / where).write_bytes(deep)
+    with pytest.raises(SourceError, match="nested too deep"):
+        Checkpoint.open(tmp_path).stop_tokens()
+
+
+@pytest.mark.parametrize(
+    ("header", "says"),
+    [
+        ([], "not a safetensors file"),
+        ("x", "not a safetensors file"),
+        ({"x": 1}, "not a safetensors file"),
+        ({"x": {}}, "not a safetensors file"),
+        (tensor(dtype="F8_UNKNOWN"), "unknown dtype"),
+        (tensor(dtype=["BF16"]), "not a safetensors file"),
+        (tensor(shape=(-2, -2)), "a number is none"),
+        (tensor(shape=(4.0,)), "a number is none"),
+        (tensor(shape=(True, 4)), "a number is none"),
+        (tensor(shape="4"), "a number is none"),
+        (tensor(shape=7), "not a safetensors file"),
+        (tensor(shape=(10**30,)), "a number is none"),
+        (tensor(shape=(1,) * 17 + (4,)), "18 dimensions"),
+        (tensor(shape=(5,)), "8 bytes where its shape needs 10"),
+        (tensor(offsets=(-8, 0)), "a number is none"),
+        (tensor(offsets=(8, 0)), "-8 bytes where its shape needs 8"),
+        (tensor(offsets=(0, 8, 16)), "not a safetensors file"),
+        (tensor(offsets=(8, 16)), "is truncated: .* bytes where its header promises"),
+        (b"\xff\xfe", "not a safetensors file"),
+        (b'{"x":' + b"9" * 5000 + b"}", "not a safetensors file"),
+    ],
+)
+def test_a_header_that_says_something_impossible_is_refused(header: Any, says: str, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=says):
+        Checkpoint.open(checkpoint(tmp_path, header))
+
+
+@pytest.mark.parametrize(
+    "config", [b"", b"[]", b"null", b'{"architectures": 7}', b'{"architectures": [["x"]]}', b"\xff"]
+)
+def test_a_config_that_is_none_is_refused(config: bytes, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"config\.json"):
+        Checkpoint.open(checkpoint(tmp_path, tensor(), config=config))
+
+
+@pytest.mark.parametrize("ids", [[1, "2"], "1", [-1], [[1]], {"a": 1}, True, 1.5])
+def test_stop_tokens_that_are_no_ids_are_refused(ids: Any, tmp_path: Path) -> None:
+    checkpoint(tmp_path, tensor(), config={**CONFIG, "eos_token_id": 7})
+    assert Checkpoint.open(tmp_path).stop_tokens() == [7]
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 106]}))
+    assert Checkpoint.open(tmp_path).stop_tokens() == [1, 106]
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+    with pytest.raises(SourceError, match="eos_token_id"):
+        Checkpoint.open(tmp_path).stop_tokens()
+
+
+@pytest.mark.parametrize("length", [0, 2**64 - 1, 1 << 40, 17 << 20])
+def test_a_length_is_not_believed(length: int, tmp_path: Path) -> None:
+    checkpoint(tmp_path, tensor())
+    with (tmp_path / "model.safetensors").open("r+b") as file:
+        file.write(struct.pack("<Q", length))
+        file.truncate(32 << 20)  # sparse
+    with pytest.raises(SourceError, match=r"truncated|not a safetensors file"):
+        Checkpoint.open(tmp_path)
+
+
+def test_a_header_of_nothing_but_empty_lists_fits_into_memory(tmp_path: Path) -> None:
+    count = (16 << 20) // 3 - 10
+    header = b'{"x":[' + b",".join([b"[]"] * count) + b"]}"
+    assert read(checkpoint(tmp_path, header)) == ["refused"]
+
+
+def test_damaged_bytes_are_refused_in_bounded_memory(tmp_path: Path) -> None:
+    chance = random.Random(18)
+    folders = []
+    for number in range(300):
+        folder = checkpoint(tmp_path / str(number), {f"t{n}": tensor()["x"] for n in range(4)})
+        path = folder / chance.choice(("config.json", "model.safetensors"))
+        data = bytearray(path.read_bytes())
+        for _ in range(chance.randrange(1, 6)):
+            data[chance.randrange(len(data))] = chance.choice((0, 34, 44, 45, 48, 57, 91, 93, 123, 125, 255))
+        path.write_bytes(data)
+        folders.append(folder)
+    outcomes = read(*folders)
+    assert len(outcomes) == 300 and outcomes.count("refused") > 100
