@@ -128,9 +128,10 @@ def promote(
         for card in cards
         if card not in pulls
     ]
-    done = publish(
-        workspace, to, ready, version, display, pulls=pulls, dry_run=dry_run, create_pr=create_pr, unstaged=unstaged
-    )
+    with workspace.locked(display.note):
+        done = publish(
+            workspace, to, ready, version, display, pulls=pulls, dry_run=dry_run, create_pr=create_pr, unstaged=unstaged
+        )
     if keep:
         for card in cards:
             if card.repo in done.facts:
