@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import FileLock, Timeout
+
 from hubpub.errors import HubError
 
 BLOCK = 1 << 20
@@ -107,22 +109,14 @@ class FolderLock:
     """Held by the one process that serves a folder; the system lets go of it when that process dies."""
 
     def __init__(self, root: Path) -> None:
-        self._file = (root / "lock").open("a+b")
+        """Raises HubError where another one holds it, OSError where the folder cannot be written."""
+        self._lock = FileLock(root / "lock")
         try:
-            if sys.platform == "win32":
-                import msvcrt
-
-                self._file.seek(0)
-                msvcrt.locking(self._file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
-
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
+            self._lock.acquire(blocking=False)
+        except Timeout:
             raise HubError(
                 f"another local Hub is serving {root}", "stop it, or give this one a folder of its own"
             ) from None
 
     def release(self) -> None:
-        self._file.close()
+        self._lock.release()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from hubpub.cards.blocks import block, front, merge, metadata
+from hubpub.cards.blocks import block, chips, front, merge, metadata
 
 RENDERED = (
     front({"license": "gemma", "tags": ["a"]}) + "\n# Title\n\n" + block("files", "new table") + "\n\nold prose\n"
@@ -121,3 +121,57 @@ def test_front_matter_holds_any_text(value: str) -> None:
     text = front({"title": value}) + "\nbody\n"
     assert metadata(text) == {"title": value}
     assert len(list(yaml.safe_load_all(text.split("\n---\n")[0]))) == 1
+
+
+def test_access_that_an_owner_set_up_stays_on_the_card() -> None:
+    form = {"extra_gated_heading": "Access", "extra_gated_fields": {"Name": "text"}, "gated": True}
+    theirs = front({"license": "gemma", **form}) + "\n" + block("files", "old table") + "\n"
+    assert metadata(merge(theirs, RENDERED).text) == {"license": "gemma", "tags": ["a"], **form}
+
+
+def test_what_the_hub_shows_under_the_name() -> None:
+    assert chips({}) == []
+    values = {"pipeline_tag": "text-generation", "license": "gemma", "tags": ["a", "gemma", 1], "language": "en"}
+    assert chips(values) == [("", "text-generation"), ("License:", "gemma"), ("", "a"), ("", "1")]
+    assert chips({"language": ["en", "de"], "tags": ["de"]}) == [("", "en"), ("", "de")]
+
+
+def test_metadata_is_written_in_our_order_on_one_line_each_and_as_it_is() -> None:
+    assert front({"b": "ü " * 200 + "end", "a": 1}) == "---\nb: " + "ü " * 200 + "end\na: 1\n---\n"
+    assert metadata("no front matter") == {} and metadata("---\n- a list\n---\n") == {}
+
+
+def test_the_mark_that_lost_its_other_half_is_shown() -> None:
+    mark = "<!-- hubpub:end lost -->"
+    (conflict,) = merge(published() + mark + "\n", RENDERED).conflicts
+    assert conflict.block == "lost" and conflict.diff.endswith(f":\n-{mark}")
+
+
+def test_a_block_that_goes_leaves_no_hole_and_takes_no_line() -> None:
+    gone = block("gone", "of yesterday")
+    for before, after, left in [
+        ("one\n\n", "\n\ntwo\n", "one\n\ntwo\n"),
+        ("one\n", "\n\ntwo\n", "one\n\n\ntwo\n"),
+        ("one\n\n", "\ntwo\n", "one\n\n\ntwo\n"),
+    ]:
+        text = published("new table") + before + gone + after
+        assert merge(text, RENDERED).text == published("new table") + left
+
+
+def test_new_blocks_are_placed_where_the_rendered_card_has_them() -> None:
+    head, middle, tail = block("head", "h"), block("files", "new table"), block("tail", "t")
+    rendered = front({"license": "gemma"}) + f"{head}\n\n{middle}\n\n{tail}\n\n{block('last', 'l')}\n"
+    old = front({"license": "gemma"}) + "words\n\n" + block("files", "old table") + "\n\nmore\n"
+    text = merge(old, rendered).text
+    expected = f"words\n\n{head}\n\n{middle}\n\n{tail}\n\n{block('last', 'l')}\n\nmore\n"
+    assert text == front({"license": "gemma"}) + expected
+    # Where the only block went, what is new goes to the end.
+    alone = front({"license": "gemma"}) + "words\n\n" + block("gone", "x") + "\n"
+    assert merge(alone, rendered).text.startswith(front({"license": "gemma"}) + "words\n\n\n" + head)
+
+
+def test_a_quoted_end_of_a_block_moves_nothing() -> None:
+    end = "<!-- hubpub:end files -->"
+    rendered = RENDERED.replace("\n\nold prose", "\n\n" + block("usage", "how") + "\n\nold prose")
+    text = merge(published() + f"Quoted: `{end}`\n", rendered).text
+    assert text.count(block("usage", "how")) == 1 and text.rstrip().endswith(f"Quoted: `{end}`")
