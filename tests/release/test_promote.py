@@ -1,0 +1,219 @@
+"""The one way to publish, in this process: what this machine made, what others staged, and what is kept back."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hubpub.config import Project
+from hubpub.errors import ConfigError, ConflictError, GateError, HubError
+from hubpub.facts import CellFacts, FileFact, save
+from hubpub.hub.client import Add, Client
+from hubpub.hub.maintenance import verify
+from hubpub.hub.publish import publish_all
+from hubpub.localhub import LocalHub
+from hubpub.matrix import cells
+from hubpub.plan import Step, plan
+from hubpub.release.assemble import Ready, assemble, complete_card, sources_here
+from hubpub.release.connect import Destination
+from hubpub.release.handover import handed_over
+from hubpub.release.promote import promote, publish
+from hubpub.release.run import make_and_stage, run
+from hubpub.release.staging import stage
+from hubpub.workspace import Workspace
+
+from .conftest import CARD, facts_of, write_card
+
+TOKENIZER = {"tokenizer.json": b'{"tokens": 1}' * 4_000, "tokenizer_config.json": b"{}\n"}
+
+
+class Quiet:
+    """Nobody looks."""
+
+    def update(self, name: str, stage: str, fraction: float) -> None:
+        pass
+
+    def finish(self, name: str, outcome: str) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+
+DISPLAY = Quiet()
+
+
+@pytest.fixture
+def world(hub: LocalHub, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A project whose source lies on the local Hub, and a work folder in which both of its cells were made."""
+    from huggingface_hub import constants
+
+    address = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + address)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    client.create_repo("local/source", private=False)
+    for name, data in {**TOKENIZER, "config.json": b"{}"}.items():
+        add = Add(name, data, len(data), hashlib.sha256(data).hexdigest())
+        sent = client.send("local/source", "main", add, told=None)
+        client.commit("local/source", "main", [sent], title=name, parent=None, landed=lambda: None)
+    refs = client.refs("local/source")
+    assert refs
+    text = CARD.replace("google/small", f"{hub.user}/source")
+    project = write_card(tmp_path, text, revision=f'revision = "{refs.branches["main"]}"')
+    world = World(hub, client, Workspace(project, tmp_path / "work", rehearsal=False))
+    for recipe in ("8da4w", "8da8w"):
+        world.make(recipe)
+    return world
+
+
+class World:
+    def __init__(self, hub: LocalHub, client: Client, workspace: Workspace) -> None:
+        self.hub, self.client, self.workspace = hub, client, workspace
+        self.to = Destination(client, hub.user)
+        self.repo = f"{hub.user}/small-pte"
+
+    @property
+    def project(self) -> Project:
+        return self.workspace.project
+
+    def steps(self) -> tuple[Step, ...]:
+        return plan(cells(self.project), self.workspace)
+
+    def make(self, recipe: str, *, size: int = 300_000) -> CellFacts:
+        (step,) = [step for step in self.steps() if step.cell.recipe.name == recipe]
+        step.folder.mkdir(parents=True, exist_ok=True)
+        step.pte.write_bytes(random.Random(recipe).randbytes(size))
+        content = step.pte.read_bytes()
+        sha256 = hashlib.sha256(content).hexdigest()
+        facts = facts_of(self.project, recipe)
+        tokens = tuple(
+            FileFact(name=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+            for name, data in TOKENIZER.items()
+        )
+        file = FileFact(name=step.cell.file, bytes=len(content), sha256=sha256)
+        of = {"sha256": sha256}
+        facts = facts.model_copy(
+            update={
+                "file": file,
+                "tokenizer": tokens,
+                "parity": facts.parity.model_copy(update=of),
+                "speed": facts.speed.model_copy(update=of),
+            }
+        )
+        save(facts, step.folder / "facts.json")
+        return facts
+
+    def known(self) -> dict[str, CellFacts]:
+        return {step.cell.id: facts for step in self.steps() if (facts := step.facts())}
+
+    def ready(self, *, here: bool = True) -> Ready:
+        card = self.project.cards[0]
+        sources = sources_here(card, self.steps()) if here else {}
+        return complete_card(self.project, card, self.known(), sources, rehearsal=False)
+
+    def titles(self) -> list[str]:
+        refs = self.client.refs(self.repo)
+        found = self.client.commits(self.repo, "main") if refs else []
+        return [commit.title for commit in found if commit.title.startswith("Release")]
+
+    def tags(self) -> set[str]:
+        refs = self.client.refs(self.repo)
+        return set(refs.tags) if refs else set()
+
+
+def test_a_release_that_was_made_before_is_read_and_published_whole(world: World) -> None:
+    report = run(world.workspace, world.to, ("small/8da4w",), "v1.0.0", DISPLAY, keep=True)
+    assert [step.cell.id for step in report.steps] == ["small/8da4w", "small/8da8w"]
+    assert not report.failures and [one.outcome.kind for one in report.receipts] == ["published"]
+    assert report.pages == (f"{world.hub.url}/{world.repo}",) and report.version == "v1.0.0"
+    assert verify(world.client, world.repo, "v1.0.0", download=True).ok
+    assert (world.project.cards[0].folder / "facts.json").exists()
+    assert [one["sha256"] for one in report.as_json()["cells"]] == [f.file.sha256 for f in world.known().values()]
+    again = run(world.workspace, world.to, ("small/8da8w",), "v1.0.0", DISPLAY)
+    assert [one.outcome.kind for one in again.receipts] == ["no-changes"]
+    with pytest.raises(ConflictError, match="a forced export would make other files"):
+        run(world.workspace, world.to, (), "v1.0.0", DISPLAY, force=True)
+
+
+def test_staged_by_one_and_promoted_by_another(world: World, tmp_path: Path) -> None:
+    report = make_and_stage(world.workspace, world.to, (), "v1.0.0", DISPLAY)
+    assert not report.failures and len(report.staged) == 1 and not report.receipts
+    folder = world.workspace.receipts / "v1.0.0"
+    assert handed_over(folder) == world.known()
+    assert world.tags() == set() and world.titles() == []
+    elsewhere = Workspace(world.project, tmp_path / "elsewhere", rehearsal=False)
+    (planned,) = promote(elsewhere, world.to, (), "v1.0.0", DISPLAY, facts=folder, dry_run=True)
+    assert planned.outcome.kind == "planned" and world.tags() == set()
+    (done,) = promote(elsewhere, world.to, (), "v1.0.0", DISPLAY, facts=folder, keep=True)
+    assert done.outcome.kind == "published" and world.tags() == {"v1.0.0"} and world.titles() == ["Release v1.0.0"]
+    assert (world.project.cards[0].folder / "facts.json").exists()
+    # From the machine that staged, its own folder says what was staged.
+    (again,) = promote(world.workspace, world.to, (), "v1.0.0", DISPLAY)
+    assert again.outcome.kind == "no-changes"
+
+
+def test_only_what_was_given_is_staged(world: World) -> None:
+    steps, known = world.steps(), world.known()
+    (staged,) = stage(world.workspace, world.to, steps, {"small/8da8w": known["small/8da8w"]}, "v1.0.0", DISPLAY)
+    names = {file.path for file in staged.files}
+    assert {"small-8da8w.pte", "small-8da8w.pte.facts.json", *TOKENIZER} == names
+    assert stage(world.workspace, world.to, steps, {}, "v1.0.0", DISPLAY) == ()
+    with pytest.raises(ConfigError, match="no facts of small/8da4w"):
+        promote(world.workspace, world.to, (), "v1.0.0", DISPLAY)
+    # Made and not staged, on machines that are gone: what a dry run of a workflow sees.
+    (planned,) = promote(world.workspace, world.to, (), "v1.0.0", DISPLAY, dry_run=True, unstaged=True)
+    assert planned.outcome.kind == "planned"
+
+
+def test_a_file_that_nobody_staged_stops_everything(world: World) -> None:
+    make_and_stage(world.workspace, world.to, ("small/8da4w",), "v1.0.0", DISPLAY)
+    with pytest.raises(HubError, match=r"small-8da8w\.pte is neither staged"):
+        publish(world.workspace, world.to, [world.ready(here=False)], "v1.0.0", DISPLAY)
+    assert world.tags() == set() and world.titles() == []
+
+
+def test_what_got_worse_is_kept_back_alone(world: World, tmp_path: Path) -> None:
+    publish(world.workspace, world.to, [world.ready()], "v1.0.0", DISPLAY)
+    worse = [one.model_copy(update={"file": one.file.model_copy(update={"bytes": 2 * one.file.bytes})}) for one in
+             world.ready().cells]  # fmt: skip
+    ready = replace(world.ready(), cells=tuple(worse))
+    other = replace(world.ready(), card=world.project.cards[0].model_copy(update={"repo": "other-pte"}))
+    done = publish(world.workspace, world.to, [ready, other], "v1.1.0", DISPLAY)
+    assert list(done.kept_back) == ["small-pte"] and "worse than v1.0.0" in done.kept_back["small-pte"].message
+    assert [one.repo_id for one in done.receipts] == [f"{world.hub.user}/other-pte"] and world.tags() == {"v1.0.0"}
+    # The door from staged facts says so once everything else is out.
+    notes: Sequence[CellFacts] = worse
+    for one in notes:
+        save(one, tmp_path / "notes" / f"{one.file.name}.facts.json")
+    with pytest.raises(GateError, match=r"worse than v1\.0\.0"):
+        promote(world.workspace, world.to, (), "v1.1.0", DISPLAY, facts=tmp_path / "notes")
+
+
+def test_a_pull_request_waits_and_is_merged_by_the_same_door(world: World) -> None:
+    publish(world.workspace, world.to, [world.ready()], "v1.0.0", DISPLAY)
+    report = run(world.workspace, world.to, (), "v1.1.0", DISPLAY, create_pr=True)
+    assert [one.outcome.kind for one in report.receipts] == ["pull-request"] and world.tags() == {"v1.0.0"}
+    (planned,) = promote(world.workspace, world.to, (), "v1.1.0", DISPLAY, dry_run=True)
+    assert planned.outcome.kind == "planned" and world.tags() == {"v1.0.0"}
+    (merged,) = promote(world.workspace, world.to, (), "v1.1.0", DISPLAY)
+    assert merged.outcome.kind == "published" and world.tags() == {"v1.0.0", "v1.1.0"}
+
+
+def test_what_was_published_is_read_back_and_compared_with_its_facts(world: World) -> None:
+    """Facts and sums promise one thing and the file is another: as `hubpub verify` would find it later."""
+    release, _ = assemble(world.project, world.ready(), world.to, "v1.0.0")
+    sums = next(file for file in release.complete(None) if file.path_in_repo == "SHA256SUMS")
+    assert isinstance(sums.source, bytes)
+    wrong = replace(sums, source=sums.source.replace(b"small-8da4w.pte", b"small-8da5w.pte"))
+    wrong = replace(wrong, sha256=hashlib.sha256(wrong.source).hexdigest())  # type: ignore[arg-type]
+    publish_all(world.client, [replace(release, files=(*release.files, wrong))], world.workspace.root)
+    with pytest.raises((HubError, ConflictError)):
+        publish(world.workspace, world.to, [world.ready()], "v1.0.0", DISPLAY)
