@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from hubpub.config import Project
-from hubpub.errors import ConfigError, GateError
+from hubpub.errors import ConfigError, ConflictError, GateError
 from hubpub.facts import MEASURING, CardFacts, CellFacts, Workflow, dump
 from hubpub.hub.client import Client
 from hubpub.localhub import LocalHub
 from hubpub.release.assemble import Ready, assemble, complete_card
 from hubpub.release.connect import Destination
+from hubpub.release.targets import check_targets
 
 from .conftest import CARD, facts_of, release_facts, write_card
 from .test_targets import put
@@ -104,3 +105,22 @@ def test_a_release_follows_no_rehearsal(hub: LocalHub, client: Client, small: Pr
     put(client, to.repo_id(small.cards[0]), dump(release_facts(small, "v0.9.0", scale_model=False)))
     _, made = assemble(small, complete(small, known(small)), to, "v1.0.0")
     assert made.previous == "v0.9.0"
+
+
+def test_a_release_that_was_never_tagged_follows_what_it_followed_then(
+    hub: LocalHub, client: Client, small: Project
+) -> None:
+    """Newer ones are out meanwhile: with other facts it would be another release under the same version."""
+    to = Destination(client, hub.user)
+    repo = to.repo_id(small.cards[0])
+
+    for version, previous, tag in [("v0.9.0", None, True), ("v1.0.0", "v0.9.0", False), ("v1.1.0", "v0.9.0", True)]:
+        facts = release_facts(small, version, scale_model=False).model_copy(update={"previous": previous})
+        put(client, repo, dump(facts), version if tag else None, message=f"Hubpub-Release: {version}")
+    _, made = assemble(small, complete(small, known(small)), to, "v1.0.0")
+    assert made.previous == "v0.9.0"
+    _, made = assemble(small, complete(small, known(small)), to, "v1.2.0")
+    assert made.previous == "v1.1.0"
+    with pytest.raises(ConflictError, match=r"older v1\.0\.5"):
+        check_targets(to, small.cards, rehearsal=False, version="v1.0.5")
+    assert check_targets(to, small.cards, rehearsal=False, version="v1.0.0")

@@ -15,7 +15,7 @@ from hubpub.release.targets import check_targets, rehearsal_owner
 from .conftest import release_facts
 
 
-def put(client: Client, repo: str, text: str, tag: str | None = None) -> None:
+def put(client: Client, repo: str, text: str, tag: str | None = None, message: str = "") -> None:
     """Commit `text` as the facts.json of `repo`."""
     import hashlib
 
@@ -24,7 +24,7 @@ def put(client: Client, repo: str, text: str, tag: str | None = None) -> None:
     data = text.encode()
     add = Add("facts.json", data, len(data), hashlib.sha256(data).hexdigest())
     sent = client.send(repo, "main", add, progress=None)
-    client.commit(repo, "main", [sent], title="Facts", parent=None, find_committed=lambda: None)
+    client.commit(repo, "main", [sent], title="Facts", message=message, parent=None, find_committed=lambda: None)
     if tag:
         refs = client.refs(repo)
         assert refs is not None
