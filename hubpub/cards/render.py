@@ -126,6 +126,7 @@ def _values(card: Card, facts: CardFacts | None, namespace: str, previous: CardF
         "beaten_by": {cell.cell: choice.beaten_by(cell, facts.cells) for cell in facts.cells},
         "described": charts.described(shown),
         "charts": len(shown) > 1,
+        "packable": pick is not None and usage.packable(pick),
         "downloads": _downloads(first),
         "shipped": [file.name for file in first.tokenizer],
         "interfaces": _interfaces(facts.cells),

@@ -68,6 +68,16 @@ def stop(cell: CellFacts) -> tuple[int, ...]:
     return tuple(int(one) for one in ids) if isinstance(ids, tuple) else (int(ids),)
 
 
+def packable(cell: CellFacts) -> bool:
+    """Whether XNNPACK may keep the packed weights of `cell` in a file.
+
+    ExecuTorch 1.4.1 then frees every constant of a delegate once its weights are packed, those that are no weights too:
+    the operand of a product or a sum is read after that, and the program crashes (XNNWeightsCache, `unpacked_data_`).
+    """
+    inside = set(cell.program.operators.delegated)
+    return "XnnpackBackend" in cell.program.backends and inside <= {"XNNFullyConnected", "XNNConvert"}
+
+
 def runnable(cells: tuple[CellFacts, ...]) -> CellFacts | None:
     """The file that code for a KV cache is shown with: the first that has one."""
     return next((cell for cell in cells if choice.window(cell) is None), None)
