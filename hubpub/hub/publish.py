@@ -138,54 +138,22 @@ def promote(
     back is a note on the receipt.
     """
     began, retried = time.monotonic(), client.retries - (staged.retries if staged else 0)
-    sent = {file.path: file.sent_bytes for file in staged.files} if staged else {}
     repo_id, tag, user = release.repo_id, release.version, client.whoami().user
     refs = ensured_repo(client, release)
-    changed, retired = set[str](), tuple[str, ...]()
-    outcome: Outcome
     if tag in refs.tags:
-        commit = refs.tags[tag]
-        files = refuse_unless_same(client, release, commit)
-        outcome = NoChanges(commit, tag)
+        files = refuse_unless_same(client, release, refs.tags[tag])
+        made = _Made(NoChanges(refs.tags[tag], tag), files)
     else:
-        base = staged.base if staged else stage_base(client, release, refs)
-        for last in (False, True):
-            head = refs.branches["main"]
-            if mine := own_commit(client, release, head):
-                files = release.complete(published_card(client, repo_id, mine))
-                commit, outcome = mine, TagOnly(mine, tag)
-                break
-            refuse_unfinished(client, release, head)
-            refuse_older(client, repo_id, tag, refs)
-            if base != head:
-                refuse_foreign(client, release, base, head)
-            plan = _plan(client, release, refs)
-            files, changed, retired = plan.files, plan.changed, plan.retired
-            if not changed and not retired:
-                commit, outcome = head, TagOnly(head, tag)
-                break
-            waiting = waiting_pull(client, release, files) if create_pr else None
-            try:
-                made = waiting or _commit(client, release, plan, head, create_pr=create_pr)
-            except HeadMoved:
-                if last:
-                    raise
-                base, refs = head, ensured_repo(client, release)
-                if tag in refs.tags:
-                    refuse_unless_same(client, release, refs.tags[tag])
-                continue
-            if not waiting:
-                carried = changed - plan.copied.keys() - sent.keys()
-                sent |= {file.path_in_repo: file.bytes for file in files if file.path_in_repo in carried}
-            commit = made.commit
-            outcome = PullRequest(made.pull, commit) if made.pull else Published(commit, tag)
-            break
-        if not isinstance(outcome, PullRequest):
-            commit = make_tag(client, release, commit)
-            outcome = Published(commit, tag) if isinstance(outcome, Published) else TagOnly(commit, tag)
-            read_back(client, release, commit, files, card=isinstance(outcome, Published))
+        made = _committed(client, release, staged.base if staged else stage_base(client, release, refs), create_pr)
+    outcome = made.outcome
+    if isinstance(outcome, Published | TagOnly):
+        commit = make_tag(client, release, outcome.commit)
+        outcome = Published(commit, tag) if isinstance(outcome, Published) else TagOnly(commit, tag)
+        read_back(client, release, commit, made.files, card=isinstance(outcome, Published))
     done = not isinstance(outcome, PullRequest) and stage_branch(tag) in refs.branches
     notes = _without_branch(client, repo_id, stage_branch(tag)) if done else ()
+    sent = {file.path: file.sent_bytes for file in staged.files} if staged else {}
+    sent |= {f.path_in_repo: f.bytes for f in made.files if f.path_in_repo in made.carried - sent.keys()}
     receipt = Receipt(
         repo_id=repo_id,
         version=tag,
@@ -193,17 +161,61 @@ def promote(
         user=user,
         outcome=outcome,
         files=tuple(
-            FileReceipt(f.path_in_repo, f.bytes, f.sha256, f.path_in_repo in changed, sent.get(f.path_in_repo, 0))
-            for f in files
+            FileReceipt(f.path_in_repo, f.bytes, f.sha256, f.path_in_repo in made.changed, sent.get(f.path_in_repo, 0))
+            for f in made.files
         ),
         bytes_sent=sum(sent.values()),
         retries=client.retries - retried,
         seconds=round(time.monotonic() - began + (staged.seconds if staged else 0), 3),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
-        retired=retired,
+        retired=made.retired,
         notes=notes,
     )
     return receipt.kept(work)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What a release came to before its tag: its files, which the commit changed, carried itself and removed."""
+
+    outcome: Outcome
+    files: tuple[LocalFile, ...]
+    changed: frozenset[str] = frozenset()
+    carried: frozenset[str] = frozenset()
+    retired: tuple[str, ...] = ()
+
+
+def _committed(client: Client, release: RepoRelease, base: str, create_pr: bool) -> _Made:
+    """The one commit of a release, found or made on top of main as it is now; `base` is what it was compared with."""
+    repo_id, tag = release.repo_id, release.version
+    for last in (False, True):
+        refs = ensured_repo(client, release)
+        if tag in refs.tags:
+            files = refuse_unless_same(client, release, refs.tags[tag])
+            return _Made(TagOnly(refs.tags[tag], tag), files)
+        head = refs.branches["main"]
+        if mine := own_commit(client, release, head):
+            return _Made(TagOnly(mine, tag), release.complete(published_card(client, repo_id, mine)))
+        refuse_unfinished(client, release, head)
+        refuse_older(client, repo_id, tag, refs)
+        if base != head:
+            refuse_foreign(client, release, base, head)
+        plan = _plan(client, release, refs)
+        if not plan.changed and not plan.retired:
+            return _Made(TagOnly(head, tag), plan.files)
+        changed, carried = frozenset(plan.changed), frozenset(plan.changed - plan.copied.keys())
+        if create_pr and (waiting := waiting_pull(client, release, plan.files)) and waiting.pull:
+            return _Made(PullRequest(waiting.pull, waiting.commit), plan.files, changed, retired=plan.retired)
+        try:
+            made = _commit(client, release, plan, head, create_pr=create_pr)
+        except HeadMoved:
+            if last:
+                raise
+            base = head
+            continue
+        outcome = PullRequest(made.pull, made.commit) if made.pull else Published(made.commit, tag)
+        return _Made(outcome, plan.files, changed, carried, plan.retired)
+    raise AssertionError("the second attempt ends one way or the other")
 
 
 def _without_branch(client: Client, repo_id: str, branch: str) -> tuple[str, ...]:
