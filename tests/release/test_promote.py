@@ -62,8 +62,8 @@ def world(hub: LocalHub, client: Client, tmp_path: Path, monkeypatch: pytest.Mon
     client.create_repo("local/source", private=False)
     for name, data in {**TOKENIZER, "config.json": b"{}"}.items():
         add = Add(name, data, len(data), hashlib.sha256(data).hexdigest())
-        sent = client.send("local/source", "main", add, told=None)
-        client.commit("local/source", "main", [sent], title=name, parent=None, landed=lambda: None)
+        sent = client.send("local/source", "main", add, progress=None)
+        client.commit("local/source", "main", [sent], title=name, parent=None, find_committed=lambda: None)
     refs = client.refs("local/source")
     assert refs
     text = CARD.replace("google/small", f"{hub.user}/source")
