@@ -164,7 +164,7 @@ def test_only_what_was_given_is_staged(world: World) -> None:
     steps, known = world.steps(), world.known()
     (staged,) = stage(world.workspace, world.to, steps, {"small/8da8w": known["small/8da8w"]}, "v1.0.0", DISPLAY)
     names = {file.path for file in staged.files}
-    assert {"small-8da8w.pte", "small-8da8w.pte.facts.json", *TOKENIZER} == names
+    assert {"small-8da8w.pte", "small-8da8w.pte.facts.json", "Notice", *TOKENIZER} == names
     assert stage(world.workspace, world.to, steps, {}, "v1.0.0", DISPLAY) == ()
     with pytest.raises(ConfigError, match="no facts of small/8da4w"):
         promote(world.workspace, world.to, (), "v1.0.0", DISPLAY)
