@@ -32,7 +32,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def locked(path: Path, waiting: Callable[[str], None] = lambda holder: None) -> Iterator[None]:
+def locked(path: Path, waiting: Callable[[str], None] = lambda _: None) -> Iterator[None]:
     """Hold the lock file `path` while the context is open; a second holder waits, and `waiting` is told once for whom.
 
     The system lets go of the lock when its process ends, however it ends: what a killed process leaves behind is an

@@ -257,7 +257,7 @@ def register_operators() -> None:
     if not hasattr(torch.ops.hubpub, "dynamic_linear"):
         own = torch.library.Library("hubpub", "DEF")
         own.define("dynamic_linear(Tensor x, str name, int rows) -> Tensor")
-        own.impl("dynamic_linear", lambda x, name, rows: x.new_empty(*x.shape[:-1], rows), "Meta")
+        own.impl("dynamic_linear", lambda x, _, rows: x.new_empty(*x.shape[:-1], rows), "Meta")
         _LIBRARIES.append(own)
 
     if torch._C._dispatch_has_kernel_for_dispatch_key(

@@ -27,7 +27,7 @@ def stored(tensor: Any) -> bytes:
     return Stored.at(tensor.data_ptr(), tensor.nbytes, tensor)
 
 
-def write(program: Any, path: Path, told: Callable[[float], None] = lambda fraction: None) -> FileFact:
+def write(program: Any, path: Path, progress: Callable[[float], None] = lambda _: None) -> FileFact:
     """Write an ExecuTorch program to `path` through a temporary name, flushed to disk, then renamed.
 
     Returns its name, size and SHA-256, which is computed on the way. Raises ToolchainError when the disk is full; what
@@ -45,7 +45,7 @@ def write(program: Any, path: Path, told: Callable[[float], None] = lambda fract
                     file.write(chunk)
                     digest.update(chunk)
                     done += len(chunk)
-                told(done / total)
+                progress(done / total)
             file.flush()
             os.fsync(file.fileno())
         assert done == total

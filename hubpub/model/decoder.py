@@ -88,14 +88,14 @@ class _Step:
 
 
 def attend(
-    module: nn.Module,
+    _: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     end_pos: Any = None,
-    **_: Any,
+    **__: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of queries [1, heads, S, D] over keys and values [1, T, kv_heads, D] as `_Step.update` returns them.
 

@@ -96,7 +96,7 @@ def load_mapped(checkpoint: Checkpoint, *, dtype: torch.dtype) -> Any:
 def _parameters_on_meta() -> Iterator[None]:
     """Modules made inside have buffers as always, and parameters without memory."""
 
-    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+    def on_meta(_: nn.Module, __: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
         return None if parameter is None else nn.Parameter(parameter.to("meta"), requires_grad=False)
 
     handle = register_module_parameter_registration_hook(on_meta)

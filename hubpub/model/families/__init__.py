@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hubpub.model.patches import Patch
 
 
-def _unchanged(model: Any) -> AbstractContextManager[None]:
+def _unchanged(_: Any) -> AbstractContextManager[None]:
     return nullcontext()
 
 

@@ -47,12 +47,12 @@ def _sorted(items: Iterable[Any] = ()) -> dict[Any, None]:
     return dict.fromkeys(sorted(items))
 
 
-def _in_module(module: Any, text_model: Any) -> AbstractContextManager[None]:
+def _in_module(module: Any, _: Any) -> AbstractContextManager[None]:
     # `forward` looks the name up among those of its module before the built-in ones.
     return replaced(module, "set", _sorted)
 
 
-def _in_model(module: Any, text_model: Any) -> AbstractContextManager[None]:
+def _in_model(_: Any, text_model: Any) -> AbstractContextManager[None]:
     # Models that exist already hold the set: a property of the class comes before what an instance holds.
     return replaced(text_model, "unique_layer_types", property(lambda self: _sorted(self.config.layer_types)))
 

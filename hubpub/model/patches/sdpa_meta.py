@@ -39,7 +39,7 @@ def _apply() -> Iterator[None]:
 
     before = custom_ops.custom_sdpa
 
-    def meta(query: Any, key_cache: Any, value_cache: Any, start_pos: Any, *_: Any, **__: Any) -> Any:
+    def meta(query: Any, *_: Any, **__: Any) -> Any:
         return torch.empty_like(query, memory_format=torch.contiguous_format)
 
     def register(kernel: Any) -> None:

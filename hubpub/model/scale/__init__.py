@@ -34,7 +34,7 @@ def build(variant: Variant, cache: Path, *, progress: Progress | None = None) ->
     `progress` is told a stage ("train", "write") and the finished fraction of the whole. Building is safe against being
     killed and against another process that builds the same model at the same time.
     """
-    return _build(variant.family, variant.size, variant.chat, cache, progress or (lambda stage, fraction: None))
+    return _build(variant.family, variant.size, variant.chat, cache, progress or (lambda *_: None))
 
 
 def scale_key(variant: Variant) -> str:
