@@ -14,6 +14,7 @@ from typing import Any
 from hubpub.config import Card, locate
 from hubpub.errors import HubpubError, ToolchainError, UsageError
 from hubpub.facts import CellFacts, Workflow
+from hubpub.hub.client import Client, Retry
 from hubpub.plan import Step
 from hubpub.sizing import GB, Size, known_sizes, need_of, sizes
 
@@ -69,7 +70,6 @@ def job_matrix(steps: Sequence[Step], *, rehearsal: bool) -> dict[str, Any]:
 
 
 def _impatient() -> Any:
-    from hubpub.hub.client import Client, Retry
 
     try:
         client = Client.from_environment(os.environ.get("HF_ENDPOINT"))

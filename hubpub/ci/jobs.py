@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hubpub.cards.render import stale
 from hubpub.ci.changes import card_changes, changed_since
 from hubpub.ci.github import (
     annotation,
@@ -32,6 +33,12 @@ from hubpub.errors import ConflictError, ExportError, HubError, HubpubError, Ren
 from hubpub.facts import CardFacts, CellFacts, dump
 from hubpub.files import write_atomic
 from hubpub.gates import missed_gates, with_current_gates
+from hubpub.hub.client import Client, Retry
+from hubpub.hub.content import LocalFile
+from hubpub.hub.hashing import sha256sums
+from hubpub.hub.names import stage_branch
+from hubpub.hub.sources import download_source
+from hubpub.make.run import make
 from hubpub.matrix import Cell, cells, select
 from hubpub.plan import Step, plan
 from hubpub.progress import Display
@@ -92,7 +99,6 @@ class Job:
 
     def destination(self, card: Card) -> Destination:
         """The Hub, with the right to write to this card's repo and to no other."""
-        from hubpub.hub.client import Client
 
         _trust(f"{self.owner}/{card.repo}")
         return Destination(Client.from_environment(endpoint()), self.owner)
@@ -154,7 +160,6 @@ def _look_at(repo_id: str, job: Job) -> None:
 
     This job has no token; those that have one look again.
     """
-    from hubpub.hub.client import Client, Retry
 
     client = Client(endpoint(), None, retry=Retry(attempts=1))
     try:
@@ -205,7 +210,6 @@ def _published(to: Destination, job: Job, cell: Cell) -> CellFacts | None:
 
 
 def _staged(to: Destination, job: Job, cell: Cell) -> CellFacts | None:
-    from hubpub.hub.names import stage_branch
 
     repo = to.repo_id(cell.card)
     refs = to.client.refs(repo)
@@ -232,7 +236,6 @@ def fetch(job: Job, name: str) -> None:
     cell = job.cell(name)
     if job.workspace.rehearsal:
         return
-    from hubpub.hub.sources import download_source
 
     _trust(os.environ.get("HUBPUB_SOURCE_USER"))
     variant = cell.variant
@@ -242,7 +245,6 @@ def fetch(job: Job, name: str) -> None:
 
 def export(job: Job, name: str, display: Display) -> CellFacts:
     """Export, inspect, validate and bench one cell. Needs no token. Raises GateError where it does not pass."""
-    from hubpub.make.run import make
 
     # A step cannot be kept from the means to prove who it is, so they are dropped before model code runs.
     for variable in ("ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN", "HF_TOKEN", "HF_OIDC_RESOURCE"):
@@ -265,8 +267,6 @@ def stage(job: Job, name: str, display: Display) -> CellFacts:
 
     Beside the facts lie the sums of what this job made: they, and nothing that lay on the Hub before, are attested.
     """
-    from hubpub.hub.content import LocalFile
-    from hubpub.hub.hashing import sha256sums
 
     cell = job.cell(name)
     step = job.step(cell)
@@ -376,8 +376,6 @@ def rehearse(project: Project, work: Path, base: str | None, selectors: Sequence
 
     Raises the worst of what went wrong after everything was tried.
     """
-    from hubpub.cards.render import stale
-    from hubpub.make.run import make
 
     reasons = changed_since(project, base) if base else {}
     chosen = [cell for cell in select(cells(project), selectors) if base is None or cell.id in reasons]

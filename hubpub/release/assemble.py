@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from hubpub.cards.render import Rendered, golden, merge, render
 from hubpub.config import Card, Project
 from hubpub.errors import ConfigError, ConflictError
 from hubpub.facts import CardFacts, CellFacts, dump, save
 from hubpub.files import write_atomic
 from hubpub.gates import check_regressions, missed_gates, with_current_gates
+from hubpub.hub.client import Client
+from hubpub.hub.content import LocalFile, RepoRelease
+from hubpub.hub.history import commit_of
+from hubpub.hub.sources import download_source
 from hubpub.make.devices import with_devices
 from hubpub.make.rebuild import with_rebuilds
 from hubpub.matrix import Cell, cells_of
 from hubpub.plan import Step
-
-if TYPE_CHECKING:
-    from hubpub.cards.render import Rendered
-    from hubpub.hub.client import Client
-    from hubpub.hub.content import LocalFile, RepoRelease
-    from hubpub.release.connect import Destination
+from hubpub.release.connect import Destination
 
 
 @dataclass(frozen=True)
@@ -100,14 +99,12 @@ def _tokenizer_folder(card: Card, step: Step) -> Path:
         from hubpub.model.scale import build
 
         return build(card.variant, step.workspace.scale_models)
-    from hubpub.hub.sources import download_source
 
     return download_source(card.variant.source, revision=card.variant.revision)
 
 
 def files_of(measured: Sequence[CellFacts], sources: Mapping[str, Path]) -> list[LocalFile]:
     """Programs and tokenizer of `measured`; a file that is not in `sources` was staged by another machine."""
-    from hubpub.hub.content import LocalFile
 
     wanted = [*(facts.file for facts in measured), *measured[0].tokenizer]
     return [LocalFile(one.name, sources.get(one.name), one.bytes, one.sha256) for one in wanted]
@@ -118,8 +115,6 @@ def assemble(project: Project, ready: Ready, to: Destination, version: str) -> t
 
     Raises GateError where it is worse than the release it follows and its card does not say why.
     """
-    from hubpub.cards.render import render
-    from hubpub.hub.content import LocalFile, RepoRelease
 
     card, repo_id = ready.card, to.repo_id(ready.card)
     previous = _previous(to.client, repo_id, version)
@@ -154,7 +149,6 @@ def assemble(project: Project, ready: Ready, to: Destination, version: str) -> t
 
 def record(project: Project, card: Card, facts: CardFacts) -> None:
     """Keep a release's facts and card in the checkout: the goldens that CI compares with."""
-    from hubpub.cards.render import golden
 
     save(facts, card.folder / "facts.json")
     # What changed since the release before is not in the facts: the committed card is made from them alone.
@@ -163,7 +157,6 @@ def record(project: Project, card: Card, facts: CardFacts) -> None:
 
 
 def _merge(repo_id: str, rendered: Rendered) -> Callable[[str | None], str]:
-    from hubpub.cards.render import merge
 
     text = rendered.files["README.md"].decode()
 
@@ -185,7 +178,6 @@ def _merge(repo_id: str, rendered: Rendered) -> Callable[[str | None], str]:
 
 def _previous(client: Client, repo_id: str, version: str) -> CardFacts | None:
     """The facts of the release that `version` follows on the Hub; a release made again follows the same one."""
-    from hubpub.hub.history import commit_of
 
     same = _published(client, repo_id, version)
     if same is not None:

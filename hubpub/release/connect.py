@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -10,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from hubpub.config import Card
 from hubpub.errors import HubError
+from hubpub.hub.client import Client, Retry
 
 if TYPE_CHECKING:
-    from hubpub.hub.client import Client
     from hubpub.localhub import LocalHub
 
 HUGGING_FACE = "https://huggingface.co"
@@ -40,7 +41,6 @@ class Destination:
 @contextmanager
 def connect(endpoint: str | None, store: Path, owner: str | None = None) -> Iterator[Destination]:
     """The Hub at `endpoint` (None: huggingface.co, or HF_ENDPOINT); "local": the one whose repos lie in `store`."""
-    from hubpub.hub.client import Client
 
     if endpoint != LOCAL:
         yield Destination(Client.from_environment(endpoint), owner)
@@ -59,7 +59,6 @@ def connect(endpoint: str | None, store: Path, owner: str | None = None) -> Iter
 
 def _served(root: Path) -> Client | None:
     """A client for the local Hub that another process serves from `root`, if it answers."""
-    from hubpub.hub.client import Client, Retry
 
     try:
         client = Client((root / "address").read_text(), (root / "token").read_text(), retry=Retry(attempts=1))
@@ -71,8 +70,8 @@ def _served(root: Path) -> Client | None:
 
 def _local_hub(root: Path, owner: str | None) -> LocalHub:
     """A local Hub at the address `hubpub hub serve` uses, so that its pages can be found again; else anywhere."""
-    import socket
 
+    # A server takes a third of what `diff` and `preview` may take to start, and they mostly need none.
     from hubpub.localhub import LocalHub
 
     orgs = [owner] if owner else []

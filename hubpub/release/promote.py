@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hubpub.config import Card
 from hubpub.errors import GateError, HubError
 from hubpub.facts import CardFacts, CellFacts
+from hubpub.hub.maintenance import verify
+from hubpub.hub.publish import publish_all
+from hubpub.hub.pulls import promote_pull
+from hubpub.hub.receipts import PullRequest, Receipt
+from hubpub.hub.staging import staged_versions
 from hubpub.matrix import cells, select
 from hubpub.progress import Display
 from hubpub.release.assemble import Ready, assemble, complete_card, record
@@ -18,9 +22,6 @@ from hubpub.release.handover import handed_over
 from hubpub.release.targets import check_targets
 from hubpub.release.version import checked_version
 from hubpub.workspace import Workspace
-
-if TYPE_CHECKING:
-    from hubpub.hub.receipts import Receipt
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,6 @@ def publish(
     worse than its release before is kept back alone. What was published is read back and checked as `verify` does.
     A dry run only reads; with `unstaged`, it takes files that are nowhere to be had for those others have yet to stage.
     """
-    from hubpub.hub.maintenance import verify
-    from hubpub.hub.publish import publish_all
-    from hubpub.hub.pulls import promote_pull
-    from hubpub.hub.receipts import PullRequest
 
     def told(repo: str, path: str, sent: int, total: int) -> None:
         display.update(repo, f"send {path}", sent / total if total else 1.0)
@@ -105,8 +102,6 @@ def promote(
     what must have been staged. With `keep` they are recorded in the checkout. A dry run may be of cells that were made
     and not staged (`unstaged`), and then of some cells of a repo alone.
     """
-    from hubpub.hub.pulls import promote_pull
-    from hubpub.hub.staging import staged_versions
 
     version = checked_version(version, "write it as it was staged: --version vX.Y.Z")
     project = workspace.project

@@ -10,11 +10,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hubpub.config import locate
 from hubpub.errors import ConfigError, ConflictError, GateError, HubpubError
 from hubpub.facts import CellFacts
+from hubpub.hub.client import Client
+from hubpub.hub.receipts import Receipt, Staged
+from hubpub.hub.sources import cached_source, check_source
 from hubpub.make.run import make
 from hubpub.matrix import cells, cells_of, select
 from hubpub.plan import Step, plan
@@ -26,9 +29,6 @@ from hubpub.release.staging import stage
 from hubpub.release.targets import check_targets
 from hubpub.release.version import checked_version, rehearsal_version
 from hubpub.workspace import Workspace
-
-if TYPE_CHECKING:
-    from hubpub.hub.receipts import Receipt, Staged
 
 
 @dataclass(frozen=True)
@@ -214,8 +214,6 @@ def _check(
 
 def _check_sources(steps: Sequence[Step]) -> None:
     """Raise AccessError before the first download where a source that has to be fetched may not be read."""
-    from hubpub.hub.client import Client
-    from hubpub.hub.sources import cached_source, check_source
 
     todo = {step.cell.variant.source: step.cell.variant for step in steps if step.action == "export"}
     missing = [variant.source for variant in todo.values() if cached_source(variant.source, variant.revision) is None]

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
+from hubpub.cards import licenses
 from hubpub.facts import CellFacts, dump
+from hubpub.hub.content import LocalFile, RepoRelease
+from hubpub.hub.receipts import Staged
+from hubpub.hub.staging import stage as stage_files
 from hubpub.plan import Step
 from hubpub.progress import Display
 from hubpub.release.assemble import files_of, sources_here
 from hubpub.release.connect import Destination
 from hubpub.release.handover import hand_over, note_of
 from hubpub.workspace import Workspace
-
-if TYPE_CHECKING:
-    from hubpub.hub.receipts import Staged
 
 
 def stage(
@@ -30,9 +30,6 @@ def stage(
     Only cells that passed their gates are to be given. Facts go with their file: whoever finds them on the branch
     finds what they speak of.
     """
-    from hubpub.cards import licenses
-    from hubpub.hub.content import LocalFile, RepoRelease
-    from hubpub.hub.staging import stage as stage_files
 
     def told(repo: str, path: str, sent: int, total: int) -> None:
         display.update(repo, f"stage {path}", sent / total if total else 1.0)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from hubpub.config import Card
 from hubpub.errors import ConflictError, UsageError
 from hubpub.facts import CardFacts
+from hubpub.hub.client import Client
+from hubpub.hub.publish import RepoAccess, preflight
 from hubpub.release.connect import LOCAL, Destination
-
-if TYPE_CHECKING:
-    from hubpub.hub.client import Client
-    from hubpub.hub.publish import RepoAccess
 
 
 def rehearsal_owner(endpoint: str, owner: str | None, for_rehearsals: str | None) -> str | None:
@@ -49,7 +46,6 @@ def check_targets(
     out, where a rehearsal would go to a repo that holds a real release, or, unless `over_rehearsal`, a release to one
     that holds a rehearsal.
     """
-    from hubpub.hub.publish import preflight
 
     found = preflight(to.client, [to.repo_id(card) for card in cards], create_pr=create_pr, version=version)
     for access in found:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from hubpub.config import PACKAGE, Project
 from hubpub.errors import UsageError
 from hubpub.facts import dump
-
-if TYPE_CHECKING:
-    from hubpub.release.assemble import Ready
+from hubpub.release.assemble import Ready
 
 VERSION = re.compile(r"v\d+\.\d+\.\d+(?:-[0-9A-Za-z.-]+)?")
 
