@@ -120,6 +120,8 @@ class Recipe(Frozen):
     per_layer_embedding: Scheme | None = None
     head: Scheme | None = None
     override: tuple[Override, ...] = ()
+    calibrated: bool = False
+    """Whether the integers of linear layers are chosen for what a calibration text puts into them, or to nearest."""
     gates: Gates
 
     @model_validator(mode="after")
@@ -139,6 +141,8 @@ class Recipe(Frozen):
                 raise ValueError(f"{key}: no kernel multiplies int8 weights in groups; leave group out")
             if scheme and scheme.activation and self.dtype != "fp32":
                 raise ValueError(f'{key}: int8 activations are computed from float32; set dtype = "fp32"')
+        if self.calibrated and not (self.linear and self.linear.activation):
+            raise ValueError("calibrated: only linear layers with int8 activations are calibrated")
         for key in ("embedding", "per_layer_embedding"):
             scheme = getattr(self, key)
             if scheme and scheme.activation is not None:

@@ -154,12 +154,13 @@ def remember(step: Step) -> None:
 
 
 def exporting_code() -> tuple[Path, ...]:
-    """The modules that decide the bytes of a `.pte`: those of export/ and model/.
+    """What decides the bytes of a `.pte`: the modules of export/ and model/, and the text that weights are rounded for.
 
     Scale models have a key of their own, which is part of the source.
     """
     found = [path for room in ("export", "model") for path in sorted((PACKAGE / room).rglob("*.py"))]
-    return tuple(path for path in found if not path.relative_to(PACKAGE).parts[1].startswith("scale"))
+    found = [path for path in found if not path.relative_to(PACKAGE).parts[1].startswith("scale")]
+    return (*found, PACKAGE / "data" / "calibration.txt")
 
 
 @cache

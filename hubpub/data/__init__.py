@@ -1,6 +1,7 @@
 """The text that scale models are trained and judged on. All of it was written for this project (Apache-2.0).
 
 `corpus.txt` is what they learn, `prompts.json` what they are asked, `passage.txt` what their perplexity is taken on.
+`calibration.txt` is what weights are rounded for: prose, dialogues, code, tables and languages, none of it in the others.
 """
 
 from __future__ import annotations
@@ -33,6 +34,21 @@ def corpus() -> str:
 def passage() -> str:
     """A text of 3,000 to 4,000 scale-model tokens in the corpus's vocabulary that is not part of the corpus."""
     return _read("passage.txt")
+
+
+@cache
+def calibration() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """The text that weights are rounded for: plain texts, and dialogues of a question and its answer."""
+    found = _read("calibration.txt").strip().split("\n\nQ: ")
+    texts = [found[0]]
+    dialogues = []
+    for part in found[1:]:
+        question, _, answer = part.partition("\nA: ")
+        dialogues.append((question, answer))
+    # What follows the last dialogue is plain text again, behind two empty lines.
+    last, _, rest = dialogues[-1][1].partition("\n\n\n")
+    dialogues[-1] = (dialogues[-1][0], last)
+    return (*texts, rest), tuple(dialogues)
 
 
 @cache

@@ -17,9 +17,10 @@ import torch
 import hubpub
 from hubpub.config import Recipe
 from hubpub.errors import ExportError
+from hubpub.export.calibrate import calibrate, readings
 from hubpub.export.lower import Metadata
 from hubpub.export.lower import export as lower
-from hubpub.export.quantize import quantize, register_operators
+from hubpub.export.quantize import layer_schemes, quantize, register_operators
 from hubpub.export.write import write
 from hubpub.facts import Context, Exported, Stages
 from hubpub.machine import peak_resident_bytes, system, versions
@@ -73,6 +74,9 @@ def export(
     loaded = time.monotonic()
     progress("quantize", 0.0)
     register_operators()
+    if recipe.calibrated:
+        schemes = layer_schemes(model, recipe)
+        calibrate(model, schemes, readings(checkpoint), lambda fraction: progress("quantize", fraction))
     quantize(model, recipe, family)
     quantized = time.monotonic()
     progress("lower", 0.0)

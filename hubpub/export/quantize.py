@@ -1,9 +1,9 @@
 """A recipe applied to a model: every linear layer and table in the form that lowers and runs.
 
-Weights are symmetric integers with one scale per output channel or per group along the input, rounded to nearest. The
-scale of an int4 group is the one of a few candidates that leaves the least squared error; of int8 rows it is
-max|w| / 127. A module is read from the mapped checkpoint, quantized and released before the next: the model is never
-held at full precision.
+Weights are symmetric integers with one scale per output channel or per group along the input. The scale of an int4
+group is the one of a few candidates that leaves the least squared error; of int8 rows it is max|w| / 127. They are rounded
+to nearest, or, where the recipe is calibrated, as `hubpub.export.calibrate` does it. A module is read from the mapped
+checkpoint, quantized and released before the next: the model is never held at full precision.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def quantize(model: Any, recipe: Recipe, family: Family) -> dict[str, int]:
     if family.per_layer_embedding is not None:
         tables[family.per_layer_embedding] = recipe.per_layer_embedding
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[recipe.dtype]
+    tied = model.lm_head.weight.data_ptr() == model.get_submodule(family.embedding).weight.data_ptr()
     if recipe.head is not None or recipe.embedding is not None:
         # The two shared one tensor; from here on each module replaces its own reference.
         model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach(), requires_grad=False)
@@ -48,7 +49,11 @@ def quantize(model: Any, recipe: Recipe, family: Family) -> dict[str, int]:
             scheme = _linear_scheme(name, recipe)
             if scheme is None or module.in_features % (scheme.group or 32):
                 continue
-            if scheme.activation is not None:
+            table = model.get_submodule(family.embedding)
+            if name == "lm_head" and tied and scheme.weight == "int8" and _in_int8(table) and scheme.activation:
+                # The same integers: the file holds them once.
+                _replace(model, name, DynamicLinear(name, table.values, table.scales, 8, None))
+            elif scheme.activation is not None:
                 _replace(model, name, DynamicLinear.of(name, module, scheme))
             elif scheme.weight == "int8" and not scheme.group:
                 _replace(model, name, WeightOnlyLinear.of(module))
@@ -69,6 +74,21 @@ def quantize(model: Any, recipe: Recipe, family: Family) -> dict[str, int]:
     return used
 
 
+def _in_int8(table: nn.Module) -> bool:
+    return isinstance(table, QuantizedEmbedding) and table.bits == 8 and table.scales.ndim == 1
+
+
+def layer_schemes(model: Any, recipe: Recipe) -> dict[str, Scheme]:
+    """The linear layers of the decoder that get integers with int8 activations, by module path; the head is none."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and name != "lm_head":
+            scheme = _linear_scheme(name, recipe)
+            if scheme is not None and scheme.activation and module.in_features % (scheme.group or 32) == 0:
+                found[name] = scheme
+    return found
+
+
 def _linear_scheme(name: str, recipe: Recipe) -> Scheme | None:
     for override in recipe.override:
         if fnmatchcase(name, override.pattern):
@@ -82,7 +102,7 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 # Shares of the largest weight of a group that may be mapped to the outermost integer, -8 or 7.
-_CLIPS = (1.0, 0.94, 0.88, 0.82)
+CLIPS = (1.0, 0.94, 0.88, 0.82)
 
 
 def symmetric(
@@ -105,7 +125,7 @@ def symmetric(
         part = weight[first : first + step].float().reshape(-1, columns // size, size)
         limit = part.abs().amax(-1, keepdim=True)
         best = best_error = None
-        for clip in _CLIPS if bits == 4 else (1.0,):
+        for clip in CLIPS if bits == 4 else (1.0,):
             scale = (limit * (clip / high)).clamp(min=EPS).to(scale_dtype).float()
             rounded = (part / scale).round_().clamp_(low, high)
             if bits != 4:
@@ -179,10 +199,7 @@ class DynamicLinear(nn.Module):
         if torch.compiler.is_exporting():
             result: torch.Tensor = torch.ops.hubpub.dynamic_linear(x, self.name, self.out_features)
             return result
-        lowest, highest = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
-        step = ((highest - lowest) / 255).clamp(min=EPS)
-        zero = (-128 - lowest / step).round().clamp(-128, 127)
-        rounded = (((x / step).round() + zero).clamp(-128, 127) - zero) * step
+        rounded = self.rounded(x)
         parts = []
         rows = max(1, (16 << 20) // self.in_features)
         for first in range(0, self.out_features, rows):
@@ -193,6 +210,14 @@ class DynamicLinear(nn.Module):
             weight = (weight * scales.reshape(values.shape[0], -1, 1)).flatten(1)
             parts.append(nn.functional.linear(rounded, weight))
         return torch.cat(parts, -1)
+
+    @staticmethod
+    def rounded(x: torch.Tensor) -> torch.Tensor:
+        """x [..., in] float32 as the kernel sees it: int8, with a scale and a zero point per token."""
+        lowest, highest = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
+        step = ((highest - lowest) / 255).clamp(min=EPS)
+        zero = (-128 - lowest / step).round().clamp(-128, 127)
+        return (((x / step).round() + zero).clamp(-128, 127) - zero) * step
 
 
 class QuantizedEmbedding(nn.Module):

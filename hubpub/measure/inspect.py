@@ -74,19 +74,22 @@ class _Weights:
     def add_plan(self, plan: Plan) -> None:
         for tensor in plan.tensors.values():
             if tensor.constant:
-                self.file.constant(tensor)
-                self._add(("constant", tensor.buffer), tensor.dtype, tensor.bytes)
+                self._add(("at", self.file.constant(tensor)), tensor.dtype, tensor.bytes)
             elif tensor.external:
                 self.named_by_kernels.add(tensor.name)
-                self._add(("named", tensor.name), tensor.dtype, tensor.bytes)
+                self._add(self._named(tensor.name), tensor.dtype, tensor.bytes)
 
     def add_delegate(self, backend: str, blob: tuple[int, int], graph: xnnpack.Graph) -> None:
         for number, weight in enumerate(graph.weights):
             if weight.key:
                 self.named_by_delegates[weight.key] = backend
-                self._add(("named", weight.key), weight.dtype, weight.bytes)
+                self._add(self._named(weight.key), weight.dtype, weight.bytes)
             else:
                 self._add(("blob", blob[0], number), weight.dtype, weight.bytes)
+
+    def _named(self, name: str) -> tuple[str | int, ...]:
+        index = self.file.named.get(name)
+        return ("named", name) if index is None else ("at", self.file.segments[index][0])
 
     def _add(self, key: tuple[str | int, ...], dtype: str, size: int) -> None:
         # A tensor that shares the data of a larger one, as a view does, adds nothing.
@@ -103,7 +106,7 @@ class _Weights:
     @property
     def external_bytes(self) -> int:
         """Bytes of the weights that are not in this file."""
-        return sum(size for key, (_, size) in self.found.items() if key[0] == "named" and key[1] not in self.file.named)
+        return sum(size for key, (_, size) in self.found.items() if key[0] == "named")
 
 
 def _read(file: File, plans: tuple[Plan, ...]) -> Program:
@@ -166,11 +169,12 @@ def _shares(file: File, weights: _Weights, blobs: dict[tuple[int, int], str]) ->
         shares[backend] += end - start
     owners = {index: weights.named_by_delegates.get(name, fallback) for name, index in file.named.items()}
     own = {file.named[name] for name in weights.named_by_kernels if name in file.named}
-    for index in owners.keys() - own:
+    # Data that is a constant of the program as well is not the backend's alone.
+    for index in owners.keys() - own - file.among_constants:
         shares[owners[index]] += length(file.segments[index])
     if file.constant_segment is not None:
         own.add(file.constant_segment)
-    constants += sum(length(file.segments[index]) for index in own)
+    constants += sum(length(file.segments[index]) for index in own - file.among_constants)
     return constants, shares
 
 
@@ -182,6 +186,8 @@ def _layout(file: File, blobs: dict[tuple[int, int], str]) -> dict[str, int]:
     for index, extent in enumerate(file.segments):
         if index == file.constant_segment:
             kind = "constants"
+        elif index in file.among_constants:
+            continue
         elif extent in blobs:
             kind = "delegates"
         elif index in named:

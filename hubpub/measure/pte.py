@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -302,6 +303,18 @@ class File:
         if start + tensor.bytes > end:
             raise Malformed(f"constant {tensor.buffer} of {tensor.bytes} bytes lies outside its segment")
         return start
+
+    @cached_property
+    def among_constants(self) -> frozenset[int]:
+        """The segments that are part of the segment of constants: what both name is in the file once."""
+        if self.constant_segment is None:
+            return frozenset()
+        first, last = self.segments[self.constant_segment]
+        return frozenset(
+            index
+            for index, (start, end) in enumerate(self.segments)
+            if index != self.constant_segment and first <= start < end <= last
+        )
 
     def blob(self, location: int, index: int) -> tuple[int, int]:
         """The extent of a delegate's blob; `location` is the schema's DataLocation."""
