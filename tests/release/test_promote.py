@@ -211,7 +211,7 @@ def test_what_was_published_is_verified(world: World) -> None:
     publish(world.workspace, world.to, [world.ready()], "v1.0.0", DISPLAY)
     add = Add("stray.pte", b"stray", 5, hashlib.sha256(b"stray").hexdigest())
     sent = world.client.send(world.repo, "main", add, progress=None)
-    world.client.commit(world.repo, "main", [sent], title="By hand", parent=None, landed=lambda: None)
+    world.client.commit(world.repo, "main", [sent], title="By hand", parent=None, find_committed=lambda: None)
     with pytest.raises(HubError, match=r"v1\.1\.0 is not intact: stray\.pte is not in SHA256SUMS"):
         publish(world.workspace, world.to, [world.ready()], "v1.1.0", DISPLAY)
     assert world.tags() == {"v1.0.0", "v1.1.0"}
