@@ -186,3 +186,8 @@ def facts(project: Project, card: Card, version: str = "v1.0.0", *, scale_model:
             for name in card.export.recipes
         ),
     )
+
+
+def one_card(project: Project) -> Card:
+    """The card that most tests look at: a tuned model's, with every recipe."""
+    return next(card for card in project.cards if card.repo == "gemma-3n-E2B-it-pte")

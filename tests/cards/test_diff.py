@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from cards.sample import facts as sample
+from cards.sample import one_card
 from hubpub.cards.diff import Published, diff, state
 from hubpub.cards.render import render
 from hubpub.cli import tables
@@ -18,11 +19,11 @@ from hubpub.facts import CardFacts, FileFact
 @pytest.fixture
 def facts(project: Project) -> CardFacts:
     """A release."""
-    return sample(project, project.cards[0])
+    return sample(project, one_card(project))
 
 
 def published(project: Project, facts: CardFacts | None, previous: CardFacts | None = None) -> Published:
-    card = project.cards[0]
+    card = one_card(project)
     made = render(card, facts, namespace="someone", templates=project.templates_dir, previous=previous)
     return state(made.files, facts)
 
@@ -97,5 +98,5 @@ def test_an_edit_on_the_hub_is_a_conflict(project: Project, facts: CardFacts) ->
 
 
 def test_a_rehearsal_is_not_compared_with_a_release(project: Project, facts: CardFacts) -> None:
-    rehearsal = sample(project, project.cards[0], "v0.0.0", scale_model=True)
+    rehearsal = sample(project, one_card(project), "v0.0.0", scale_model=True)
     assert diff("a/b", published(project, rehearsal), published(project, facts)).figures is None

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from cards.sample import facts as sample
+from cards.sample import one_card
 from hubpub.cards.blocks import BLOCK, FRONT, metadata
 from hubpub.cards.html import fault, safe_url
 from hubpub.cards.markdown import to_html
@@ -24,7 +25,7 @@ KEYS = ("introduction", "intended_use", "limits", "section")
 @pytest.fixture
 def card(project: Project) -> Card:
     """A committed card."""
-    return project.cards[0]
+    return one_card(project)
 
 
 def text_of(card: Card, project: Project, **prose: object) -> str:
@@ -199,7 +200,7 @@ def test_a_hostile_file_gives_a_valid_card_or_an_error_that_names_it(
 ) -> None:
     folder = tmp_path / "cards" / "mine"
     folder.mkdir(parents=True)
-    text = (project.cards[0].folder / "card.toml").read_text("utf-8")
+    text = (one_card(project).folder / "card.toml").read_text("utf-8")
     (folder / "card.toml").write_text(text.replace(old, new, 1), "utf-8")
     try:
         card = load_card(folder)

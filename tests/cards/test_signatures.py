@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cards.sample import facts as sample
+from cards.sample import one_card
 from hubpub.cards.render import render
 from hubpub.config import Project
 
@@ -18,7 +19,7 @@ SIGNATURES = tomllib.loads((Path(__file__).parent / "signatures.toml").read_text
 @pytest.fixture(scope="module")
 def page(project: Project) -> str:
     """The rendered card of a tuned model whose files take a prompt in pieces."""
-    card = next(card for card in project.cards if card.variant.chat)
+    card = one_card(project)
     facts = sample(project, card)
     cells = tuple(
         cell.model_copy(update={"context": cell.context.model_copy(update={"max_prefill": 128})})
