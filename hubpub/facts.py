@@ -248,7 +248,10 @@ class Turns(Fact):
 
 
 class PromptFormat(Fact):
-    """What the shipped tokenizer puts around a text: `bos` is the token it begins every text with ("" for none)."""
+    """What is put around a text: `bos` is the token every text begins with ("" for none), put there by who encodes it.
+
+    ExecuTorch's LLM runner does so where it is told to (`num_bos=1`).
+    """
 
     bos: str
     turns: Turns | None = None

@@ -102,7 +102,7 @@ def make(job: Job, progress: Progress) -> CellFacts:
         patches=exported.patches,
         toolchain=exported.toolchain,
         stages=exported.stages,
-        prompt=prompt_format(job.checkpoint),
+        prompt=prompt_format(job.checkpoint, checkpoint.family.begins_with_bos),
     )
     save(facts, job.folder / "facts.json")
     return facts

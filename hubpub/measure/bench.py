@@ -23,6 +23,7 @@ from typing import Any
 from hubpub.errors import ExportError, UsageError
 from hubpub.facts import MEASURING, DeviceSpeed, FileFact, RunnerCheck, Speed
 from hubpub.machine import host, peak_resident_bytes, versions
+from hubpub.measure.prompting import Reader
 
 PREFILL, DECODE = 128, 32
 RUNS = 5
@@ -64,28 +65,27 @@ def speed(pte: Path, context: int, tokenizer: Path | None = None, *, runs: int =
     )
 
 
-def ask_runner(pte: Path, tokenizer: Path, prompt: str, new_tokens: int) -> Answer:
-    """Greedy answer of ExecuTorch's own TextLLMRunner to `prompt`, with <bos> put before it by the runner."""
-    return Answer(
-        **_child("runner", {"pte": str(pte), "tokenizer": str(tokenizer), "prompt": prompt, "new_tokens": new_tokens})
-    )
+def ask_runner(pte: Path, tokenizer: Path, prompt: str, new_tokens: int, *, num_bos: int) -> Answer:
+    """Greedy answer of ExecuTorch's own TextLLMRunner to `prompt`, before which it puts <bos> `num_bos` times."""
+    arguments = {"pte": str(pte), "tokenizer": str(tokenizer), "prompt": prompt, "new_tokens": new_tokens}
+    return Answer(**_child("runner", {**arguments, "num_bos": num_bos}))
 
 
-def check_runner(answer: Answer, prompt: str, ours: list[int], stop: list[int], tokenizer: Any) -> RunnerCheck:
+def check_runner(answer: Answer, prompt: str, ours: list[int], stop: list[int], reader: Reader) -> RunnerCheck:
     """Compare the runner's text with the decode loop's tokens `ours`, token for token through the tokenizer."""
     kept = [token for token in ours if token not in stop]
-    wanted = tokenizer.decode(kept, skip_special_tokens=False)
+    wanted = reader.decode(kept)
     # The runner streams the closing token of a turn too, as text.
     said = answer.text
     for token in stop:
-        said = said.removesuffix(tokenizer.decode([token], skip_special_tokens=False))
+        said = said.removesuffix(reader.decode([token]))
     return RunnerCheck(
         prompt=prompt,
         text=said,
         tokens=answer.tokens,
         matches_decode_loop=said.strip() == wanted.strip(),
         prompt_tokens=answer.prompt_tokens,
-        prompt_tokens_original=len(tokenizer.encode(prompt)),
+        prompt_tokens_original=len(reader.encode(prompt)),
     )
 
 
@@ -326,7 +326,7 @@ class _Watch:
         return total - idle - getattr(times, "steal", 0.0), own.user + own.system, time.perf_counter()
 
 
-def _runner(pte: str, tokenizer: str, prompt: str, new_tokens: int) -> dict[str, Any]:
+def _runner(pte: str, tokenizer: str, prompt: str, new_tokens: int, num_bos: int) -> dict[str, Any]:
     from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
 
     from hubpub.measure.runtime import register_kernels
@@ -336,7 +336,7 @@ def _runner(pte: str, tokenizer: str, prompt: str, new_tokens: int) -> dict[str,
     pieces: list[str] = []
     stats: list[Any] = []
     runner = TextLLMRunner(pte, tokenizer)
-    config = GenerationConfig(echo=False, temperature=0.0, num_bos=1, max_new_tokens=new_tokens)
+    config = GenerationConfig(echo=False, temperature=0.0, num_bos=num_bos, max_new_tokens=new_tokens)
     runner.generate(prompt, config, pieces.append, stats.append)
     return {
         "text": "".join(pieces),

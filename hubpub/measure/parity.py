@@ -35,6 +35,7 @@ from hubpub.facts import (
     rounded,
 )
 from hubpub.files import write_atomic
+from hubpub.measure.prompting import Reader
 from hubpub.measure.runtime import Session
 
 NEW_TOKENS = 24
@@ -90,7 +91,7 @@ def measure(
     from hubpub import data
     from hubpub.measure import bench
 
-    tokenizer = _tokenizer(checkpoint)
+    reader = Reader(checkpoint.folder, checkpoint.family.begins_with_bos)
     shipped = tokenizer_file or checkpoint.folder / "tokenizer.json"
     texts = texts or (data.passage(), [prompt.text for prompt in data.prompts()])
     session = Session(pte)
@@ -99,11 +100,11 @@ def measure(
     if session.window is None:
         progress("llm runner", 0.0)
         prompt, stop = texts[1][0], list(parity.stop_tokens or ())
-        said = session.generate(tokenizer.encode(prompt), NEW_TOKENS, stop)
+        said = session.generate(reader.encode(prompt), NEW_TOKENS, stop)
         del session
-        answer = bench.ask_runner(pte, shipped, prompt, NEW_TOKENS)
-        runner = bench.check_runner(answer, prompt, said, stop, tokenizer)
-    fits = check_tokenizer(shipped, checkpoint.config, texts[1])
+        answer = bench.ask_runner(pte, shipped, prompt, NEW_TOKENS, num_bos=len(reader.bos))
+        runner = bench.check_runner(answer, prompt, said, stop, reader)
+    fits = check_tokenizer(shipped, reader.bos, texts[1])
     return parity.model_copy(update={"runner": runner, "tokenizer": fits})
 
 
@@ -117,9 +118,8 @@ def hold(
     progress: Progress,
 ) -> Parity:
     """A loaded program held against its original over (text, prompts): everything but tokenizer and LLM runner."""
-    original = reference(
-        checkpoint, _tokenizer(checkpoint), texts, length, references, progress, window=session.window
-    )  # fmt: skip
+    reader = Reader(checkpoint.folder, checkpoint.family.begins_with_bos)
+    original = reference(checkpoint, reader, texts, length, references, progress, window=session.window)
     ours, logits = compare_logits(session, original, checkpoint.config, progress)
     progress("quantized weights", 0.0)
     lowering = compare_lowering(ours, checkpoint, recipe, original)
@@ -133,15 +133,9 @@ def hold(
     )
 
 
-def _tokenizer(checkpoint: Any) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
-
-
 def reference(
     checkpoint: Any,
-    tokenizer: Any,
+    reader: Reader,
     texts: tuple[str, Sequence[str]],
     length: int,
     folder: Path,
@@ -151,16 +145,16 @@ def reference(
 ) -> Reference:
     """The reference of a checkpoint for (text, prompts), from `folder` when it was made before.
 
-    The float32 model is loaded (mapped, where memory is short), run and freed here. Prompts are encoded as they are;
-    the tokenizer adds <bos>.
+    The float32 model is loaded (mapped, where memory is short), run and freed here. Text and prompts are encoded as an
+    app does it: with <bos> where the model wants it, without a chat template.
     """
     import torch
     from safetensors import safe_open
     from safetensors.torch import save_file
 
     text, prompts = texts
-    tokens = tokenizer.encode(text)[:length]
-    encoded = [tokenizer.encode(prompt) for prompt in prompts]
+    tokens = reader.encode(text)[:length]
+    encoded = [reader.encode(prompt) for prompt in prompts]
     new_tokens = NEW_TOKENS
     if window:
         tokens = tokens[: len(tokens) // window * window]
@@ -393,19 +387,26 @@ def compare_greedy(session: Session, original: Reference, progress: Progress) ->
     )
 
 
-def check_tokenizer(path: Path, config: dict[str, Any], texts: Iterable[str]) -> TokenizerCheck:
-    """The tokenizer.json at `path` against a model's config. Raises SourceError where it cannot be read."""
+def check_tokenizer(path: Path, bos: tuple[int, ...], texts: Iterable[str]) -> TokenizerCheck:
+    """The tokenizer.json at `path` against what texts begin with. Raises SourceError where it cannot be read.
+
+    One that puts something else before a text than the model wants does not fit; one that puts nothing there does.
+    """
     from tokenizers import Tokenizer
 
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:
         raise SourceError(f"{path} is not a tokenizer: {error}", "ship the tokenizer.json of the source") from None
-    bos = (config.get("text_config") or {}).get("bos_token_id", config.get("bos_token_id", 2))
+    specials = {index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     encoded = [(text, tokenizer.encode(text).ids) for text in texts]
     unchanged = [tokenizer.decode(ids, skip_special_tokens=True) == text for text, ids in encoded]
     return TokenizerCheck(
         round_trips=rounded(sum(unchanged) / len(unchanged)),
         largest_id=max(tokenizer.get_vocab(with_added_tokens=True).values()),
-        begins_with_bos=all(ids[:1] == [bos] for _, ids in encoded),
+        begins_with_bos=all(
+            ids[: len(ids) - len(tokenizer.encode(text, add_special_tokens=False).ids)] in ([], list(bos))
+            for text, ids in encoded
+        )
+        and specials.issuperset(bos),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,46 @@ from hubpub.facts import PromptFormat, Turns
 _SYSTEM, _FIRST, _ANSWER, _SECOND = "\ue000", "\ue001", "\ue002", "\ue003"
 
 
-def prompt_format(folder: Path) -> PromptFormat:
-    """What the tokenizer in `folder` puts around a text. Raises SourceError where there is no tokenizer to read."""
-    from transformers import AutoTokenizer
+class Reader:
+    """A tokenizer that begins every text as the model wants it: with <bos>, whether or not it puts that there itself.
 
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        raise SourceError(f"the tokenizer in {folder} cannot be read: {error}", "ship that of the source") from None
-    begins = tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
-    bos = str(tokenizer.bos_token) if begins and tokenizer.bos_token else ""
-    return PromptFormat(bos=bos, turns=_turns(tokenizer, bos) if tokenizer.chat_template else None)
+    `begins_with_bos` is what the model's family says; None leaves it to the tokenizer. ExecuTorch's LLM runner puts
+    nothing before a text by itself: `bos` (none or one id) is what it must be told to.
+    """
+
+    def __init__(self, folder: Path, begins_with_bos: bool | None) -> None:
+        """Raises SourceError where `folder` holds no tokenizer that can be read, or one that lacks <bos>."""
+        from transformers import AutoTokenizer
+
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:
+            raise SourceError(f"the tokenizer in {folder} cannot be read: {error}", "ship that of the source") from None
+        first = self.tokenizer.bos_token_id
+        puts = first is not None and self.tokenizer("a").input_ids[:1] == [first]
+        if begins_with_bos and first is None:
+            raise SourceError(f"the tokenizer in {folder} names no bos_token", "ship that of the source")
+        self.bos: tuple[int, ...] = (first,) if (puts if begins_with_bos is None else begins_with_bos) else ()
+
+    @property
+    def bos_text(self) -> str:
+        """The token a text begins with, "" for none."""
+        return str(self.tokenizer.bos_token) if self.bos else ""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a whole text, from its first token on."""
+        return [*self.bos, *self.tokenizer.encode(text, add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, special tokens included."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
+
+
+def prompt_format(folder: Path, begins_with_bos: bool | None = None) -> PromptFormat:
+    """What is put around a text for the model in `folder`. Raises SourceError where there is no tokenizer to read."""
+    reader = Reader(folder, begins_with_bos)
+    turns = _turns(reader.tokenizer, reader.bos_text) if reader.tokenizer.chat_template else None
+    return PromptFormat(bos=reader.bos_text, turns=turns)
 
 
 def _turns(tokenizer: Any, bos: str) -> Turns:

@@ -296,7 +296,7 @@ def test_a_prompt_longer_than_one_call_takes_is_answered_by_the_runner(rehearsal
     prompt = tokenizer.encode(text)
     assert session.longest < len(prompt)
     ours = session.generate(prompt, 16, [1, 106, 50])
-    said = ask_runner(pte, source / "tokenizer.json", text, 16).text
+    said = ask_runner(pte, source / "tokenizer.json", text, 16, num_bos=1).text
     assert said.strip() == tokenizer.decode(ours, skip_special_tokens=True).strip()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hubpub.errors import SourceError
-from hubpub.measure.prompting import prompt_format
+from hubpub.measure.prompting import Reader, prompt_format
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
@@ -59,6 +59,14 @@ def test_the_first_token_is_no_part_of_the_turns(tmp_path: Path) -> None:
     assert found.turns is not None
     assert found.turns.opening == "<|im_start|>user\n"
     assert found.turns.system is None
+
+
+def test_a_model_that_wants_a_first_token_gets_it_from_who_encodes(tmp_path: Path) -> None:
+    folder = written(tmp_path, CHATML, adds_bos=False)
+    assert [Reader(folder, wants).encode("a") for wants in (True, None, False)] == [[0, 5], [5], [5]]
+    assert prompt_format(folder, begins_with_bos=True).bos == "<s>"
+    twice = written(tmp_path, CHATML, adds_bos=True)
+    assert [Reader(twice, wants).encode("a") for wants in (True, None, False)] == [[0, 5], [0, 5], [5]]
 
 
 def test_a_base_model_has_no_turns(tmp_path: Path) -> None:
