@@ -238,6 +238,7 @@ def _config(card: Card, facts: CardFacts) -> dict[str, Any]:
         "vocab_size": first.vocabulary,
         "num_hidden_layers": first.layers.total,
         "bos_token_id": metadata_.get("get_bos_id"),
+        "num_bos": int(bool(first.prompt.bos)) if first.prompt else None,
         "eos_token_id": list(usage.stop(first)),
         "parameters": first.parameters.total,
         "tokenizer": "tokenizer.json",

@@ -31,7 +31,8 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Make and measure files": {
         "export": ("programs", "export cells from a checkpoint on this disk, and nothing else"),
         "inspect": ("programs", "what a .pte file says about itself"),
-        "run": ("programs", "ask a .pte file something, through ExecuTorch's LLM runner"),
+        "run": ("talking", "ask a program something, a file or one on the Hub, through ExecuTorch's LLM runner"),
+        "chat": ("talking", "talk with a program, turn by turn"),
         "validate": ("programs", "hold programs against their originals and judge their gates"),
         "bench": ("programs", "speed and memory, through the LLM runner"),
     },

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +20,6 @@ from hubpub.errors import GateError, UsageError
 from hubpub.make import devices, existing
 from hubpub.make.run import export_from
 from hubpub.matrix import cells, select
-from hubpub.measure.chat import run
 from hubpub.measure.inspect import inspect
 from hubpub.units import seconds, size
 from hubpub.workspace import Workspace
@@ -59,31 +57,6 @@ def export_command(
 def inspect_command(terminal: Terminal, file: Path) -> None:
     found = inspect(file)
     terminal.answer(found.model_dump(mode="json"), tables.program(found, file.name))
-
-
-@command(name="run")
-@click.argument("file", type=PATH, metavar="FILE.pte")
-@click.option("--prompt", required=True, metavar="TEXT", help="What to ask, or how the text begins.")
-@click.option("--chat", is_flag=True, help="Put the prompt into the chat template, as a user's turn.")
-@click.option("--tokenizer", type=PATH, metavar="PATH", help="tokenizer.json (default: beside the file).")
-@click.option("--max-new-tokens", type=POSITIVE, default=128, metavar="N", help="Default: 128.")
-@click.option("--temperature", type=float, default=0.0, metavar="T", help="Default: 0, the likeliest token.")
-def run_command(
-    terminal: Terminal,
-    file: Path,
-    prompt: str,
-    chat: bool,
-    tokenizer: Path | None,
-    max_new_tokens: int,
-    temperature: float,
-) -> None:
-    reply = run(
-        file, prompt, tokenizer=tokenizer, new_tokens=max_new_tokens, temperature=temperature, chat=chat,
-        stream=not terminal.json,
-    )  # fmt: skip
-    terminal.answer(asdict(reply), "")
-    if not terminal.json:
-        terminal.aside(tables.reply(reply))
 
 
 def measured(function: F) -> F:

@@ -5,18 +5,26 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import select
 import subprocess
 import sys
-from dataclasses import dataclass
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hubpub.errors import ExportError, SourceError, UsageError
+from hubpub.measure.prompting import Reader
+from hubpub.model.families import FAMILIES, family
 
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer and its cost: seconds to load and to the first token, tokens in, out, and per second."""
+    """An answer and its cost: seconds to load and to the first token, tokens in, out, and per second.
+
+    `dropped` is how many earlier exchanges no longer fitted the context and were left out.
+    """
 
     text: str
     prompt_tokens: int
@@ -25,6 +33,7 @@ class Reply:
     first_token_seconds: float
     prefill_tokens_per_second: float
     decode_tokens_per_second: float
+    dropped: int = 0
 
 
 def run(
@@ -36,35 +45,176 @@ def run(
     user's turn of the chat template found there. Raises SourceError where no tokenizer is found, UsageError where a
     chat template is asked for and there is none, ExportError where the runner fails.
     """
-    if not pte.is_file():
-        raise SourceError(f"no file at {pte}", "give the path of a .pte file")
-    found = _tokenizer(pte, tokenizer)
-    text, bos = (_turn(found, prompt), 0) if chat else (prompt, 1)
-    arguments = {"pte": str(pte), "tokenizer": str(found), "prompt": text, "bos": bos}
-    arguments |= {"new_tokens": new_tokens, "temperature": temperature}
-    read, write = os.pipe()
-    # The runner prints what it says by itself, and a crash of native code must not take this process along.
-    child = subprocess.Popen(
-        [sys.executable, "-m", "hubpub.measure.chat", json.dumps(arguments), str(write)],
-        pass_fds=(write,),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    os.close(write)
-    assert child.stdout is not None
-    answer = _Answer(_specials(found))
-    while piece := os.read(child.stdout.fileno(), 1 << 16):
-        text = answer.take(piece)
-        if stream:
-            print(text, end="", flush=True)
-    _, errors = child.communicate()
-    with os.fdopen(read) as pipe:
-        told = pipe.read()
-    if child.returncode or not told:
-        lines = [one for one in errors.decode(errors="replace").splitlines() if one.strip() and "temp alloc" not in one]
-        reason = lines[-1] if lines else f"exit code {child.returncode}"
-        raise ExportError(f"{pte.name}: the LLM runner failed: {reason}", "see what the file is with 'hubpub inspect'")
-    return Reply(text=answer.said, **json.loads(told))
+    if chat:
+        with Conversation(pte, tokenizer=tokenizer, temperature=temperature) as conversation:
+            return conversation.say(prompt, new_tokens, stream=stream)
+    with _Process(pte, _tokenizer(pte, tokenizer), temperature) as process:
+        reader = Reader(process.tokenizer.parent, _wants_bos(process.tokenizer.parent))
+        return process.generate(prompt, len(reader.bos), new_tokens, stream=stream)
+
+
+class Conversation:
+    """A chat with the file at `pte`: what was said stays in its cache, and only what is new is read.
+
+    What is read is what the chat template makes of the whole conversation, so that a template that writes earlier
+    turns in another way is followed too; then the cache is filled anew. When the context is full, the oldest exchanges
+    are left out. Raises what `run` raises.
+    """
+
+    def __init__(
+        self, pte: Path, *, tokenizer: Path | None = None, temperature: float = 0.0, system: str | None = None
+    ) -> None:
+        found = _tokenizer(pte, tokenizer)
+        self._reader = Reader(found.parent, _wants_bos(found.parent))
+        if not self._reader.tokenizer.chat_template:
+            raise UsageError(f"{found.parent} has no chat template", "leave --chat out: this is a base model")
+        self._context = _context(pte)
+        self._system = [{"role": "system", "content": system}] if system else []
+        self._process = _Process(pte, found, temperature)
+        self.reset()
+
+    def __enter__(self) -> Conversation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.close()
+
+    def reset(self) -> None:
+        """Forget what was said."""
+        self._said: list[dict[str, str]] = []
+        self._read, self._used = "", 0
+
+    def say(self, message: str, new_tokens: int, *, stream: bool) -> Reply:
+        """The answer to `message`. Raises UsageError where it does not fit the context even alone."""
+        asked = [*self._said, {"role": "user", "content": message}]
+        dropped = 0
+        while True:
+            text = self._written(asked)
+            goes_on = bool(self._read) and text.startswith(self._read)
+            new = text[len(self._read) :] if goes_on else text
+            needed = self._tokens(new) + (self._used if goes_on else len(self._reader.bos))
+            # Room for an answer, as long as it was asked for or a quarter of the context.
+            if needed + min(new_tokens, self._context // 4) <= self._context:
+                break
+            if len(asked) == 1:
+                raise UsageError(
+                    f"the message has {needed} tokens, and the context holds {self._context}", "say it in fewer words"
+                )
+            asked, self._read = asked[2:], ""
+            dropped += 1
+        room = self._context - needed
+        bos = 0 if goes_on else len(self._reader.bos)
+        reply = self._process.generate(new, bos, min(new_tokens, room), stream=stream, reset=not goes_on)
+        self._said = [*asked, {"role": "assistant", "content": reply.text}]
+        self._read = text + reply.text
+        self._used = needed + reply.tokens
+        return replace(reply, dropped=dropped)
+
+    def _written(self, messages: list[dict[str, str]]) -> str:
+        try:
+            text = self._reader.tokenizer.apply_chat_template(
+                [*self._system, *messages], tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # a template raises what it likes
+            raise UsageError(f"the chat template refuses this conversation: {error}", "leave --system out") from None
+        return str(text).removeprefix(self._reader.bos_text)
+
+    def _tokens(self, text: str) -> int:
+        return len(self._reader.tokenizer.encode(text, add_special_tokens=False))
+
+
+class _Process:
+    """ExecuTorch's LLM runner in a process of its own.
+
+    The runner prints what it says by itself, and a crash of native code must not take this process along.
+    """
+
+    def __init__(self, pte: Path, tokenizer: Path, temperature: float) -> None:
+        if not pte.is_file():
+            raise SourceError(f"no file at {pte}", "give the path of a .pte file, or a repo on the Hub")
+        self.pte, self.tokenizer = pte, tokenizer
+        self._specials = _specials(tokenizer)
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the process)
+        self._figures, write = os.pipe()
+        arguments = {"pte": str(pte), "tokenizer": str(tokenizer), "temperature": temperature, "figures": write}
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "hubpub.measure.chat", json.dumps(arguments)],
+            pass_fds=(write,),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+        )
+        os.close(write)
+
+    def __enter__(self) -> _Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process; it holds nothing that would be lost."""
+        self._child.kill()
+        self._child.wait()
+        for stream in (self._child.stdin, self._child.stdout, self._errors):
+            with suppress(OSError):
+                stream.close()  # type: ignore[union-attr]
+        os.close(self._figures)
+
+    def generate(self, prompt: str, num_bos: int, new_tokens: int, *, stream: bool, reset: bool = False) -> Reply:
+        """The answer to `prompt`, which follows what the cache holds unless `reset`. Raises ExportError."""
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        asked = {"prompt": prompt, "num_bos": num_bos, "new_tokens": new_tokens, "reset": reset}
+        answer = _Answer(self._specials)
+        try:
+            self._child.stdin.write(json.dumps(asked).encode() + b"\n")
+            self._child.stdin.flush()
+        except OSError:
+            raise self._failure() from None
+        said = self._child.stdout.fileno()
+        told = b""
+        while not told.endswith(b"\n"):
+            ready, _, _ = select.select([said, self._figures], [], [])
+            # Figures come last: what was said until then is read first.
+            if said in ready and (piece := os.read(said, 1 << 16)):
+                text = answer.take(piece)
+                if stream:
+                    print(text, end="", flush=True)
+            elif self._figures in ready:
+                if not (piece := os.read(self._figures, 1 << 16)):
+                    raise self._failure()
+                told += piece
+        return Reply(text=answer.said, **json.loads(told))
+
+    def _failure(self) -> ExportError:
+        code = self._child.wait()
+        self._errors.seek(0)
+        errors = self._errors.read().decode(errors="replace").splitlines()
+        lines = [one for one in errors if one.strip() and "temp alloc" not in one]
+        reason = lines[-1] if lines else f"exit code {code}"
+        return ExportError(
+            f"{self.pte.name}: the LLM runner failed: {reason}", "see what the file is with 'hubpub inspect'"
+        )
+
+
+def _context(pte: Path) -> int:
+    from hubpub.measure.inspect import inspect
+
+    told = inspect(pte).metadata
+    return int(str(told.get("get_max_context_len", told.get("get_max_seq_len", 128))))
+
+
+def _wants_bos(folder: Path) -> bool | None:
+    """What the config.json beside a tokenizer says of the first token: a published one, or that of a checkpoint."""
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        if "num_bos" in config:
+            return bool(config["num_bos"])
+        architectures = config.get("architectures") or ()
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None
+    return next((one.begins_with_bos for one in map(family, FAMILIES) if one.architecture in architectures), None)
 
 
 class _Answer:
@@ -114,45 +264,40 @@ def _tokenizer(pte: Path, given: Path | None) -> Path:
     return path
 
 
-def _turn(tokenizer: Path, prompt: str) -> str:
-    from transformers import AutoTokenizer
+def _serve(pte: str, tokenizer: str, temperature: float, figures: int) -> None:
+    """Answer requests, one JSON object a line on stdin: the text to stdout, then its cost as a line to `figures`."""
+    import ctypes
 
-    loaded = AutoTokenizer.from_pretrained(tokenizer.parent, local_files_only=True)
-    if not loaded.chat_template:
-        raise UsageError(f"{tokenizer.parent} has no chat template", "leave --chat out: this is a base model")
-    turns = [{"role": "user", "content": prompt}]
-    return str(loaded.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-
-
-def _answer(arguments: dict[str, Any]) -> dict[str, Any]:
     from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
 
     from hubpub.measure.runtime import register_kernels
 
     register_kernels()
-    runner = TextLLMRunner(arguments["pte"], arguments["tokenizer"])
-    config = GenerationConfig(
-        echo=False,
-        temperature=arguments["temperature"],
-        num_bos=arguments["bos"],
-        max_new_tokens=arguments["new_tokens"],
-    )
-    stats: list[Any] = []
-    runner.generate(arguments["prompt"], config, None, stats.append)
-    last = stats[-1]
-    prefill = (last.prompt_eval_end_ms - last.inference_start_ms) / 1000
-    decode = (last.inference_end_ms - last.prompt_eval_end_ms) / 1000
-    return {
-        "prompt_tokens": int(last.num_prompt_tokens),
-        "tokens": int(last.num_generated_tokens),
-        "load_seconds": round((last.model_load_end_ms - last.model_load_start_ms) / 1000, 3),
-        "first_token_seconds": round((last.first_token_ms - last.inference_start_ms) / 1000, 3),
-        "prefill_tokens_per_second": round(last.num_prompt_tokens / prefill, 2) if prefill > 0 else 0.0,
-        "decode_tokens_per_second": round(last.num_generated_tokens / decode, 2) if decode > 0 else 0.0,
-    }
+    runner = TextLLMRunner(pte, tokenizer)
+    with os.fdopen(figures, "w") as out:
+        for line in sys.stdin:
+            asked = json.loads(line)
+            if asked["reset"]:
+                runner.reset()
+            config = GenerationConfig(
+                echo=False, temperature=temperature, num_bos=asked["num_bos"], max_new_tokens=asked["new_tokens"]
+            )
+            stats: list[Any] = []
+            runner.generate(asked["prompt"], config, None, stats.append)
+            ctypes.CDLL(None).fflush(None)
+            last = stats[-1]
+            prefill = (last.prompt_eval_end_ms - last.inference_start_ms) / 1000
+            decode = (last.inference_end_ms - last.prompt_eval_end_ms) / 1000
+            cost = {
+                "prompt_tokens": int(last.num_prompt_tokens),
+                "tokens": int(last.num_generated_tokens),
+                "load_seconds": round((last.model_load_end_ms - last.model_load_start_ms) / 1000, 3),
+                "first_token_seconds": round((last.first_token_ms - last.inference_start_ms) / 1000, 3),
+                "prefill_tokens_per_second": round(last.num_prompt_tokens / prefill, 2) if prefill > 0 else 0.0,
+                "decode_tokens_per_second": round(last.num_generated_tokens / decode, 2) if decode > 0 else 0.0,
+            }
+            print(json.dumps(cost), file=out, flush=True)
 
 
 if __name__ == "__main__":
-    result = _answer(json.loads(sys.argv[1]))
-    with os.fdopen(int(sys.argv[2]), "w") as out:
-        json.dump(result, out)
+    _serve(**json.loads(sys.argv[1]))
