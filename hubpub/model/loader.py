@@ -33,8 +33,9 @@ def load_text_decoder(
         model = hubpub.load_text_decoder("google/gemma-3n-E2B-it", dtype=torch.float32)
         model.model.layers[3].register_forward_hook(lambda module, args, output: print(output.shape))
 
-        from transformer_lens.model_bridge import TransformerBridge
-        bridge = TransformerBridge.boot_transformers(model.config.name_or_path, hf_model=model, tokenizer=tokenizer)
+        from hubpub.model.lens import bridge
+        logits, cache = bridge(model, tokenizer).run_with_cache("The sun warms the sea")
+        print(cache["blocks.3.hook_resid_post"].shape)
 
     Raises SourceError for a truncated shard, a missing tensor, a wrong shape or an unknown architecture, before any
     weight is read; ToolchainError where the installed transformers is outside of the tested range.
@@ -73,6 +74,8 @@ def load(checkpoint: Checkpoint, *, dtype: torch.dtype | None = None) -> Any:
             f"transformers did not read {len(lost)} tensors that {checkpoint.folder} holds, e.g. {lost[0]}",
             "this hubpub does not know the layout of this checkpoint; report its repo and revision",
         )
+    # What reads a model's config is told what it is, and not what it was taken out of.
+    model.config.architectures = [checkpoint.family.text_class]
     return model.eval().requires_grad_(False)
 
 

@@ -1,0 +1,92 @@
+"""Real weights, all the way: a release of SmolLM2 from a source on a Hub, and an answer from the published file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Ran, hubpub
+from real_weights import REPO, smollm2
+
+from hubpub.localhub import LocalHub
+
+pytestmark = pytest.mark.real
+
+CARD = "SmolLM2-135M-Instruct-pte"
+CELL = "SmolLM2-135M-Instruct/8da8w"
+# Limits for weights whose activations have outliers; those of the recipe table were set on stand-ins.
+GATES = """
+[recipe.8da8w]
+summary = "int8 weights per channel with dynamic int8 activations, int8 embeddings"
+dtype = "fp32"
+backend = "xnnpack"
+linear = { weight = "int8", activation = "int8" }
+embedding = { weight = "int8" }
+head = { weight = "int8", activation = "int8" }
+[recipe.8da8w.gates]
+kl_mean_max = 0.05
+top1_min = 0.85
+greedy_first_token_min = 0.75
+prefill_error_max = 3.0
+lowering_kl_mean_max = 0.03
+lowering_perplexity_max = 0.05
+"""
+QUESTION = "What is the capital of France? Answer in one sentence."
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalHub, str]]:
+    """A Hub that holds the source model, and the commit it has there."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    folder = smollm2()
+    owner, _, _ = REPO.partition("/")
+    with LocalHub(tmp_path_factory.mktemp("source"), orgs=[owner]) as hub:
+        api = HfApi(endpoint=hub.url, token=hub.token)
+        api.create_repo(REPO)
+        files = [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())]
+        made = api.create_commit(REPO, files, commit_message="weights")
+        yield hub, str(made.oid)
+
+
+@pytest.fixture(scope="module")
+def released(source: tuple[LocalHub, str], work: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """`hubpub release`, not a rehearsal, to the local Hub: without a token, of one cell with a short context."""
+    hub, commit = source
+    project = tmp_path_factory.mktemp("real-project")
+    text = (ROOT / "cards" / CARD / "card.toml").read_text()
+    for pattern, value in (
+        ("recipes = .*", f'recipes = ["{CELL.rpartition("/")[2]}"]'),
+        ("recommended = .*", f'recommended = "{CELL.rpartition("/")[2]}"'),
+        ("context = .*", "context = 512"),
+        ("revision = .*", f'revision = "{commit}"'),
+    ):
+        text = re.sub(f"(?m)^{pattern}$", value, text)
+    (project / "cards" / CARD).mkdir(parents=True)
+    (project / "cards" / CARD / "card.toml").write_text(text + GATES)
+    ran = hubpub(
+        "release", "SmolLM2-135M-Instruct/*", "--version", "v0.1.0", "--hub", "local", "--json",
+        work=work / "real-release", cwd=project, HF_ENDPOINT=hub.url, HF_HOME=str(work / "real-home"), HF_TOKEN="",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err[-4000:]
+    return Ran(ran.code, ran.out, ran.err, project)
+
+
+def test_a_real_model_is_released_and_passes_its_gates(released: Ran) -> None:
+    (cell,) = released.json["cells"]
+    assert cell["cell"] == CELL
+    assert cell["passed"]
+    (receipt,) = released.json["receipts"]
+    assert (receipt["repo_id"], receipt["version"]) == (f"local/{CARD}", "v0.1.0")
+
+
+@pytest.mark.parametrize("target", [f"local/{CARD}", f"local/{CARD}@v0.1.0"])
+def test_the_published_file_answers_in_english(released: Ran, work: Path, target: str) -> None:
+    ran = hubpub(
+        "run", target, "--chat", "--prompt", QUESTION, "--json", work=work / "real-release", cwd=released.root,
+        HF_HOME=str(work / "real-home"),
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert "Paris" in ran.json["text"]
