@@ -139,7 +139,7 @@ def validate(target: Target, workspace: Workspace, progress: Progress, *, where:
     return Validation(target.name, parity, evaluate_gates(recipe.gates, parity, program, vocabulary), drift)
 
 
-def _text_config(checkpoint: Any) -> Any:
+def _text_config(checkpoint: Checkpoint) -> Any:
     import transformers
 
     return transformers.AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True).get_text_config()

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from hubpub.model.checkpoint import Checkpoint
+
 ROOM = 4_000_000_000
 
 
-def original(checkpoint: Any) -> Any:
+def original(checkpoint: Checkpoint) -> Any:
     """The eager model of `checkpoint` that computes in float32: in memory where it fits, else `mapped`."""
     from math import prod
 
@@ -27,7 +29,7 @@ def original(checkpoint: Any) -> Any:
     return load(checkpoint, dtype=torch.float32)
 
 
-def mapped(checkpoint: Any) -> Any:
+def mapped(checkpoint: Checkpoint) -> Any:
     """The eager model of `checkpoint` in float32, its matrices and tables widened while they are used."""
     import torch
 

@@ -37,6 +37,7 @@ from hubpub.facts import (
 from hubpub.files import write_atomic
 from hubpub.measure.prompting import Reader
 from hubpub.measure.runtime import Session
+from hubpub.model.checkpoint import Checkpoint
 
 NEW_TOKENS = 24
 # Tokens of the text that is compared: of a real model, and of a scale model in a rehearsal.
@@ -74,7 +75,7 @@ def text_length(context: int, *, scale_model: bool) -> int:
 
 def measure(
     pte: Path,
-    checkpoint: Any,
+    checkpoint: Checkpoint,
     recipe: Recipe,
     length: int,
     references: Path,
@@ -110,7 +111,7 @@ def measure(
 
 def hold(
     session: Session,
-    checkpoint: Any,
+    checkpoint: Checkpoint,
     recipe: Recipe,
     texts: tuple[str, Sequence[str]],
     length: int,
@@ -134,7 +135,7 @@ def hold(
 
 
 def reference(
-    checkpoint: Any,
+    checkpoint: Checkpoint,
     reader: Reader,
     texts: tuple[str, Sequence[str]],
     length: int,
@@ -336,7 +337,7 @@ def _largest(one: float, other: float) -> float:
     return other if math.isnan(other) or other > one else one
 
 
-def compare_lowering(ours: Any, checkpoint: Any, recipe: Recipe, original: Reference) -> Lowering:
+def compare_lowering(ours: Any, checkpoint: Checkpoint, recipe: Recipe, original: Reference) -> Lowering:
     """The program's logits over the text against those of the same quantized weights run eagerly."""
     import torch
 

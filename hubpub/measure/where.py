@@ -15,6 +15,7 @@ from typing import Any
 
 from hubpub.config import Recipe
 from hubpub.errors import UsageError
+from hubpub.model.checkpoint import Checkpoint
 
 # What the order of additions may change of a residual stream, as a share of its norm; where values are rounded to
 # bfloat16 or int8 on the way, a difference in the last bit becomes a whole step.
@@ -74,7 +75,7 @@ class Drift:
         return {**asdict(self), "verdict": self.verdict}
 
 
-def where(pte: Path, checkpoint: Any, recipe: Recipe, tokens: Sequence[int]) -> Drift:
+def where(pte: Path, checkpoint: Checkpoint, recipe: Recipe, tokens: Sequence[int]) -> Drift:
     """Compare the weights of `pte` and the residual streams they give over `tokens` with those of `checkpoint`."""
     import torch
 
@@ -95,7 +96,7 @@ def where(pte: Path, checkpoint: Any, recipe: Recipe, tokens: Sequence[int]) -> 
     return Drift(total, found, tuple(differing), layers, limit, first)
 
 
-def _quantized(checkpoint: Any, recipe: Recipe) -> Any:
+def _quantized(checkpoint: Checkpoint, recipe: Recipe) -> Any:
     from hubpub.export.quantize import quantize, register_operators
     from hubpub.model import loader
 
@@ -112,7 +113,7 @@ def _residuals(model: Any, tokens: Sequence[int]) -> dict[str, Any]:
     return _captured(model, lambda: model(torch.tensor([list(tokens)]), use_cache=False))
 
 
-def _exported_residuals(model: Any, checkpoint: Any, recipe: Recipe, tokens: Sequence[int]) -> dict[str, Any]:
+def _exported_residuals(model: Any, checkpoint: Checkpoint, recipe: Recipe, tokens: Sequence[int]) -> dict[str, Any]:
     """The same in the decoder that is exported; every row of every layer is computed."""
     import torch
 
