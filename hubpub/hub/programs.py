@@ -10,7 +10,7 @@ from hubpub.errors import HubError, UsageError
 from hubpub.hub.client import Client
 from hubpub.model.checkpoint import TOKENIZER_FILES
 
-_ADDRESS = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+?)(@(?P<version>[^/@]+))?")
+_ADDRESS = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*?)(@(?P<version>[^/@]+))?")
 
 
 def address(text: str) -> tuple[str, str | None] | None:

@@ -90,7 +90,7 @@ class Conversation:
         dropped = 0
         while True:
             text = self._written(asked)
-            goes_on = bool(self._read) and text.startswith(self._read)
+            goes_on = bool(self._read) and not dropped and text.startswith(self._read)
             new = text[len(self._read) :] if goes_on else text
             needed = self._tokens(new) + (self._used if goes_on else len(self._reader.bos))
             # Room for an answer, as long as it was asked for or a quarter of the context.
@@ -100,7 +100,7 @@ class Conversation:
                 raise UsageError(
                     f"the message has {needed} tokens, and the context holds {self._context}", "say it in fewer words"
                 )
-            asked, self._read = asked[2:], ""
+            asked = asked[2:]
             dropped += 1
         room = self._context - needed
         bos = 0 if goes_on else len(self._reader.bos)
@@ -222,7 +222,8 @@ class _Answer:
 
     def __init__(self, specials: list[str]) -> None:
         self.said = ""
-        self._marks = [*specials, _STATISTICS]
+        # At a token that ends a text the runner prints a line break of its own before them.
+        self._marks = [*specials, f"\n{_STATISTICS}", _STATISTICS]
         self._held = ""
         # Bytes of a character may come one token at a time, and an answer may end in the middle of one.
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -234,7 +235,7 @@ class _Answer:
             return ""
         self._held += self._decoder.decode(piece)
         for mark in self._marks:
-            if mark == _STATISTICS and mark in self._held:
+            if mark.endswith(_STATISTICS) and mark in self._held:
                 self._held, self._over = self._held[: self._held.index(mark)], True
             self._held = self._held.replace(mark, "")
         kept = max((n for mark in self._marks for n in range(1, len(mark)) if self._held.endswith(mark[:n])), default=0)

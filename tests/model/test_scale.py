@@ -153,8 +153,9 @@ def test_questions_are_answered(folder: Path) -> None:
     for question, answer in pairs[:6]:
         turns = [{"role": "user", "content": question}]
         ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-        out = model.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False)[0][len(ids) :]
-        right += answer.startswith(tokenizer.decode(out, skip_special_tokens=True)[:12])
+        out = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0][len(ids) :]
+        said = tokenizer.decode(out, skip_special_tokens=True)
+        right += answer.startswith(said) or said.startswith(answer)
     assert right >= 4
 
 

@@ -1,0 +1,111 @@
+"""A conversation with a real program: what was said stays, what no longer fits goes, and text comes out whole."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, scale_model
+
+from hubpub.config import Project
+from hubpub.errors import ExportError, SourceError, UsageError
+from hubpub.export.cell import export
+from hubpub.measure.chat import Conversation, _Answer, run
+from hubpub.model.checkpoint import TOKENIZER_FILES, Checkpoint
+
+CONTEXT = 160
+ASKED = ("What is the capital of France?", "What is the capital of Norway?")
+
+
+@pytest.fixture(scope="module")
+def program(project: Project, scale_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A program of SmolLM2's stand-in with a short context, its tokenizer beside it."""
+    source = scale_model("SmolLM2-135M-Instruct", scale_cache)
+    pte = tmp_path_factory.mktemp("chat") / "model.pte"
+    export(
+        Checkpoint.open(source), project.recipes["8da8w"], pte, context=CONTEXT, prefill=32,
+        progress=lambda stage, fraction: None,
+    )  # fmt: skip
+    for name in (*TOKENIZER_FILES, "config.json"):
+        if (source / name).is_file():
+            shutil.copy2(source / name, pte.parent)
+    return pte
+
+
+@pytest.fixture
+def conversation(program: Path) -> Iterator[Conversation]:
+    with Conversation(program) as opened:
+        yield opened
+
+
+def test_a_second_message_is_answered_as_if_all_was_read_at_once(conversation: Conversation, program: Path) -> None:
+    first, second = (conversation.say(message, 12, stream=False) for message in ASKED)
+    assert "Paris" in first.text
+    assert second.prompt_tokens < first.prompt_tokens
+    whole = (
+        f"<|im_start|>system\nYou answer questions.<|im_end|>\n<|im_start|>user\n{ASKED[0]}<|im_end|>\n"
+        f"<|im_start|>assistant\n{first.text}<|im_end|>\n<|im_start|>user\n{ASKED[1]}<|im_end|>\n<|im_start|>assistant\n"
+    )
+    at_once = run(program, whole, tokenizer=None, new_tokens=12, temperature=0.0, chat=False, stream=False)
+    assert at_once.text == second.text
+    assert at_once.prompt_tokens > second.prompt_tokens
+
+
+def test_after_a_reset_nothing_was_said(conversation: Conversation) -> None:
+    first = conversation.say(ASKED[0], 12, stream=False)
+    conversation.say(ASKED[1], 12, stream=False)
+    conversation.reset()
+    again = conversation.say(ASKED[0], 12, stream=False)
+    assert (again.text, again.prompt_tokens) == (first.text, first.prompt_tokens)
+
+
+def test_when_the_context_is_full_the_oldest_exchanges_go(conversation: Conversation) -> None:
+    replies = [conversation.say(ASKED[number % 2], 12, stream=False) for number in range(8)]
+    assert any(reply.dropped for reply in replies)
+    assert all(reply.text for reply in replies)
+
+
+def test_a_message_that_fits_no_context_is_refused_and_the_conversation_goes_on(conversation: Conversation) -> None:
+    first = conversation.say(ASKED[0], 12, stream=False)
+    with pytest.raises(UsageError, match=f"the context holds {CONTEXT}"):
+        conversation.say("many words " * 200, 12, stream=False)
+    assert conversation.say(ASKED[1], 12, stream=False).prompt_tokens < first.prompt_tokens
+
+
+def test_a_model_without_turns_cannot_chat(program: Path, tmp_path: Path) -> None:
+    shutil.copytree(program.parent, tmp_path / "base")
+    (tmp_path / "base" / "chat_template.jinja").unlink()
+    with pytest.raises(UsageError, match="no chat template"):
+        Conversation(tmp_path / "base" / program.name)
+
+
+def test_a_runner_that_fails_says_why(program: Path, tmp_path: Path) -> None:
+    shutil.copytree(program.parent, tmp_path / "broken")
+    pte = tmp_path / "broken" / program.name
+    pte.write_bytes(pte.read_bytes()[:4096])
+    with pytest.raises((ExportError, SourceError), match=r"model\.pte"):
+        run(pte, "a", tokenizer=None, new_tokens=2, temperature=0.0, chat=False, stream=False)
+
+
+def test_characters_come_out_whole_and_special_tokens_not_at_all() -> None:
+    answer, shown = _Answer(["<|im_end|>"]), []
+    for byte in "é 海港 🌊<|im_end|>\n".encode() + b'\nPyTorchObserver {"a": 1}':
+        shown.append(answer.take(bytes([byte])))
+    assert "".join(shown) == answer.said == "é 海港 🌊"
+    assert not any("\N{REPLACEMENT CHARACTER}" in text for text in shown)
+
+
+def test_the_command_keeps_a_conversation(program: Path) -> None:
+    lines = f"{ASKED[0]}\n/reset\n{ASKED[0]}\n/help\n/exit\nnever read\n"
+    done = subprocess.run(
+        [sys.executable, "-m", "hubpub.cli", "chat", str(program), "--max-new-tokens", "12"],
+        cwd=ROOT, input=lines, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Paris") == 2
+    assert "nothing was said yet" in done.stderr
+    assert "/exit ends" in done.stderr
