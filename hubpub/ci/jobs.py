@@ -99,7 +99,6 @@ class Job:
 
     def destination(self, card: Card) -> Destination:
         """The Hub, with the right to write to this card's repo and to no other."""
-
         _trust(f"{self.owner}/{card.repo}")
         return Destination(Client.from_environment(endpoint()), self.owner)
 
@@ -160,7 +159,6 @@ def _look_at(repo_id: str, job: Job) -> None:
 
     This job has no token; those that have one look again.
     """
-
     client = Client(endpoint(), None, retry=Retry(attempts=1))
     try:
         check_kind(client, repo_id, rehearsal=job.workspace.rehearsal, over_rehearsal=job.over_rehearsal)
@@ -245,7 +243,6 @@ def fetch(job: Job, name: str) -> None:
 
 def export(job: Job, name: str, display: Display) -> CellFacts:
     """Export, inspect, validate and bench one cell. Needs no token. Raises GateError where it does not pass."""
-
     # A step cannot be kept from the means to prove who it is, so they are dropped before model code runs.
     for variable in ("ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN", "HF_TOKEN", "HF_OIDC_RESOURCE"):
         os.environ.pop(variable, None)
@@ -267,7 +264,6 @@ def stage(job: Job, name: str, display: Display) -> CellFacts:
 
     Beside the facts lie the sums of what this job made: they, and nothing that lay on the Hub before, are attested.
     """
-
     cell = job.cell(name)
     step = job.step(cell)
     known = step.facts()
@@ -376,7 +372,6 @@ def rehearse(project: Project, work: Path, base: str | None, selectors: Sequence
 
     Raises the worst of what went wrong after everything was tried.
     """
-
     reasons = changed_since(project, base) if base else {}
     chosen = [cell for cell in select(cells(project), selectors) if base is None or cell.id in reasons]
     workspace = Workspace(project, work, rehearsal=True)

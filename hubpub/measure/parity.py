@@ -95,14 +95,15 @@ def measure(
     reader = Reader(checkpoint.folder, checkpoint.family.begins_with_bos)
     shipped = tokenizer_file or checkpoint.folder / "tokenizer.json"
     texts = texts or (data.passage(), [prompt.text for prompt in data.prompts()])
+    # Before the program is loaded: a machine need not hold what the original needs and the program at once.
+    reference(checkpoint, reader, texts, length, references, progress, window=recipe.window)
     session = Session(pte)
+    prompt, stop = texts[1][0], checkpoint.stop_tokens()
+    said = session.generate(reader.encode(prompt), NEW_TOKENS, stop) if session.window is None else None
     parity = hold(session, checkpoint, recipe, texts, length, references, progress)
     runner = None
-    if session.window is None:
+    if said is not None:
         progress("llm runner", 0.0)
-        prompt, stop = texts[1][0], list(parity.stop_tokens or ())
-        said = session.generate(reader.encode(prompt), NEW_TOKENS, stop)
-        del session
         answer = bench.ask_runner(pte, shipped, prompt, NEW_TOKENS, num_bos=len(reader.bos))
         runner = bench.check_runner(answer, prompt, said, stop, reader)
     fits = check_tokenizer(shipped, reader.bos, texts[1])
@@ -118,15 +119,20 @@ def hold(
     references: Path,
     progress: Progress,
 ) -> Parity:
-    """A loaded program held against its original over (text, prompts): everything but tokenizer and LLM runner."""
+    """A loaded program held against its original over (text, prompts): everything but tokenizer and LLM runner.
+
+    The program is let go before its quantized weights are run eagerly: a machine need not hold both.
+    """
     reader = Reader(checkpoint.folder, checkpoint.family.begins_with_bos)
     original = reference(checkpoint, reader, texts, length, references, progress, window=session.window)
     ours, logits = compare_logits(session, original, checkpoint.config, progress)
+    greedy = compare_greedy(session, original, progress)
+    session.close()
     progress("quantized weights", 0.0)
     lowering = compare_lowering(ours, checkpoint, recipe, original)
     return Parity(
         logits=logits,
-        greedy=compare_greedy(session, original, progress),
+        greedy=greedy,
         runner=None,
         lowering=lowering,
         stop_tokens=original.stop,
@@ -209,9 +215,33 @@ def eager_logits(model: Any, tokens: Sequence[int], window: int | None) -> Any:
     import torch
 
     if window is None:
-        return model(torch.tensor([list(tokens)])).logits[0].float()
+        return _sliced_logits(model, torch.tensor([list(tokens)]))
     rows = torch.tensor(list(tokens)).reshape(-1, window)
     return torch.cat([model(row.unsqueeze(0)).logits[0].float() for row in rows])
+
+
+def _sliced_logits(model: Any, tokens: Any) -> Any:
+    """Logits [S, vocabulary] float32 of tokens [1, S], as `model(tokens)` gives them, in one table of that size.
+
+    The decoder runs once; the head, and what the model does to its logits, run on slices of what came out of it. At
+    once, a vocabulary of 262,144 takes 2 GB for 2,048 tokens, and as much again for each step.
+    """
+    import torch
+
+    decoder = model.model
+    whole = decoder(input_ids=tokens)
+    found = None
+    try:
+        for first in range(0, tokens.shape[1], _ROWS):
+            hidden = whole.last_hidden_state[:, first : first + _ROWS]
+            decoder.forward = lambda *_, hidden=hidden, **__: type(whole)(**{**whole, "last_hidden_state": hidden})
+            part = model(tokens[:, first : first + _ROWS]).logits[0].float()
+            if found is None:
+                found = torch.empty(tokens.shape[1], part.shape[1])
+            found[first : first + _ROWS] = part
+    finally:
+        del decoder.forward
+    return found
 
 
 def _eager_greedy(
@@ -299,7 +329,9 @@ def compare_logits(
 def _decoded(session: Session, tokens: Sequence[int], config: dict[str, Any], progress: Progress) -> tuple[Any, float]:
     import torch
 
-    rows = []
+    # One table of all logits and no list of rows beside it: it is gigabytes.
+    ours = torch.empty(0)
+    count = 0
     sliding = int((config.get("text_config") or config).get("sliding_window") or 0)
     least, started = sliding + max(sliding // 2, 64), time.monotonic()
     for position, token in enumerate(tokens):
@@ -308,11 +340,14 @@ def _decoded(session: Session, tokens: Sequence[int], config: dict[str, Any], pr
             # In whole steps, so that a machine that is a little slower reads as much.
             if position >= least and position % 256 == 0 and time.monotonic() - started > SECONDS:
                 break
-        rows.append(session.step([token], position))
-    ours = torch.stack(rows)
+        row = session.step([token], position)
+        if position == 0:
+            ours = torch.empty(len(tokens), row.shape[0])
+        ours[position] = row
+        count = position + 1
+    ours = ours[:count]
     error = 0.0
     # The whole text at once, and in two parts that meet in the middle of a sliding window.
-    count = len(rows)
     cut = count // 2 + 3
     for chunks in ([(0, count)], [(0, cut), (cut, count)]):
         for first, end in chunks:

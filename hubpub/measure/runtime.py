@@ -37,6 +37,10 @@ class Session:
         self.longest: int = about.input_tensor_meta(0).sizes()[-1]
         self.window: int | None = self.longest if about.num_inputs() == 1 else None
 
+    def close(self) -> None:
+        """Let go of the program and the memory it holds; nothing can be run after."""
+        del self._method, self._program
+
     def step(self, tokens: Sequence[int], position: int) -> Any:
         """Logits [vocabulary] float32 after `tokens`, the first of which stands at `position`.
 

@@ -99,13 +99,11 @@ def _tokenizer_folder(card: Card, step: Step) -> Path:
         from hubpub.model.scale import build
 
         return build(card.variant, step.workspace.scale_models)
-
     return download_source(card.variant.source, revision=card.variant.revision)
 
 
 def files_of(measured: Sequence[CellFacts], sources: Mapping[str, Path]) -> list[LocalFile]:
     """Programs and tokenizer of `measured`; a file that is not in `sources` was staged by another machine."""
-
     wanted = [*(facts.file for facts in measured), *measured[0].tokenizer]
     return [LocalFile(one.name, sources.get(one.name), one.bytes, one.sha256) for one in wanted]
 
@@ -115,7 +113,6 @@ def assemble(project: Project, ready: Ready, to: Destination, version: str) -> t
 
     Raises GateError where it is worse than the release it follows and its card does not say why.
     """
-
     card, repo_id = ready.card, to.repo_id(ready.card)
     previous = _previous(to.client, repo_id, version)
     if previous is not None and previous.scale_model != ready.cells[0].source.scale_model:
@@ -149,7 +146,6 @@ def assemble(project: Project, ready: Ready, to: Destination, version: str) -> t
 
 def record(project: Project, card: Card, facts: CardFacts) -> None:
     """Keep a release's facts and card in the checkout: the goldens that CI compares with."""
-
     save(facts, card.folder / "facts.json")
     # What changed since the release before is not in the facts: the committed card is made from them alone.
     for path, data in golden(card, project).items():
@@ -178,7 +174,6 @@ def _merge(repo_id: str, rendered: Rendered) -> Callable[[str | None], str]:
 
 def _previous(client: Client, repo_id: str, version: str) -> CardFacts | None:
     """The facts of the release that `version` follows on the Hub; a release made again follows the same one."""
-
     same = _published(client, repo_id, version)
     if same is not None:
         return _published(client, repo_id, same.previous) if same.previous else None

@@ -41,7 +41,6 @@ class Destination:
 @contextmanager
 def connect(endpoint: str | None, store: Path, owner: str | None = None) -> Iterator[Destination]:
     """The Hub at `endpoint` (None: huggingface.co, or HF_ENDPOINT); "local": the one whose repos lie in `store`."""
-
     if endpoint != LOCAL:
         yield Destination(Client.from_environment(endpoint), owner)
         return
@@ -59,7 +58,6 @@ def connect(endpoint: str | None, store: Path, owner: str | None = None) -> Iter
 
 def _served(root: Path) -> Client | None:
     """A client for the local Hub that another process serves from `root`, if it answers."""
-
     try:
         client = Client((root / "address").read_text(), (root / "token").read_text(), retry=Retry(attempts=1))
         client.whoami()
@@ -70,7 +68,6 @@ def _served(root: Path) -> Client | None:
 
 def _local_hub(root: Path, owner: str | None) -> LocalHub:
     """A local Hub at the address `hubpub hub serve` uses, so that its pages can be found again; else anywhere."""
-
     # A server takes a third of what `diff` and `preview` may take to start, and they mostly need none.
     from hubpub.localhub import LocalHub
 

@@ -72,13 +72,16 @@ def publish(
     made = publish_all(client, releases, root, progress=told, dry_run=dry_run, create_pr=create_pr, unstaged=unstaged)
     receipts = [*(one for one in merged if one), *made]
     for receipt in receipts:
+        display.finish(receipt.repo_id, receipt.summary)
+    for receipt in receipts:
         if dry_run or isinstance(receipt.outcome, PullRequest):
             continue
         checked = verify(client, receipt.repo_id, version)
         if not checked.ok:
-            raise HubError(f"{receipt.repo_id}@{version} is not intact: {checked.problems[0]}")
-    for receipt in receipts:
-        display.finish(receipt.repo_id, receipt.summary)
+            raise HubError(
+                f"{receipt.repo_id}@{version} is not intact: {checked.problems[0]}",
+                f"'hubpub verify {receipt.repo_id}@{version}' lists everything; mend it with the next version",
+            )
     return Publication(tuple(receipts), facts, kept_back)
 
 
@@ -102,7 +105,6 @@ def promote(
     what must have been staged. With `keep` they are recorded in the checkout. A dry run may be of cells that were made
     and not staged (`unstaged`), and then of some cells of a repo alone.
     """
-
     version = checked_version(version, "write it as it was staged: --version vX.Y.Z")
     project = workspace.project
     chosen = select(cells(project), selectors)

@@ -214,7 +214,6 @@ def _check(
 
 def _check_sources(steps: Sequence[Step]) -> None:
     """Raise AccessError before the first download where a source that has to be fetched may not be read."""
-
     todo = {step.cell.variant.source: step.cell.variant for step in steps if step.action == "export"}
     missing = [variant.source for variant in todo.values() if cached_source(variant.source, variant.revision) is None]
     client = Client.from_environment() if missing else None

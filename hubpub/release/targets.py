@@ -46,7 +46,6 @@ def check_targets(
     out, where a rehearsal would go to a repo that holds a real release, or, unless `over_rehearsal`, a release to one
     that holds a rehearsal.
     """
-
     found = preflight(to.client, [to.repo_id(card) for card in cards], create_pr=create_pr, version=version)
     for access in found:
         check_kind(to.client, access.repo_id, rehearsal=rehearsal, over_rehearsal=over_rehearsal)
