@@ -45,9 +45,9 @@ def _revision(value: str) -> str:
 
 
 def _family(value: str) -> str:
-    known = sorted(path.stem for path in (PACKAGE / "model" / "families").glob("[a-z]*.py"))
-    if value not in known:
-        raise ValueError(f"must be one of {', '.join(known)}")
+    folder = PACKAGE / "model" / "families"
+    if not re.fullmatch(r"[a-z]\w*", value) or not (folder / f"{value}.py").is_file():
+        raise ValueError(f"must be one of {', '.join(sorted(path.stem for path in folder.glob('[a-z]*.py')))}")
     return value
 
 

@@ -39,7 +39,7 @@ def build(variant: Variant, cache: Path, *, progress: Progress | None = None) ->
 
 def scale_key(variant: Variant) -> str:
     """12 hex digits that change whenever the bytes of the scale model would."""
-    return _key(stand_in(variant.family, variant.size, chat=variant.chat))
+    return _key(variant.family, variant.size, variant.chat)
 
 
 @cache
@@ -50,22 +50,24 @@ def stand_in(family: str, size: str | None, *, chat: bool) -> StandIn:
     return found
 
 
-def _key(plan: StandIn) -> str:
-    libraries = {name: version(name) for name in ("torch", "transformers", "tokenizers", "safetensors")}
-    text = json.dumps([asdict(plan), _code(), corpus(), libraries], sort_keys=True)
+@cache
+def _key(family: str, size: str | None, chat: bool) -> str:
+    text = json.dumps([asdict(stand_in(family, size, chat=chat)), _making()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @cache
-def _code() -> str:
-    """Over the modules that make a checkpoint; a family's own shows in what it describes."""
-    names = ("__init__", "training", "gemma_tokenizer", "byte_tokenizer")
-    return hashlib.sha256(b"".join((Path(__file__).parent / f"{n}.py").read_bytes() for n in names)).hexdigest()
+def _making() -> str:
+    """What every checkpoint is made by: text, libraries, and this code; a family's own shows in what it describes."""
+    modules = ("__init__", "training", "gemma_tokenizer", "byte_tokenizer")
+    code = [(Path(__file__).parent / f"{name}.py").read_text("utf-8") for name in modules]
+    libraries = [version(name) for name in ("torch", "transformers", "tokenizers", "safetensors")]
+    return hashlib.sha256("\0".join([*code, *libraries, corpus()]).encode()).hexdigest()
 
 
 def _build(family: str, size: str | None, chat: bool, cache: Path, progress: Progress) -> Path:
     plan = stand_in(family, size, chat=chat)
-    target = cache / f"{plan.name}{'-chat' if chat else ''}-{_key(plan)}"
+    target = cache / f"{plan.name}{'-chat' if chat else ''}-{_key(family, size, chat)}"
     if target.is_dir():
         return target
     cache.mkdir(parents=True, exist_ok=True)
