@@ -321,6 +321,7 @@ for line in sys.stdin:
         pass
     print(json.dumps({"code": os.waitstatus_to_exitcode(status)}), flush=True)
 """
+_PRELOAD = "pydantic,httpx2,yaml,rich,filelock,huggingface_hub.hf_api"
 _PYTEST = ("-q", "--no-header", "-p", "no:cacheprovider", "--tb=line", "-W", "ignore", "--durations=0")
 
 
@@ -341,11 +342,21 @@ class Bench:
         self.environment = {
             **{name: value for name, value in os.environ.items() if name != "HUBPUB_TEST_WORK"},
             "PYTHONPATH": str(self.root),
-            "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONHASHSEED": "0",
             "MUTANTS_PRELOAD": preload,
+            # Read where the library is imported, which is once for all mutants.
+            "HF_HOME": str(folder / "hf"),
+            "HF_XET_CACHE": str(folder / "xet"),
+            "HF_XET_CLIENT_RETRY_BASE_DELAY": "100ms",
         }
         self._server: subprocess.Popen[str] | None = None
+
+    def put(self, path: str, source: bytes) -> None:
+        """Write one module. What was compiled of it goes: two mutants of a second may have the same size."""
+        place = self.root / path
+        place.write_bytes(source)
+        for compiled in place.parent.glob(f"__pycache__/{place.stem}.*.pyc"):
+            compiled.unlink()
 
     def survey(self, modules: list[str], tests: list[str]) -> Survey:
         """Run the unchanged tests. Exits where they do not pass."""
@@ -457,7 +468,9 @@ def main() -> None:
     parser.add_argument("--lines", help="only mutants of lines A-B")
     parser.add_argument("--reached", action="store_true", help="leave out what no test reaches in this process")
     parser.add_argument("--most", type=int, default=40, help="tests that a mutant meets at most (quickest first)")
-    parser.add_argument("--preload", default="pydantic,httpx2,yaml,rich", help="imported once; must not read settings")
+    parser.add_argument(
+        "--preload", default="pydantic,httpx2,yaml,rich,filelock,huggingface_hub.hf_api", help="imported once"
+    )
     parser.add_argument("--keep", type=Path, help="a JSON file of results: survivors of it are tried again, no others")
     parser.add_argument("--table", action="store_true", help="end with a table in Markdown")
     options = parser.parse_args()
@@ -495,12 +508,11 @@ def main() -> None:
             if not tests:
                 return mutant, "survived"
             bench = benches.get()
-            place = bench.root / mutant.path
             try:
-                place.write_bytes(mutant.applied(source))
+                bench.put(mutant.path, mutant.applied(source))
                 code = bench.run(tests, 30 + 10 * sum(survey.seconds.get(test, 0.0) for test in tests))
             finally:
-                place.write_bytes(source)
+                bench.put(mutant.path, source)
                 benches.put(bench)
             return mutant, "timed out" if code is None else "killed" if code else "survived"
 

@@ -56,6 +56,10 @@ def test_sums_go_round_and_are_sorted() -> None:
     assert parse_sha256sums(text.decode()) == {"a": one, "b": two}
     with pytest.raises(ValueError, match="line 2"):
         parse_sha256sums(f"{one}  a\nnonsense\n")
+    for line in (f"{one[1:]}  a", f"{one[1:]}G  a", f"{one[1:]}A  a", f"{one}  ", f"{one} a", f"{one}1  a", "  a"):
+        with pytest.raises(ValueError, match="line 1 is not"):
+            parse_sha256sums(line)
+    assert parse_sha256sums("") == {}
 
 
 @pytest.mark.parametrize(

@@ -62,3 +62,16 @@ def test_a_tag_that_does_not_show(client: Client, make: Maker, work: Path, monke
     (receipt,) = publish_all(client, [make()], work)
     assert receipt.outcome.kind == "tag-only" and history(client, make.repo) == ["Release v1.0.0"]
     assert isinstance(publish_all(client, [make()], work)[0].outcome, NoChanges)
+
+
+def test_a_release_that_is_only_tagged_is_read_back_as_well(
+    client: Client, make: Maker, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.create_repo(make.repo)
+    by_hand(client, make.repo, ".gitignore", b"config.json\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(Client, "create_tag", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            publish_all(client, [make()], work)
+    with pytest.raises(HubError, match=r"something else for config\.json"):
+        publish_all(client, [make()], work)
