@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hubpub.config import Project
-from hubpub.errors import ConfigError, ConflictError, GateError, HubError
-from hubpub.facts import CellFacts, FileFact, save
+from hubpub.errors import AccessError, ConfigError, ConflictError, GateError, HubError
+from hubpub.facts import CellFacts, FileFact, dump, save
 from hubpub.hub.client import Add, Client
 from hubpub.hub.maintenance import verify
-from hubpub.localhub import LocalHub
+from hubpub.localhub import Fault, LocalHub
 from hubpub.matrix import cells
 from hubpub.plan import Step, plan
 from hubpub.release.assemble import Ready, complete_card, sources_here
 from hubpub.release.connect import Destination
-from hubpub.release.handover import handed_over
+from hubpub.release.handover import hand_over, handed_over
 from hubpub.release.promote import promote, publish
 from hubpub.release.run import make_and_stage, run
 from hubpub.release.staging import stage
 from hubpub.workspace import Workspace
 
-from .conftest import CARD, facts_of, write_card
+from .conftest import CARD, facts_of, release_facts, write_card
+from .test_targets import put
 
 TOKENIZER = {"tokenizer.json": b'{"tokens": 1}' * 4_000, "tokenizer_config.json": b"{}\n"}
 
@@ -167,6 +168,8 @@ def test_only_what_was_given_is_staged(world: World) -> None:
     assert stage(world.workspace, world.to, steps, {}, "v1.0.0", DISPLAY) == ()
     with pytest.raises(ConfigError, match="no facts of small/8da4w"):
         promote(world.workspace, world.to, (), "v1.0.0", DISPLAY)
+    with pytest.raises(ConfigError, match="no facts of small/8da4w"):
+        promote(world.workspace, world.to, (), "v1.0.0", DISPLAY, unstaged=True)
     # Made and not staged, on machines that are gone: what a dry run of a workflow sees.
     (planned,) = promote(world.workspace, world.to, (), "v1.0.0", DISPLAY, dry_run=True, unstaged=True)
     assert planned.outcome.kind == "planned"
@@ -204,6 +207,67 @@ def test_a_pull_request_waits_and_is_merged_by_the_same_door(world: World) -> No
     assert planned.outcome.kind == "planned" and world.tags() == {"v1.0.0"}
     (merged,) = promote(world.workspace, world.to, (), "v1.1.0", DISPLAY)
     assert merged.outcome.kind == "published" and world.tags() == {"v1.0.0", "v1.1.0"}
+
+
+def test_a_request_that_waits_is_opened_again_and_not_merged_where_one_is_asked_for(
+    world: World, tmp_path: Path
+) -> None:
+    publish(world.workspace, world.to, [world.ready()], "v1.0.0", DISPLAY)
+    run(world.workspace, world.to, (), "v1.1.0", DISPLAY, create_pr=True)
+    hand_over(tmp_path / "notes", world.known().values())
+    (again,) = promote(world.workspace, world.to, (), "v1.1.0", DISPLAY, facts=tmp_path / "notes", create_pr=True)
+    assert again.outcome.kind == "pull-request" and world.tags() == {"v1.0.0"}
+
+
+def test_no_request_is_merged_where_another_repo_cannot_be_published(world: World) -> None:
+    other = replace(world.ready(), card=world.project.cards[0].model_copy(update={"repo": "other-pte"}))
+    publish(world.workspace, world.to, [other], "v1.0.0", DISPLAY)
+    publish(world.workspace, world.to, [other], "v1.1.0", DISPLAY, create_pr=True)
+    world.client.create_repo(world.repo, private=False)
+    missing = world.ready(here=False)
+    with pytest.raises(HubError, match="neither staged"):
+        publish(world.workspace, world.to, [missing], "v1.1.0", DISPLAY, pulls=[other.card])
+    refs = world.client.refs(f"{world.hub.user}/other-pte")
+    assert refs and set(refs.tags) == {"v1.0.0"}
+
+
+def test_every_door_looks_at_what_lies_there(world: World) -> None:
+    put(world.client, world.repo, dump(release_facts(world.project, "v0.0.0-rehearsal.1", scale_model=True)))
+    doors: dict[str, Callable[..., object]] = {"run": run, "stage": make_and_stage, "promote": promote}
+    for door in doors.values():
+        with pytest.raises(ConflictError, match="holds a rehearsal"):
+            door(world.workspace, world.to, (), "v1.0.0", DISPLAY)
+    make_and_stage(world.workspace, world.to, (), "v1.0.0", DISPLAY, over_rehearsal=True)
+    promote(world.workspace, world.to, (), "v1.0.0", DISPLAY, over_rehearsal=True)
+    run(world.workspace, world.to, (), "v1.0.0", DISPLAY)
+    assert world.tags() == {"v1.0.0"}
+
+
+def test_a_source_that_may_not_be_read_stops_before_anything_is_made(world: World) -> None:
+    for step in world.steps():
+        (step.folder / "facts.json").unlink()
+    world.hub.arm(Fault(path="/source/auth-check", status=403, times=3))
+    with pytest.raises(AccessError, match="source local/source cannot be read"):
+        run(world.workspace, world.to, (), "v1.0.0", DISPLAY)
+    assert world.client.refs(world.repo) is None
+
+
+def test_a_cell_that_does_not_pass_is_reported_and_keeps_its_repo_back(world: World) -> None:
+    (step,) = [step for step in world.steps() if step.cell.recipe.name == "8da8w"]
+    facts = step.facts()
+    assert facts
+    logits = facts.parity.logits.model_copy(update={"kl_mean": 9.0})
+    worse = facts.model_copy(update={"parity": facts.parity.model_copy(update={"logits": logits})})
+    save(worse, step.folder / "facts.json")
+    report = run(world.workspace, world.to, (), "v1.0.0", DISPLAY)
+    assert list(report.failures) == ["small/8da8w"] and report.receipts == () and world.tags() == set()
+    assert [cell["passed"] for cell in report.as_json()["cells"]] == [True, False]
+    with pytest.raises(GateError, match="kl_mean 9"):
+        report.raise_for_failures()
+    staged = make_and_stage(world.workspace, world.to, (), "v1.0.0", DISPLAY)
+    assert list(staged.failures) == ["small/8da8w"]
+    assert "small-8da4w.pte" in {file.path for one in staged.staged for file in one.files}
+    assert "small-8da8w.pte" not in {file.path for one in staged.staged for file in one.files}
 
 
 def test_what_was_published_is_verified(world: World) -> None:
