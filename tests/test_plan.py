@@ -229,3 +229,37 @@ def test_an_unpinned_source_is_rehearsed_and_not_released(cell: Cell, tmp_path: 
 
 def test_no_force_makes_what_is_excluded(cell: Cell, tmp_path: Path) -> None:
     assert one(Cell(cell.card, cell.recipe, "too large"), tmp_path, force=True).action == "skip"
+
+
+def test_nothing_is_forced_that_nobody_forces(cell: Cell, tmp_path: Path) -> None:
+    finish(one(cell, tmp_path))
+    (step,) = plan([cell], Workspace(Project(tmp_path, tmp_path), tmp_path, rehearsal=True))
+    assert step.reason == "up to date"
+
+
+def test_the_code_of_two_rooms_is_in_the_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hubpub import plan as planning
+
+    text = "data/calibration.txt"
+    files = ("export/cell.py", "export/deep/x.py", "model/loader.py", "model/scale/a.py", "model/scale_tokenizer.py")
+    for name in (*files, text, "measure/bench.py", "export/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("a = 1")
+    monkeypatch.setattr(planning, "PACKAGE", tmp_path)
+    found = [path.relative_to(tmp_path).as_posix() for path in planning.exporting_code()]
+    assert found == ["export/cell.py", "export/deep/x.py", "model/loader.py", text]
+
+    def code() -> str:
+        return planning._code.__wrapped__()
+
+    before = code()
+    assert len(before) == 12
+    for name in ("model/scale/a.py", "model/scale_tokenizer.py", "measure/bench.py", "export/notes.txt"):
+        (tmp_path / name).write_text("a = 2")
+    assert code() == before
+    (tmp_path / "export/deep/x.py").write_text("a = 2")
+    edited = code()
+    (tmp_path / "export/deep/x.py").rename(tmp_path / "export/deep/y.py")
+    renamed = code()
+    (tmp_path / text).write_text("another text")
+    assert len({before, edited, renamed, code()}) == 4

@@ -94,7 +94,7 @@ def test_a_cell_is_the_same_file_whatever_the_seed_the_threads_and_the_folder(
 def test_the_code_of_the_fingerprint_is_that_of_two_rooms() -> None:
     rooms = {path.relative_to(PACKAGE).parts[:2] for path in exporting_code()}
     assert {("export", "cell.py"), ("export", "quantize.py"), ("model", "patches"), ("model", "families")} <= rooms
-    assert {room for room, _ in rooms} == {"export", "model"}
+    assert {room for room, _ in rooms} == {"export", "model", "data"}
     assert not any(name.startswith("scale") for _, name in rooms)
 
 

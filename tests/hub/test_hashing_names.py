@@ -1,48 +1,16 @@
-"""Recorded hashes and names: no Hub needed."""
+"""Ids of content and names: no Hub needed."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-from pathlib import Path
-
 import pytest
 
-from hubpub.errors import ConfigError, HubError, HubpubError
-from hubpub.files import HashCache
+from hubpub.errors import ConfigError, HubError
 from hubpub.hub import names
 from hubpub.hub.client import Client, Identity
 from hubpub.hub.content import LocalFile, RepoRelease
 from hubpub.hub.hashing import git_blob_id, parse_sha256sums, sha256sums
 from hubpub.hub.maintenance import _withdrawn
 from hubpub.redaction import redact
-
-
-def test_a_file_is_hashed_once(tmp_path: Path) -> None:
-    file = tmp_path / "a"
-    file.write_bytes(b"x" * 100)
-    hashes = HashCache(tmp_path / "hashes.json")
-    assert hashes.sha256(file) == hashlib.sha256(b"x" * 100).hexdigest()
-    stat = file.stat()
-    file.chmod(0)  # unreadable for anyone but root; the record answers in any case
-    again = HashCache(tmp_path / "hashes.json")
-    again.records[str(file.resolve())][3] = "recorded"
-    assert again.sha256(file) == "recorded"
-    file.chmod(0o600)
-    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    assert again.sha256(file) == hashlib.sha256(b"x" * 100).hexdigest()
-
-
-@pytest.mark.parametrize("damaged", [b"", b"{", b"[1]", b'{"a": 1}', b"\xff"])
-def test_a_damaged_record_is_not_believed(tmp_path: Path, damaged: bytes) -> None:
-    (tmp_path / "hashes.json").write_bytes(damaged)
-    (tmp_path / "a").write_bytes(b"abc")
-    assert HashCache(tmp_path / "hashes.json").sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(HubpubError, match="nowhere"):
-        HashCache(tmp_path / "hashes.json").sha256(tmp_path / "nowhere")
 
 
 def test_git_blob_id_is_gits() -> None:
