@@ -1,7 +1,7 @@
 """The text that scale models are trained and judged on. All of it was written for this project (Apache-2.0).
 
 `corpus.txt` is what they learn, `prompts.json` what they are asked, `passage.txt` what their perplexity is taken on.
-`calibration.txt` is what weights are rounded for: prose, dialogues, code, tables and languages, none of it in the others.
+`calibration.txt` is what weights are rounded for: prose, dialogues, code and languages, none of it in the others.
 """
 
 from __future__ import annotations

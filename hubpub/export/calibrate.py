@@ -26,6 +26,8 @@ from hubpub.model.widened import narrow, widen
 WINDOWS, LENGTH = 16, 512
 # Share of the mean of the diagonal that is added to it, as in the paper: inputs that never vary stay invertible.
 DAMPING = 0.01
+# Sums are rounded in another order on another number of threads, and the file is to be the same on every machine.
+THREADS = 2
 # Columns whose errors are handed on among themselves before the rest of the matrix is touched.
 BLOCK = 128
 
@@ -64,7 +66,7 @@ def _chat(tokenizer: Any, question: str, answer: str) -> str:
 
 @torch.no_grad()
 def calibrate(
-    model: Any, schemes: dict[str, Scheme], tokens: torch.Tensor, progress: Callable[[float], None] = lambda done: None
+    model: Any, schemes: dict[str, Scheme], tokens: torch.Tensor, progress: Callable[[float], None] = lambda _: None
 ) -> None:
     """Replace the linear layers of `model` that `schemes` names, in the order the text reaches them.
 
@@ -86,12 +88,15 @@ def calibrate(
 
         return forward
 
+    threads = torch.get_num_threads()
     widen(model)
     for name, scheme in schemes.items():
         model.get_submodule(name).forward = reached(name, scheme)
     try:
+        torch.set_num_threads(THREADS)
         model.model(input_ids=tokens, use_cache=False)
     finally:
+        torch.set_num_threads(threads)
         narrow(model)
 
 

@@ -1,9 +1,9 @@
 """A recipe applied to a model: every linear layer and table in the form that lowers and runs.
 
 Weights are symmetric integers with one scale per output channel or per group along the input. The scale of an int4
-group is the one of a few candidates that leaves the least squared error; of int8 rows it is max|w| / 127. They are rounded
-to nearest, or, where the recipe is calibrated, as `hubpub.export.calibrate` does it. A module is read from the mapped
-checkpoint, quantized and released before the next: the model is never held at full precision.
+group is the one of a few candidates that leaves the least squared error; of int8 rows it is max|w| / 127. They are
+rounded to nearest or, where the recipe is calibrated, before this (see hubpub.export.calibrate). A module is read from
+the mapped checkpoint, quantized and released before the next: the model is never held at full precision.
 """
 
 from __future__ import annotations

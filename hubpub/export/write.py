@@ -1,8 +1,8 @@
 """Writing a program: constants go from where they lie to the file, and a `.pte` under its own name is always whole.
 
 Large constants are noted by address (see hubpub.model.patches.emitted_constants) and sent from there: for weights that
-were never changed that is the memory-mapped checkpoint itself. What two places of a program name by the same address, the
-token table and the head that is tied to it, is written once: segments are ranges of the file, and may be the same range.
+were never changed that is the memory-mapped checkpoint itself. What two places of a program name by the same address,
+the token table and the head that is tied to it, is written once: segments are ranges of the file, and may be the same.
 """
 
 from __future__ import annotations

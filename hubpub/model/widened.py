@@ -12,7 +12,7 @@ SLICE = 1 << 22
 
 
 def widen(model: Any) -> None:
-    """Make the linear layers and tables of `model` widen a slice of their weights at a time; the rest becomes float32."""
+    """Linear layers and tables of `model` widen a slice of their weights at a time; the rest becomes float32."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             module.forward = _Product(module)

@@ -45,6 +45,7 @@ ELSEWHERE = {
     "hubpub": "the package's name and version, which the facts record",
     "hubpub.config": "what people declare: a recipe is in the fingerprint by its values",
     "hubpub.matrix": "which cells there are",
+    "hubpub.data": "where texts lie; the one that weights are rounded for is in the fingerprint",
     "hubpub.errors": "messages",
     "hubpub.redaction": "what messages leave out",
     "hubpub.facts": "records of what was done",

@@ -1,0 +1,134 @@
+"""Rounding for what a layer sees: better than to nearest where its inputs depend on one another, else the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from hubpub.config import Project, Scheme
+from hubpub.export.calibrate import LENGTH, calibrate, gptq, readings, weighted_scales
+from hubpub.export.quantize import (
+    DynamicLinear,
+    QuantizedEmbedding,
+    layer_schemes,
+    quantize,
+    register_operators,
+    unpack,
+)
+from hubpub.matrix import cells, select
+from hubpub.model import loader
+from hubpub.model.checkpoint import Checkpoint
+from hubpub.model.scale import build
+
+
+@pytest.fixture(scope="module")
+def source(project: Project, scale_cache: Path) -> Checkpoint:
+    """The stand-in of the smallest model."""
+    (cell,) = select(cells(project), ["SmolLM2-135M-Instruct/8da4w"])
+    return Checkpoint.open(build(cell.variant, scale_cache))
+
+
+def correlated(tokens: int, width: int) -> torch.Tensor:
+    """Inputs [tokens, width] of few sources, some columns of which are much larger than others."""
+    mixed = torch.randn(tokens, width // 4) @ torch.randn(width // 4, width) + 0.3 * torch.randn(tokens, width)
+    return mixed * torch.logspace(-1, 1, width)
+
+
+def test_the_output_is_nearer_than_with_weights_rounded_to_nearest() -> None:
+    torch.manual_seed(0)
+    x, weight = correlated(2048, 128), torch.randn(64, 128)
+    hessian = x.T @ x
+    scales = weighted_scales(weight, hessian.diagonal(), 32).float()
+    spread = scales.repeat_interleave(32, 1)
+    nearest = (weight / spread).round().clamp(-8, 7) * spread
+    chosen = gptq(weight, hessian, scales, 4).float() * spread
+    error = [float((x @ (weight - other).T).square().mean()) for other in (nearest, chosen)]
+    assert error[1] < 0.35 * error[0]
+    # Every integer is one of four bits, and the column order of the result is that of the weights.
+    assert (chosen / spread).abs().max() <= 8
+    assert (chosen - weight).abs().mean() < 3 * (nearest - weight).abs().mean()
+
+
+def test_inputs_that_do_not_depend_on_one_another_leave_nothing_to_make_up_for() -> None:
+    torch.manual_seed(0)
+    weight, scales = torch.randn(8, 64), torch.full((8, 2), 0.25)
+    values = gptq(weight, torch.diag(torch.rand(64) + 0.5), scales, 4)
+    assert torch.equal(values, (weight / 0.25).round().clamp(-8, 7).to(torch.int8))
+
+
+def test_inputs_that_never_vary_are_rounded_all_the_same() -> None:
+    weight = torch.randn(8, 64)
+    values = gptq(weight, torch.zeros(64, 64), torch.full((8, 1), 0.02), 8)
+    assert torch.equal(values, (weight / 0.02).round().clamp(-128, 127).to(torch.int8))
+
+
+def test_scales_weigh_the_columns_by_what_comes_into_them() -> None:
+    weight = torch.full((1, 32), 0.4)
+    weight[0, 0] = 1.0
+    counts, not_counts = torch.ones(32), torch.ones(32)
+    counts[0], not_counts[0] = 1000.0, 0.0
+    wide, narrow = (weighted_scales(weight, importance, 32).item() for importance in (counts, not_counts))
+    error = [abs(round(0.4 / scale) * scale - 0.4) for scale in (wide, narrow)]
+    assert wide == pytest.approx(1 / 7, rel=0.01)
+    assert narrow < wide and error[1] < error[0]
+
+
+def test_the_text_is_read_as_the_model_is_spoken_to(source: Checkpoint) -> None:
+    tokens = readings(source)
+    assert tokens.shape[1] == LENGTH and len(tokens) > 1
+    assert int(tokens.max()) < source.config["vocab_size"]
+    from transformers import AutoTokenizer
+
+    text = AutoTokenizer.from_pretrained(source.folder).decode(tokens.flatten())
+    assert "<|im_start|>user\nWhat is the difference between a virus" in text
+    assert "Der Zug nach München" in text
+
+
+def test_a_calibrated_model_is_nearer_to_its_original(source: Checkpoint) -> None:
+    recipe = Project.find().recipes["8da4w"]
+    register_operators()
+    reference = loader.load(source, dtype=torch.float32)
+    # Not what it was calibrated on: the end of the text that stand-ins are trained with.
+    from transformers import AutoTokenizer
+
+    from hubpub.data import passage
+
+    tokens = torch.tensor([AutoTokenizer.from_pretrained(source.folder)(passage()).input_ids[:512]])
+    wanted = reference(input_ids=tokens).logits.log_softmax(-1)
+    divergence = []
+    for calibrated in (False, True):
+        model = loader.load_mapped(source, dtype=torch.float32)
+        schemes = layer_schemes(model, recipe)
+        if calibrated:
+            told: list[float] = []
+            calibrate(model, schemes, readings(source), told.append)
+            assert told == sorted(told) and told[-1] == 1.0
+        quantize(model, recipe, source.family)
+        assert all(isinstance(model.get_submodule(name), DynamicLinear) for name in schemes)
+        got = model(input_ids=tokens).logits.log_softmax(-1)
+        divergence.append(float((wanted.exp() * (wanted - got)).sum(-1).mean()))
+    # A stand-in of two layers has few inputs that depend on one another; on real weights a third is left.
+    assert divergence[1] < divergence[0]
+
+
+def test_a_head_in_the_form_of_its_table_is_the_table(source: Checkpoint) -> None:
+    register_operators()
+    model = loader.load_mapped(source, dtype=torch.float32)
+    quantize(model, Project.find().recipes["8da4w"], source.family)
+    table, head = model.model.embed_tokens, model.lm_head
+    assert isinstance(table, QuantizedEmbedding) and isinstance(head, DynamicLinear)
+    assert head.values.data_ptr() == table.values.data_ptr() and head.bits == 8
+
+
+def test_int4_values_are_packed_as_the_kernel_reads_them(source: Checkpoint) -> None:
+    register_operators()
+    model = loader.load_mapped(source, dtype=torch.float32)
+    name = "model.layers.0.mlp.down_proj"
+    weight = model.get_submodule(name).weight.float()
+    calibrate(model, {name: Scheme(weight="int4", group=32, activation="int8")}, readings(source)[:1])
+    made = model.get_submodule(name)
+    values = unpack(made.values, low_first=True).float().unflatten(-1, (-1, 32))
+    restored = (values * made.scales.float().unsqueeze(-1)).flatten(1)
+    assert (restored - weight).abs().mean() < 0.2 * weight.abs().mean()
