@@ -209,10 +209,10 @@ def _check(
                 "choose the next version",
             )
     if not rehearsal:
-        _check_sources(steps)
+        check_sources(steps)
 
 
-def _check_sources(steps: Sequence[Step]) -> None:
+def check_sources(steps: Sequence[Step]) -> None:
     """Raise AccessError before the first download where a source that has to be fetched may not be read."""
     todo = {step.cell.variant.source: step.cell.variant for step in steps if step.action == "export"}
     missing = [variant.source for variant in todo.values() if cached_source(variant.source, variant.revision) is None]

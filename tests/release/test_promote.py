@@ -22,7 +22,7 @@ from hubpub.release.assemble import Ready, complete_card, sources_here
 from hubpub.release.connect import Destination
 from hubpub.release.handover import hand_over, handed_over
 from hubpub.release.promote import promote, publish
-from hubpub.release.run import make_and_stage, run
+from hubpub.release.run import check_sources, make_and_stage, run
 from hubpub.release.staging import stage
 from hubpub.workspace import Workspace
 
@@ -268,6 +268,29 @@ def test_a_cell_that_does_not_pass_is_reported_and_keeps_its_repo_back(world: Wo
     assert list(staged.failures) == ["small/8da8w"]
     assert "small-8da4w.pte" in {file.path for one in staged.staged for file in one.files}
     assert "small-8da8w.pte" not in {file.path for one in staged.staged for file in one.files}
+
+
+def test_a_source_that_is_here_is_not_asked_for(world: World) -> None:
+    world.ready()
+    for step in world.steps():
+        (step.folder / "facts.json").unlink()
+    world.hub.arm(Fault(path="/source/auth-check", status=403, times=3))
+    world.hub.clear_requests()
+    check_sources(world.steps())
+    assert not world.hub.requests
+
+
+def test_what_people_wrote_into_a_generated_part_is_not_overwritten(world: World) -> None:
+    publish(world.workspace, world.to, [world.ready()], "v1.0.0", DISPLAY)
+    card = (world.client.read(world.repo, "main", "README.md") or b"").decode()
+    edited = card.replace("small-8da4w.pte", "small-8da4w.pte (the best)", 1).encode()
+    assert edited != card.encode()
+    add = Add("README.md", edited, len(edited), hashlib.sha256(edited).hexdigest())
+    sent = world.client.send(world.repo, "main", add, progress=None)
+    world.client.commit(world.repo, "main", [sent], title="By hand", parent=None, find_committed=lambda: None)
+    with pytest.raises(ConflictError, match="edited by hand"):
+        publish(world.workspace, world.to, [world.ready()], "v1.1.0", DISPLAY)
+    assert world.tags() == {"v1.0.0"}
 
 
 def test_what_was_published_is_verified(world: World) -> None:
