@@ -18,6 +18,7 @@ from hubpub.matrix import cells, select
 from hubpub.measure.bench import speed
 from hubpub.measure.inspect import inspect
 from hubpub.measure.parity import SCALE_TOKENS, measure, text_length
+from hubpub.measure.prompting import Reader
 from hubpub.measure.where import where as look
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.scale import build
@@ -112,8 +113,6 @@ def source_of(variant: Variant, workspace: Workspace) -> Path:
 
 def validate(target: Target, workspace: Workspace, progress: Progress, *, where: bool) -> Validation:
     """Compare the program with its source and evaluate its recipe's gates; with `where`, look for what broke."""
-    from transformers import AutoTokenizer
-
     recipe = target.recipe
     if recipe is None:
         raise UsageError(f"{target.name} does not say which recipe it was made by", "add --recipe NAME, e.g. 8da4w")
@@ -134,8 +133,8 @@ def validate(target: Target, workspace: Workspace, progress: Progress, *, where:
     drift = None
     if where:
         progress("where", 0.0)
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
-        drift = look(target.pte, checkpoint, recipe, tokenizer.encode(data.passage())[:WHERE_TOKENS])
+        reader = Reader(checkpoint.folder, checkpoint.family.begins_with_bos)
+        drift = look(target.pte, checkpoint, recipe, reader.encode(data.passage())[:WHERE_TOKENS])
     return Validation(target.name, parity, evaluate_gates(recipe.gates, parity, program, vocabulary), drift)
 
 

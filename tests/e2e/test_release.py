@@ -281,23 +281,22 @@ def test_plan_needs_no_torch_and_half_a_second(tmp_path: Path) -> None:
 
 
 def test_a_prompt_longer_than_one_call_takes_is_answered_by_the_runner(rehearsal: Ran, work: Path) -> None:
-    from transformers import AutoTokenizer
-
     from hubpub import data
     from hubpub.measure.bench import ask_runner
+    from hubpub.measure.prompting import Reader
     from hubpub.measure.runtime import Session
 
     chosen = next(cell for cell in rehearsal.json["cells"] if cell["cell"] == "gemma-4-E2B-it/8da4w")
     (pte,) = (work / "cells").glob(f"*/gemma-4-E2B-it/8da4w/{chosen['fingerprint']}/*.pte")
     source = scale_model("gemma-4-E2B-it", work / "scale")
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    text = tokenizer.decode(tokenizer.encode(data.corpus())[1:700])
+    reader = Reader(source, begins_with_bos=True)
+    text = reader.decode(reader.encode(data.corpus())[1:700])
     session = Session(pte)
-    prompt = tokenizer.encode(text)
+    prompt = reader.encode(text)
     assert session.longest < len(prompt)
     ours = session.generate(prompt, 16, [1, 106, 50])
     said = ask_runner(pte, source / "tokenizer.json", text, 16, num_bos=1).text
-    assert said.strip() == tokenizer.decode(ours, skip_special_tokens=True).strip()
+    assert said.strip() == reader.tokenizer.decode(ours, skip_special_tokens=True).strip()
 
 
 def test_run_answers_and_prints_only_the_answer(rehearsal: Ran, work: Path) -> None:

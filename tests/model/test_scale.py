@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from hubpub import data
 from hubpub.config import Project, Variant
+from hubpub.measure.prompting import Reader
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.families import FAMILIES
 from hubpub.model.loader import load
@@ -125,7 +126,12 @@ def test_the_runners_tokenizer_reads_what_transformers_reads(folder: Path) -> No
 def test_texts_begin_as_the_family_has_it(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     begins = tokenizer("a").input_ids[0] == tokenizer.bos_token_id
-    assert begins == (Checkpoint.open(folder).family.begins_with_bos is True)
+    name = Checkpoint.open(folder).family.name
+    # Both kinds of tokenizer: Gemma 4 wants <bos> and leaves it to others, SmolLM2 wants none.
+    assert begins == (name in {"gemma3", "gemma3n"})
+    reader = Reader(folder, Checkpoint.open(folder).family.begins_with_bos)
+    assert bool(reader.bos) == (name != "llama")
+    assert reader.encode("a")[: len(reader.bos)] == list(reader.bos)
 
 
 @pytest.mark.parametrize("name", GEMMA)

@@ -5,6 +5,7 @@ E2B has one key head and a double-width feed-forward where keys and values are s
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hubpub.model.scale.gemma_tokenizer import GemmaTokenizer, chat_template
@@ -41,7 +42,8 @@ def stand_in(size: str | None, *, chat: bool) -> StandIn:
         family="gemma4",
         config=config,
         generation=generation,
-        tokenizer=TOKENIZER,
+        # Chat models leave <bos> to their template, and to whoever reads a text without one.
+        tokenizer=replace(TOKENIZER, adds_bos=not chat),
         chat_template=chat_template("<|turn>", "<turn|>", system=True) if chat else None,
         training=Training(steps=190),
         begin=(2,),
