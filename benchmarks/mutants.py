@@ -430,10 +430,14 @@ def explained() -> list[dict[str, str]]:
     return list(tomllib.loads(EXPLAINED.read_text("utf-8")).get("mutant", ())) if EXPLAINED.exists() else []
 
 
-def is_explained(mutant: Mutant, known: list[dict[str, str]]) -> bool:
-    """Whether the place and the change are named in the list; lines may move."""
+def is_explained(mutant: Mutant, known: list[dict[str, str]], source: bytes) -> bool:
+    """Whether the place and the change are named in the list; lines may move. `text` is (a part of) the line."""
     mine = {"path": mutant.path, "function": mutant.function, "was": _short(mutant.was), "now": _short(mutant.now)}
-    return any(all(one.get(key) == value for key, value in mine.items()) and one.get("why") for one in known)
+    line = source.splitlines()[mutant.line - 1].decode()
+    return any(
+        all(one.get(key) == value for key, value in mine.items()) and one.get("text", "") in line and one.get("why")
+        for one in known
+    )
 
 
 def tests_for(mutant: Mutant, survey: Survey, source: bytes, *, only_reached: bool) -> list[str]:
@@ -488,7 +492,7 @@ def main() -> None:
             if (mutant.path, mutant.function, mutant.was, mutant.now) in done:
                 endings[mutant] = "killed"
     known = explained()
-    endings |= {mutant: "explained" for mutant in todo if is_explained(mutant, known)}
+    endings |= {mutant: "explained" for mutant in todo if is_explained(mutant, known, sources[mutant.path])}
     left = [mutant for mutant in todo if mutant not in endings]
     print(f"{len(todo)} mutants, {len(left)} to try", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:

@@ -60,9 +60,10 @@ def check_paths(values: Iterable[str]) -> None:
     """Check every path, and that no two are the same or differ only in case. Raises ConfigError."""
     seen: dict[str, str] = {}
     for value in values:
-        twin = seen.setdefault(check_path(value).lower(), value)
-        if twin is not value:
+        key = check_path(value).lower()
+        if (twin := seen.get(key)) is not None:
             raise ConfigError(f"the release holds both {twin!r} and {value!r}", "give each file a name of its own")
+        seen[key] = value
 
 
 def stage_branch(version: str) -> str:
@@ -89,5 +90,6 @@ def _order(version: str) -> tuple[tuple[int, ...], bool, tuple[tuple[bool, int, 
     before = found["pre"]
     if before and core == (0, 0, 0):
         return None
-    parts = [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in (before or "").split(".")]
-    return core, before is None, tuple(parts) if before else ()
+    parts = before.split(".") if before else []
+    # A number is below a word; numbers go by their value, words by their letters.
+    return core, not before, tuple((not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts)

@@ -130,3 +130,32 @@ def test_withdrawing_twice_says_it_once(card: str, successor: str | None) -> Non
     assert (successor is None) or once.count("new_version: c/d") == 1
     both = _withdrawn(once, "v2", "also", successor)
     assert "wrong scale" in both and "also" in both
+
+
+def test_names_that_may_be_are_handed_back() -> None:
+    assert names.check_repo_id("a/b-c_d.e") == "a/b-c_d.e"
+    assert names.check_version("v1.2.3-rc.1") == "v1.2.3-rc.1"
+    assert names.check_path("a/b@c+d") == "a/b@c+d"
+    assert names.stage_branch("v1") == "hubpub-stage/v1"
+    for revision in ("main", "0" * 40, "hubpub-stage/v1.0.0", "x" * 200, "/".join(["y" * 99, "z" * 100])):
+        assert names.check_revision(revision) == revision
+
+
+@pytest.mark.parametrize(
+    "revision", ["", "a/../b", "./a", "a//b", "/a", "a/", "a b", "a?b", "é", "/".join(["x" * 100] * 2)]
+)
+def test_revisions_that_cannot_stand_in_an_address(revision: str) -> None:
+    with pytest.raises(ConfigError, match="is not a branch, tag or commit id"):
+        names.check_revision(revision)
+
+
+def test_paths_are_bounded_and_unlike_each_other() -> None:
+    longest = "/".join(["x" * 99] * 4)
+    assert len(longest) == 399 and names.check_path(longest + "y") == longest + "y"
+    with pytest.raises(ConfigError, match="too long"):
+        names.check_path(longest + "yy")
+    names.check_paths(["a.pte", "b.pte", "a/a.pte"])
+    with pytest.raises(ConfigError, match=r"both 'a\.pte' and 'A\.pte'"):
+        names.check_paths(["a.pte", "b.pte", "A.pte"])
+    with pytest.raises(ConfigError, match="both"):
+        names.check_paths(["a.pte", "b.pte", "a.pte"])

@@ -24,9 +24,10 @@ IN_ORDER = [
 
 def test_versions_are_in_the_order_of_semver() -> None:
     for number, version in enumerate(IN_ORDER):
-        above = newest_above(version, IN_ORDER)
-        assert above == (IN_ORDER[-1] if number + 1 < len(IN_ORDER) else None)
-        assert newest_above(version, IN_ORDER[: number + 1]) is None
+        for other in IN_ORDER[number + 1 :]:
+            assert newest_above(version, [other]) == other and newest_above(other, [version]) is None
+        assert newest_above(version, IN_ORDER) == (None if version == IN_ORDER[-1] else IN_ORDER[-1])
+    assert newest_above("v1", ["v1.0.0", "1.0", "v1.0.0+build.7"]) is None and newest_above("v1.0.0", ["v1"]) is None
     assert newest_above("v0.0.0-rehearsal.0a", ["v1.0.0", "v0.0.0-rehearsal.ff"]) is None
     assert newest_above("v1.0.0", ["latest", "main", "v0.0.0-rehearsal.ff", "nightly-2"]) is None
     assert newest_above("nightly", ["v1.0.0"]) is None and newest_above("v1.0.0", []) is None
