@@ -1,0 +1,148 @@
+"""Going on where an earlier attempt stopped: what on the Hub counts as made, and what is made again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from release.conftest import client, hub
+from release.test_promote import DISPLAY, World, world
+
+from hubpub.ci import jobs
+from hubpub.errors import ConflictError, ExportError, GateError, UsageError
+from hubpub.facts import CellFacts
+from hubpub.release.handover import handed_over
+from hubpub.release.promote import publish
+from hubpub.release.staging import stage
+
+__all__ = ["client", "hub", "world"]
+CELL = "small/8da4w"
+
+
+@pytest.fixture
+def job(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> jobs.Job:
+    """A job of the workflow, beside a `gh` that vouches for the bytes listed in the file "attested"."""
+    tool = tmp_path / "tools" / "gh"
+    tool.parent.mkdir()
+    tool.write_text(f'#!/bin/sh\nsum=$(sha256sum "$3")\ngrep -qsx "${{sum%% *}}" "{tmp_path}/attested"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    for name, value in {
+        "HF_ENDPOINT": world.hub.url, "GITHUB_REPOSITORY": "a/b", "HUBPUB_SIGNER": "m/h/w.yml@refs/tags/v1",
+        "GITHUB_OUTPUT": str(tmp_path / "output"), "GITHUB_STEP_SUMMARY": str(tmp_path / "summary"),
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    return jobs.Job(
+        workspace=world.workspace,
+        version="v1.0.0",
+        namespace=world.hub.user,
+        for_rehearsals=None,
+        dry_run=False,
+        over_rehearsal=False,
+        facts=tmp_path / "facts",
+        receipts=tmp_path / "receipts",
+    )
+
+
+def staged(world: World, change: Callable[[CellFacts], CellFacts] = lambda facts: facts) -> CellFacts:
+    """Stage the cell, with facts that are of what it is now, but for `change`."""
+    (step,) = [step for step in world.steps() if step.cell.id == CELL]
+    facts = world.known()[CELL].model_copy(update={"fingerprint": step.fingerprint.value})
+    stage(world.workspace, world.to, world.steps(), {CELL: change(facts)}, "v1.0.0", DISPLAY)
+    return facts
+
+
+def attest(job: jobs.Job) -> None:
+    """Sign every note that is on the staging branch."""
+    import hashlib
+
+    to = job.destination(job.workspace.project.cards[0])
+    data = to.client.read(f"{job.namespace}/small-pte", "hubpub-stage/v1.0.0", "small-8da4w.pte.facts.json")
+    assert data
+    with (job.facts.parent / "attested").open("a") as file:
+        file.write(hashlib.sha256(data).hexdigest() + "\n")
+
+
+def test_what_is_staged_counts_once_it_is_attested(world: World, job: jobs.Job) -> None:
+    assert not jobs.resume(job, CELL)
+    facts = staged(world)
+    assert not jobs.resume(job, CELL) and not job.facts.exists()
+    attest(job)
+    assert jobs.resume(job, CELL)
+    assert handed_over(job.facts) == {CELL: facts}
+    assert (job.facts.parent / "output").read_text().splitlines() == ["done=false", "done=false", "done=true"]
+    # It was attested where it was made: this run attests nothing.
+    assert jobs.sums(job).read_text() == ""
+    assert (job.facts.parent / "output").read_text().splitlines()[-1] == "made=false"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda facts: facts.model_copy(update={"fingerprint": "0" * 12}),
+        lambda facts: facts.model_copy(update={"cell": "small/8da8w"}),
+        lambda facts: facts.model_copy(update={"speed": facts.speed.model_copy(update={"measuring": 1})}),
+    ],
+    ids=["made from something else", "of another cell", "measured in another way"],
+)
+def test_what_is_attested_and_of_something_else_does_not_count(
+    world: World, job: jobs.Job, change: Callable[[CellFacts], CellFacts]
+) -> None:
+    staged(world, change)
+    attest(job)
+    assert not jobs.resume(job, CELL)
+
+
+def test_gates_are_those_of_now(world: World, job: jobs.Job) -> None:
+    def bad(facts: CellFacts) -> CellFacts:
+        logits = facts.parity.logits.model_copy(update={"kl_mean": 9.0})
+        return facts.model_copy(update={"parity": facts.parity.model_copy(update={"logits": logits})})
+
+    staged(world, bad)
+    attest(job)
+    with pytest.raises(GateError, match="kl_mean") as caught:
+        jobs.resume(job, CELL)
+    assert str(caught.value.path).endswith("small-pte/card.toml") and caught.value.line
+
+
+def test_a_published_version_counts_or_is_a_conflict(world: World, job: jobs.Job) -> None:
+    known = world.known()
+    (step,) = [step for step in world.steps() if step.cell.id == CELL]
+    same = known[CELL].model_copy(update={"fingerprint": step.fingerprint.value})
+    (step.folder / "facts.json").write_text(same.model_dump_json(by_alias=True))
+    publish(world.workspace, world.to, [world.ready()], "v1.0.0", DISPLAY)
+    assert jobs.resume(job, CELL)
+    with pytest.raises(ConflictError, match="was made from something else than small/8da8w is now"):
+        jobs.resume(job, "small/8da8w")
+
+
+def test_what_a_job_makes_is_staged_and_listed_for_the_attestation(world: World, job: jobs.Job) -> None:
+    facts = jobs.stage(job, CELL, DISPLAY)
+    text = jobs.sums(job).read_text()
+    assert f"{facts.file.sha256}  small-8da4w.pte\n" in text and "small-8da4w.pte.facts.json\n" in text
+    assert (job.facts.parent / "output").read_text().splitlines()[-1] == "made=true"
+    assert json.loads((job.facts / "small-8da4w.pte.facts.json").read_text())["cell"] == CELL
+    jobs.stage(job, "small/8da8w", DISPLAY)
+    receipt = jobs.promote(job, "small-pte", DISPLAY)
+    assert receipt["outcome"]["kind"] == "published" and (job.receipts / "small-pte.json").exists()
+
+
+def test_nothing_to_attest_is_an_error(job: jobs.Job) -> None:
+    job.facts.mkdir()
+    with pytest.raises(ExportError, match="nothing to attest"):
+        jobs.sums(job)
+
+
+def test_a_namespace_for_releases_is_none_for_rehearsals(job: jobs.Job) -> None:
+    from dataclasses import replace
+
+    assert job.owner == job.namespace
+    with pytest.raises(UsageError, match="no namespace"):
+        _ = replace(job, namespace=None, for_rehearsals="tries").owner
+    rehearsal = replace(job, workspace=replace(job.workspace, rehearsal=True))
+    with pytest.raises(UsageError, match="for rehearsals alone"):
+        _ = rehearsal.owner
+    assert replace(rehearsal, for_rehearsals="tries").owner == "tries"
