@@ -13,6 +13,19 @@ STACK = ("torch", "executorch", "torchao", "transformers")
 """The packages whose versions decide the bytes of a `.pte`."""
 
 
+def export_environment() -> dict[str, str]:
+    """What a process must find when it starts, so that what it exports is the same file on every machine.
+
+    Sums of a calibrated recipe are rounded as the vectors of the processor are wide: those of AVX2 are used where there
+    are wider ones. No file may depend on the order of a set, and tests see to it; where one did after all, it would be
+    the same file everywhere.
+    """
+    found = {"PYTHONHASHSEED": "0"}
+    if platform.machine() in {"x86_64", "AMD64"}:
+        found |= {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2,STRICT"}
+    return found
+
+
 @cache
 def versions(packages: tuple[str, ...] = STACK) -> dict[str, str]:
     """Installed versions, without local build tags; "missing" where a package is not installed."""

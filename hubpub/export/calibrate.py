@@ -26,8 +26,6 @@ from hubpub.model.widened import narrow, widen
 WINDOWS, LENGTH = 16, 512
 # Share of the mean of the diagonal that is added to it, as in the paper: inputs that never vary stay invertible.
 DAMPING = 0.01
-# Sums are rounded in another order on another number of threads, and the file is to be the same on every machine.
-THREADS = 2
 # Columns whose errors are handed on among themselves before the rest of the matrix is touched.
 BLOCK = 128
 
@@ -88,15 +86,12 @@ def calibrate(
 
         return forward
 
-    threads = torch.get_num_threads()
     widen(model)
     for name, scheme in schemes.items():
         model.get_submodule(name).forward = reached(name, scheme)
     try:
-        torch.set_num_threads(THREADS)
         model.model(input_ids=tokens, use_cache=False)
     finally:
-        torch.set_num_threads(threads)
         narrow(model)
 
 
@@ -181,7 +176,20 @@ def gptq(weight: torch.Tensor, hessian: torch.Tensor, scales: torch.Tensor, bits
 
 
 def _inverse_factor(hessian: torch.Tensor) -> torch.Tensor:
-    """The upper Cholesky factor of the inverse of a damped Hessian [columns, columns]."""
+    """The upper Cholesky factor of the inverse of a damped Hessian [columns, columns].
+
+    On one thread: of all that is done here only a factorization rounds in another order on another number of them, and
+    the file is to be the same on every machine.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _factored(hessian)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _factored(hessian: torch.Tensor) -> torch.Tensor:
     damping = DAMPING * float(hessian.diagonal().mean()) or 1.0
     for _ in range(6):
         damped = hessian.clone()

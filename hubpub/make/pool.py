@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar
 
 import hubpub.errors
 from hubpub.errors import HubpubError, place
+from hubpub.machine import export_environment
 
 T = TypeVar("T")
 Report = Callable[[str, str, float], None]
@@ -73,9 +74,7 @@ def _environment(threads: int) -> Iterator[None]:
         "OMP_NUM_THREADS": str(threads),
         # Threads that spin while they wait take the processor from the other workers.
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
-        # No file may depend on the order of a set, and tests see to it. Where one did after all, it would be the same
-        # file on every machine.
-        "PYTHONHASHSEED": "0",
+        **export_environment(),
     }
     before = {name: os.environ.get(name) for name in own}
     os.environ.update(own)

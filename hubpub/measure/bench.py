@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from typing import Any
 
 from hubpub.errors import ExportError, UsageError
 from hubpub.facts import MEASURING, DeviceSpeed, FileFact, RunnerCheck, Speed
-from hubpub.machine import host, peak_resident_bytes, versions
+from hubpub.machine import export_environment, host, peak_resident_bytes, versions
 from hubpub.measure.prompting import Reader
 
 PREFILL, DECODE = 128, 32
@@ -168,7 +169,9 @@ def _child(task: str, arguments: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.json"
         command = [sys.executable, "-m", "hubpub.measure.bench", task, json.dumps(arguments), str(out)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        # A program is timed with all the processor has, whatever it was exported with.
+        environment = {name: value for name, value in os.environ.items() if name not in export_environment()}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         if done.returncode or not out.exists():
             lines = [line for line in done.stderr.splitlines() if "No temp allocator" not in line]
             tail = lines[-1] if lines else f"exit code {done.returncode}"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hubpub.config import Project, Scheme
-from hubpub.export.calibrate import LENGTH, calibrate, gptq, readings, weighted_scales
+from hubpub.export.calibrate import LENGTH, _Inputs, _inverse_factor, calibrate, gptq, readings, weighted_scales
 from hubpub.export.quantize import (
     DynamicLinear,
     QuantizedEmbedding,
@@ -132,3 +132,21 @@ def test_int4_values_are_packed_as_the_kernel_reads_them(source: Checkpoint) -> 
     values = unpack(made.values, low_first=True).float().unflatten(-1, (-1, 32))
     restored = (values * made.scales.float().unsqueeze(-1)).flatten(1)
     assert (restored - weight).abs().mean() < 0.2 * weight.abs().mean()
+
+
+def test_the_number_of_threads_changes_not_a_bit() -> None:
+    """As wide as a layer of a real model: on narrow ones no sum is ever divided."""
+    generator = torch.Generator().manual_seed(9)
+    text, weight = torch.randn(1200, 640, generator=generator), torch.randn(96, 640, generator=generator)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            hessian = _Inputs().of(text)
+            scales = weighted_scales(weight, hessian.diagonal(), 32)
+            found.append((hessian, _inverse_factor(hessian), scales, gptq(weight, hessian, scales.float(), 4)))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(found[0], other, strict=True))
