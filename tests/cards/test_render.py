@@ -192,6 +192,15 @@ def test_apache_goes_with_its_text(card: Card) -> None:
     assert b"modified" in found["NOTICE"]
 
 
+def test_a_family_of_many_publishers_has_the_license_of_the_card(project: Project) -> None:
+    (variant,) = (card.variant for card in project.cards if card.variant.name == "SmolLM2-135M-Instruct")
+    assert licenses.files(variant).keys() == {"LICENSE", "NOTICE"}
+    notice = licenses.files(variant)["NOTICE"].decode()
+    assert f"modified from {variant.source} at revision {variant.revision}" in notice
+    assert "multimodal" not in notice
+    assert licenses.files(variant.model_copy(update={"license": "gemma"})).keys() == {"Notice"}
+
+
 @pytest.mark.parametrize(("family", "license_"), [("gemma3n", "apache-2.0"), ("gemma4", "gemma")])
 def test_a_license_nobody_gave_is_refused(card: Card, family: str, license_: str) -> None:
     variant = card.variant.model_copy(update={"license": license_, "family": family})

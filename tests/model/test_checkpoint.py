@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import OF_FAMILY, scale_model
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import hubpub
 from hubpub.errors import SourceError
@@ -146,3 +147,16 @@ def _edit(folder: Path, change: object) -> None:
         change(header)
         text = json.dumps(header).encode()
         shard.write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + length :])
+
+
+def test_a_head_of_its_own_must_be_stored_and_is_read(scale_cache: Path, tmp_path: Path) -> None:
+    """A model without one would get random numbers in its place."""
+    folder = Path(shutil.copytree(scale_model(OF_FAMILY["llama"], scale_cache), tmp_path / "untied"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    with pytest.raises(SourceError, match=r"tensor lm_head\.weight is missing"):
+        hubpub.load_text_decoder(folder)
+    head = torch.arange(config["vocab_size"] * config["hidden_size"], dtype=torch.float32)
+    head = head.reshape(config["vocab_size"], config["hidden_size"]).bfloat16()
+    save_file({**load_file(folder / "model.safetensors"), "lm_head.weight": head}, folder / "model.safetensors")
+    assert torch.equal(hubpub.load_text_decoder(folder).lm_head.weight, head)
