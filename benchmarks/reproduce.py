@@ -46,8 +46,10 @@ print(json.dumps({"sha256": made.file.sha256, "bytes": made.file.bytes, **about}
 def export(python: str, cell: str, source: Path, out: Path, seed: int, threads: int) -> dict[str, str]:
     """One export in a process of its own: what it made, and under what."""
     own = {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": str(seed), "OMP_NUM_THREADS": str(threads)}
+    from hubpub.machine import export_environment
+
     command = [python, "-c", EXPORT, str(ROOT), cell, str(source), str(out), str(threads)]
-    environment = {**os.environ, **own, "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = {**os.environ, **export_environment(), **own, "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{cell}: {done.stderr.strip().splitlines()[-1]}")

@@ -62,7 +62,7 @@ def _chat(tokenizer: Any, question: str, answer: str) -> str:
     return text.removeprefix(tokenizer.bos_token or "")
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def calibrate(
     model: Any, schemes: dict[str, Scheme], tokens: torch.Tensor, progress: Callable[[float], None] = lambda _: None
 ) -> None:

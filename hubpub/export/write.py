@@ -51,7 +51,7 @@ def once(parts: Sequence[bytes]) -> list[bytes]:
     end = base
     for place, segment in _segments(program, parts, base):
         mark = (segment[0].address, segment[0].size) if len(segment) == 1 and isinstance(segment[0], Stored) else None
-        if mark in homes:
+        if mark in homes and place is not None:
             struct.pack_into("<Q", program, place, homes[mark] - base)
             continue
         padding = -(end - base) % SEGMENT_ALIGNMENT
