@@ -58,7 +58,7 @@ def refuse_foreign(client: Client, release: RepoRelease, base: str, head: str) -
         path
         for path in sorted({*before, *after})
         if _blob(before.get(path)) != _blob(after.get(path))
-        and not (path in files and is_same(client, repo_id, head, files[path], after.get(path)))
+        and not is_same(client, repo_id, head, files[path], after.get(path))
     ]
     if touched:
         since = until(client.commits(repo_id, head), base)[:5]
