@@ -222,6 +222,7 @@ def test_the_tolerances_of_a_release() -> None:
         "delegated operators": ("more", "", False),
     }
     assert {metric.unit for metric in METRICS} == {"bytes", "nats", "share", "tokens/s", "", "s"}
+    assert all(metric.read(cell()) >= 0 for metric in METRICS)
 
 
 def test_metrics_read_what_they_name() -> None:
