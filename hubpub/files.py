@@ -39,7 +39,6 @@ def locked(path: Path, waiting: Callable[[str], None] = lambda _: None) -> Itera
     empty file that locks nobody out. Within one process the lock may be taken again by whoever holds it.
     """
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, is_singleton=True)
     # Beside the lock and not in it: whoever tries to take a lock may empty its file.
     note = path.with_name(path.name + ".holder")
