@@ -40,6 +40,11 @@ def test_others_are_named_and_their_commits_up_to_five(client: Client, make: Mak
     release = make()
     publish_all(client, [release], work)
     base = refs_of(client, make.repo)[0]["main"]
+    notes = by_hand(client, make.repo, "notes.md", b"not ours")
+    # What differs between the two releases was changed by nobody meanwhile.
+    refuse_foreign(client, make("v2", seed=2), base, notes)
+    with pytest.raises(ConflictError, match=r"v2 exists .* content: SHA256SUMS, facts\.json, model-8da4w"):
+        refuse_unless_same(client, make("v2"), notes)
     for number in range(6):
         by_hand(client, make.repo, "config.json", b"%d" % number, f"Change {number}")
     with pytest.raises(ConflictError, match=r"in config\.json: ") as caught:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from hubpub.errors import ConflictError, HubError
+from hubpub.errors import ConfigError, ConflictError, HubError
 from hubpub.hub.client import Add, Client
 from hubpub.hub.content import LocalFile
 from hubpub.hub.publish import publish_all
 from hubpub.hub.pulls import promote_pull
-from hubpub.hub.receipts import Published, PullRequest, TagOnly
+from hubpub.hub.receipts import Planned, Published, PullRequest, TagOnly, load_receipt
 from hubpub.localhub import LocalHub
 
 from .conftest import Maker, sent_to
@@ -107,3 +107,34 @@ def test_a_request_that_holds_no_release_is_refused(client: Client, make: Maker,
         promote_pull(client, make.repo, "v9", work)
     assert promote_pull(client, make.repo, "v10", work) is None
     assert promote_pull(client, make.repo + "-not", "v9", work) is None
+
+
+def test_what_came_of_a_request_is_on_record(client: Client, make: Maker, work: Path) -> None:
+    publish_all(client, [make()], work)
+    publish_all(client, [make("v2", seed=2)], work, create_pr=True)
+    with pytest.raises(ConfigError, match="cannot be a tag"):
+        promote_pull(client, make.repo, "../v2", work)
+    planned = promote_pull(client, make.repo, "v2", work, dry_run=True)
+    assert planned and planned.outcome == Planned(False, True, True) and all(file.changed for file in planned.files)
+    kept = load_receipt(work, "v2", make.repo)
+    assert kept and kept.outcome.kind == "pull-request"
+    receipt = promote_pull(client, make.repo, "v2", work)
+    assert receipt and load_receipt(work, "v2", make.repo) == receipt and all(file.changed for file in receipt.files)
+    assert receipt.bytes_sent == 0 and {file.sent_bytes for file in receipt.files} == {0} and receipt.retries == 0
+    assert "SHA256SUMS" in {file.path for file in receipt.files} and 0 <= receipt.seconds < 60
+    publish_all(client, [make("v3", seed=3)], work, create_pr=True)
+    client.merge(make.repo, 2, is_merged=lambda: False)
+    planned = promote_pull(client, make.repo, "v3", work, dry_run=True)
+    assert planned and planned.outcome == Planned(False, False, True)
+    assert not any(file.changed for file in planned.files)
+
+
+def test_a_request_that_lists_what_it_does_not_hold(client: Client, make: Maker, work: Path) -> None:
+    publish_all(client, [make()], work)
+    head, text = refs_of(client, make.repo)[0]["main"], f"{'1' * 64}  absent.pte\n"
+    file = LocalFile.text("SHA256SUMS", text)
+    add = Add(file.path_in_repo, text.encode(), file.bytes, file.sha256)
+    client.commit(make.repo, "main", [add], title="Release v9", message="Hubpub-Release: v9", parent=head,
+                  find_committed=lambda: None, pull=True)  # fmt: skip
+    with pytest.raises(HubError, match=r"is no release: absent\.pte is missing"):
+        promote_pull(client, make.repo, "v9", work)
