@@ -104,7 +104,7 @@ def unpack(data: bytes, chunk: Chunk) -> bytes:
 def _library() -> Callable[[bytes, int], bytes] | None:
     """The lz4 package where it happens to be installed: same result, many times faster on compressible files."""
     try:
-        from lz4.frame import LZ4FrameDecompressor  # type: ignore[import-not-found,unused-ignore]
+        from lz4.frame import LZ4FrameDecompressor  # type: ignore[import-untyped, import-not-found, unused-ignore]
     except ImportError:
         return None
 
