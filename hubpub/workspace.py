@@ -11,6 +11,11 @@ from hubpub.config import Project
 from hubpub.files import HashCache, locked
 
 
+def integers_of(program: Path) -> Path:
+    """Where the integers lie that a calibration chose for the weights of `program`: beside it, never published."""
+    return program.with_suffix(".integers.safetensors")
+
+
 @dataclass(frozen=True)
 class Workspace:
     """A project and the work folder `root` in which its cells are made; `rehearsal`: of scale models.

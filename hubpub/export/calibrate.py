@@ -9,15 +9,18 @@ layer: the next ones see its error, and that of activations in eight bits, and a
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
-from hubpub.config import Scheme
+from hubpub.config import Recipe, Scheme
 from hubpub.data import calibration
 from hubpub.errors import SourceError
-from hubpub.export.quantize import CLIPS, EPS, DynamicLinear, pack
+from hubpub.export.quantize import CLIPS, EPS, DynamicLinear, layer_schemes, pack, quantize, register_operators
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.widened import narrow, widen
 
@@ -62,6 +65,57 @@ def _chat(tokenizer: Any, question: str, answer: str) -> str:
     return text.removeprefix(tokenizer.bos_token or "")
 
 
+def apply_recipe(
+    model: Any,
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    *,
+    kept: Path | None = None,
+    progress: Callable[[float], None] = lambda _: None,
+) -> None:
+    """Turn the mapped `model` of `checkpoint` into what `recipe` makes of it, in place.
+
+    Calibration takes minutes where a model is large: its integers are kept at `kept`, and read from there where that
+    file exists. It must be of this very checkpoint, recipe and code, as what lies in the folder of a fingerprint is.
+    """
+    register_operators()
+    if recipe.calibrated:
+        schemes = layer_schemes(model, recipe)
+        if kept is not None and kept.exists():
+            _restore(model, schemes, kept)
+        else:
+            calibrate(model, schemes, readings(checkpoint), progress)
+            if kept is not None:
+                _keep(model, schemes, kept)
+    quantize(model, recipe, checkpoint.family)
+
+
+def _keep(model: Any, schemes: dict[str, Scheme], path: Path) -> None:
+    tensors: dict[str, torch.Tensor] = {}
+    for name in schemes:
+        made = model.get_submodule(name)
+        tensors |= {f"{name}.values": made.values, f"{name}.scales": made.scales}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(tensors, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _restore(model: Any, schemes: dict[str, Scheme], path: Path) -> None:
+    tensors = load_file(path)
+    for name, scheme in schemes.items():
+        bits = int(scheme.weight.removeprefix("int"))
+        _put(model, name, DynamicLinear(name, tensors[f"{name}.values"], tensors[f"{name}.scales"], bits, scheme.group))
+
+
+def _put(model: Any, name: str, module: torch.nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def calibrate(
     model: Any, schemes: dict[str, Scheme], tokens: torch.Tensor, progress: Callable[[float], None] = lambda _: None
@@ -77,8 +131,7 @@ def calibrate(
     def reached(name: str, scheme: Scheme) -> Callable[[torch.Tensor], torch.Tensor]:
         def forward(x: torch.Tensor) -> torch.Tensor:
             made = _rounded(name, model.get_submodule(name).weight, scheme, seen.of(x))
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, made)
+            _put(model, name, made)
             done.append(name)
             progress(len(done) / len(schemes))
             result: torch.Tensor = made(x)

@@ -17,10 +17,9 @@ import torch
 import hubpub
 from hubpub.config import Recipe
 from hubpub.errors import ExportError
-from hubpub.export.calibrate import calibrate, readings
+from hubpub.export.calibrate import apply_recipe
 from hubpub.export.lower import Metadata
 from hubpub.export.lower import export as lower
-from hubpub.export.quantize import layer_schemes, quantize, register_operators
 from hubpub.export.write import write
 from hubpub.facts import Context, Exported, Stages
 from hubpub.machine import peak_resident_bytes, system, versions
@@ -47,11 +46,13 @@ def export(
     prefill: int,
     progress: Progress,
     shorten: bool = False,
+    kept: Path | None = None,
 ) -> Exported:
     """Load, quantize, lower and write one cell to `path`.
 
     `context` and `prefill` are tokens: of the longest text, and of the longest piece of a prompt that one call takes.
-    With `shorten`, a model of a shorter context than that is exported with its own. Raises ExportError where the
+    With `shorten`, a model of a shorter context than that is exported with its own. `kept` is where the integers of a
+    calibration are kept, or are already. Raises ExportError where the
     context exceeds the model's, ToolchainError where this machine has other versions than those tested.
     """
     for package, allowed in TESTED:
@@ -73,11 +74,7 @@ def export(
     counted = parameters(model, family)
     loaded = time.monotonic()
     progress("quantize", 0.0)
-    register_operators()
-    if recipe.calibrated:
-        schemes = layer_schemes(model, recipe)
-        calibrate(model, schemes, readings(checkpoint), lambda fraction: progress("quantize", fraction))
-    quantize(model, recipe, family)
+    apply_recipe(model, checkpoint, recipe, kept=kept, progress=lambda fraction: progress("quantize", fraction))
     quantized = time.monotonic()
     progress("lower", 0.0)
     with ExitStack() as stack, torch.no_grad():

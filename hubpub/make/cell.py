@@ -21,6 +21,7 @@ from hubpub.measure.inspect import inspect
 from hubpub.measure.parity import SCALE_TOKENS, measure, text_length
 from hubpub.measure.prompting import prompt_format
 from hubpub.model.checkpoint import TOKENIZER_FILES, Checkpoint, digest
+from hubpub.workspace import integers_of
 
 Progress = Callable[[str, float], None]
 Measured = TypeVar("Measured", Parity, Speed)
@@ -141,6 +142,7 @@ def _export(checkpoint: Checkpoint, job: Job, progress: Progress) -> Exported:
         prefill=job.prefill,
         # A scale model may be shorter than the card asks for; a real model may not.
         shorten=job.scale_model,
+        kept=integers_of(job.pte),
         progress=progress,
     )
 

@@ -26,7 +26,7 @@ from hubpub.model.scale import build
 from hubpub.plan import Step, remember
 from hubpub.progress import Display
 from hubpub.sizing import Size, need_of, sizes
-from hubpub.workspace import Workspace
+from hubpub.workspace import Workspace, integers_of
 
 # Memory of a process beside its source: Python, the export stack and graphs of a scale model.
 PROCESS_BYTES = 3 << 30
@@ -246,5 +246,6 @@ def _job(step: Step, source: Path, workspace: Workspace) -> Job:
 
 
 def _forget(step: Step) -> None:
+    integers_of(step.pte).unlink(missing_ok=True)
     for name in ("export.json", "parity.json", "speed.json", "facts.json"):
         (step.folder / name).unlink(missing_ok=True)

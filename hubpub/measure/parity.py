@@ -38,6 +38,7 @@ from hubpub.files import write_atomic
 from hubpub.measure.prompting import Reader
 from hubpub.measure.runtime import Session
 from hubpub.model.checkpoint import Checkpoint
+from hubpub.workspace import integers_of
 
 NEW_TOKENS = 24
 # Tokens of the text that is compared: of a real model, and of a scale model in a rehearsal.
@@ -129,7 +130,7 @@ def hold(
     greedy = compare_greedy(session, original, progress)
     session.close()
     progress("quantized weights", 0.0)
-    lowering = compare_lowering(ours, checkpoint, recipe, original)
+    lowering = compare_lowering(ours, checkpoint, recipe, original, integers_of(session.path))
     return Parity(
         logits=logits,
         greedy=greedy,
@@ -372,11 +373,13 @@ def _largest(one: float, other: float) -> float:
     return other if math.isnan(other) or other > one else one
 
 
-def compare_lowering(ours: Any, checkpoint: Checkpoint, recipe: Recipe, original: Reference) -> Lowering:
+def compare_lowering(
+    ours: Any, checkpoint: Checkpoint, recipe: Recipe, original: Reference, kept: Path | None = None
+) -> Lowering:
     """The program's logits over the text against those of the same quantized weights run eagerly."""
     import torch
 
-    from hubpub.export.quantize import quantize, register_operators
+    from hubpub.export.calibrate import apply_recipe
     from hubpub.model import loader
 
     count = ours.shape[0]
@@ -385,9 +388,8 @@ def compare_lowering(ours: Any, checkpoint: Checkpoint, recipe: Recipe, original
     if recipe.dtype == "fp32" and not any(schemes):
         eager = original.logits[:count]
     else:
-        register_operators()
         model = loader.load_mapped(checkpoint, dtype=loader.DTYPES[recipe.dtype])
-        quantize(model, recipe, checkpoint.family)
+        apply_recipe(model, checkpoint, recipe, kept=kept if kept and kept.exists() else None)
         with torch.no_grad():
             eager = eager_logits(model, tokens, original.window)
         del model

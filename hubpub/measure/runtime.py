@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hubpub.errors import ExportError
+from hubpub.errors import ExportError, ToolchainError
 
 
 class Session:
@@ -21,19 +23,20 @@ class Session:
 
     def __init__(self, path: Path) -> None:
         """Load `path`. Raises ExportError where the runtime refuses it."""
-        from executorch.runtime import Runtime, Verification
-
+        self.path = path
         register_kernels()
+        from executorch.extension.pybindings import _portable_lib
+
         try:
             with native_log():
                 # The method keeps no reference to its program: both must outlive every step.
-                self._program = Runtime.get().load_program(path, verification=Verification.Minimal)
+                self._program = _portable_lib._load_program(str(path))
+                if "forward" not in {self._program.get_method_name(n) for n in range(self._program.num_methods())}:
+                    raise ExportError(f"{path.name} has no method 'forward'")
                 self._method = self._program.load_method("forward")
         except RuntimeError as error:
             raise ExportError(f"{path.name} does not load in the ExecuTorch runtime: {error}") from None
-        if self._method is None:
-            raise ExportError(f"{path.name} has no method 'forward'")
-        about = self._method.metadata
+        about = self._method.method_meta()
         self.longest: int = about.input_tensor_meta(0).sizes()[-1]
         self.window: int | None = self.longest if about.num_inputs() == 1 else None
 
@@ -67,7 +70,7 @@ class Session:
         try:
             with native_log():
                 # A copy: the runtime may write the next result into the same memory.
-                return self._method.execute(inputs)[0].to(torch.float32, copy=True)
+                return self._method(inputs)[0].to(torch.float32, copy=True)
         except RuntimeError as error:
             raise ExportError(f"{what} failed in the runtime: {error}") from None
 
@@ -86,14 +89,26 @@ class Session:
                 return made
 
 
+@cache
 def register_kernels() -> None:
-    """Load the runtime and the kernel libraries that register themselves on import."""
-    for name in (
-        "executorch.runtime",
-        "executorch.kernels.quantized",
-        "executorch.extension.llm.custom_ops.custom_ops",
+    """Load the runtime and the libraries of kernels beside it.
+
+    Not by the packages that wrap them: those import all of the export stack, and of torch's compiler, to which a
+    process that runs a program has no use. Raises ToolchainError where a library is not where it was.
+    """
+    import torch
+
+    import_module("executorch.extension.pybindings._portable_lib")
+    for package, library in (
+        ("executorch.kernels.quantized", "quantized_ops_aot_lib"),
+        ("executorch.extension.llm.custom_ops", "custom_ops_aot_lib"),
     ):
-        import_module(name)
+        spec = find_spec(package)
+        folders = spec.submodule_search_locations if spec else None
+        found = [path for folder in folders or () for path in Path(folder).glob(f"*{library}.*")]
+        if len(found) != 1:
+            raise ToolchainError(f"{package} holds no {library}", "install executorch again: pip install executorch")
+        torch.ops.load_library(found[0])
 
 
 @contextlib.contextmanager

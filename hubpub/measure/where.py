@@ -16,6 +16,7 @@ from typing import Any
 from hubpub.config import Recipe
 from hubpub.errors import UsageError
 from hubpub.model.checkpoint import Checkpoint
+from hubpub.workspace import integers_of
 
 # What the order of additions may change of a residual stream, as a share of its norm; where values are rounded to
 # bfloat16 or int8 on the way, a difference in the last bit becomes a whole step.
@@ -83,7 +84,7 @@ def where(pte: Path, checkpoint: Checkpoint, recipe: Recipe, tokens: Sequence[in
 
     with torch.no_grad():
         original = _residuals(loader.load(checkpoint, dtype=torch.float32), tokens)
-        model = _quantized(checkpoint, recipe)
+        model = _quantized(checkpoint, recipe, integers_of(pte))
         healthy = _residuals(model, tokens)
         total, found, differing = _read_back(pte, model)
         suspect = _exported_residuals(model, checkpoint, recipe, tokens)
@@ -96,13 +97,12 @@ def where(pte: Path, checkpoint: Checkpoint, recipe: Recipe, tokens: Sequence[in
     return Drift(total, found, tuple(differing), layers, limit, first)
 
 
-def _quantized(checkpoint: Checkpoint, recipe: Recipe) -> Any:
-    from hubpub.export.quantize import quantize, register_operators
+def _quantized(checkpoint: Checkpoint, recipe: Recipe, kept: Path) -> Any:
+    from hubpub.export.calibrate import apply_recipe
     from hubpub.model import loader
 
-    register_operators()
     model = loader.load_mapped(checkpoint, dtype=loader.DTYPES[recipe.dtype])
-    quantize(model, recipe, checkpoint.family)
+    apply_recipe(model, checkpoint, recipe, kept=kept if kept.exists() else None)
     return model
 
 
