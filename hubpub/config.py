@@ -85,17 +85,26 @@ class Scheme(Frozen):
 class Gates(Frozen):
     """Limits a cell must meet to be published. KL in nats, errors in logits, the others as fractions of 1.
 
+    With `baseline_max`, KL and disagreement on the next token may be so many times those of the baseline: the source
+    with what the recipe cannot avoid (int8 activations, else bfloat16). They may always be what `kl_mean_max` and
+    `top1_min` say.
+
     The `lowering` limits are on what the file does that its own quantized weights, run eagerly, do not: mean KL, and
-    the relative difference of perplexity.
+    the relative difference of perplexity. `prefill_kl_mean_max` is on a text read in pieces against token by token. Of
+    a model that differs from itself when its input changes in the last bits, these two may be `noise_max` and
+    `prefill_noise_max` times that noise.
     """
 
     logit_error_max: float | None = Field(default=None, gt=0)
     kl_mean_max: float = Field(gt=0)
     top1_min: float = Field(ge=0, le=1)
-    prefill_error_max: float = Field(default=0.5, gt=0)
+    baseline_max: float | None = Field(default=None, ge=1)
+    prefill_kl_mean_max: float = Field(default=0.001, gt=0)
+    prefill_noise_max: float = Field(default=2.0, ge=1)
     greedy_first_token_min: float = Field(default=0.0, ge=0, le=1)
     greedy_exact_min: float = Field(default=0.0, ge=0, le=1)
-    lowering_kl_mean_max: float = Field(default=0.005, gt=0)
+    lowering_kl_mean_max: float = Field(default=0.0005, gt=0)
+    noise_max: float = Field(default=1.5, ge=1)
     lowering_perplexity_max: float = Field(default=0.01, gt=0)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, SupportsFloat, TypeVar
 
@@ -20,7 +21,7 @@ from hubpub.files import write_atomic
 T = TypeVar("T", bound=BaseModel)
 
 # Raised when what is measured, or how, changes: a cell measured the old way is measured again, and not exported again.
-MEASURING = 3
+MEASURING = 4
 
 
 class Fact(BaseModel):
@@ -167,8 +168,10 @@ class Logits(Fact):
     """Agreement of the program's logits with the eager original in float32, teacher-forced token by token.
 
     `kl_mean` and `kl_p999` are nats; `error_max` is the largest absolute difference of a logit; `prefill_error_max`
-    compares the program's own prefill with its own token-by-token decode; perplexities are of the passage. The `floor`
-    figures are of the original in bfloat16 against itself in float32: what rounding alone changes.
+    compares the program's own prefill with its own token-by-token decode, as `prefill_kl_mean` (nats, over the ends of
+    `prefill_rows` pieces) and `prefill_top1` do; perplexities are of the passage. The `floor` figures are of the
+    original in bfloat16 against itself in float32: what rounding alone changes. The `baseline` figures are of the
+    original with what the recipe cannot avoid: int8 activations where it has them, else bfloat16.
     """
 
     tokens: int
@@ -182,23 +185,34 @@ class Logits(Fact):
     perplexity_original: float
     floor_top1_agreement: float | None = None
     floor_kl_mean: float | None = None
+    prefill_kl_mean: float | None = None
+    prefill_top1: float | None = None
+    prefill_rows: int = 0
+    baseline_top1_agreement: float | None = None
+    baseline_kl_mean: float | None = None
 
 
 class Greedy(Fact):
-    """Greedy continuations against the eager original: share of prompts that start and that go on the same way."""
+    """Greedy continuations against the eager original: share of prompts that start and that go on the same way.
+
+    `first_token_or_tie` also counts a first token that the original holds as likely as its own, within `tie` nats.
+    """
 
     prompts: int
     new_tokens: int
     first_token: float
     exact: float
     mean_common_prefix: float
+    first_token_or_tie: float | None = None
+    tie: float | None = None
 
 
 class Lowering(Fact):
     """Agreement of the program's logits with the same quantized weights run eagerly, on the same tokens.
 
     What lowering, the cache and the kernels changed, without what quantization changed: nats, logits, and the
-    perplexity of the eager model.
+    perplexity of the eager model. `noise_kl_mean` is how far the eager model is from itself when its input changes in
+    the last bits (of a bfloat16 model: how far rounding takes it from float32): no file can be expected to be closer.
     """
 
     kl_mean: float
@@ -206,15 +220,24 @@ class Lowering(Fact):
     top1_agreement: float
     error_max: float
     perplexity: float
+    noise_kl_mean: float | None = None
 
 
 class TokenizerCheck(Fact):
     """The shipped tokenizer against the model: the share of prompts it gives back unchanged, its largest id (which
-    must be below the vocabulary), and whether it begins a text with the model's own first token."""
+    must be below the vocabulary), and whether it begins a text with the model's own first token by itself.
+
+    `num_bos` is how many first tokens an app must ask the runner to put before a text, whose tokenizer adds none.
+    `chat_template` says whether conversations put together from the texts on the card (system, several turns) are what
+    the chat template makes of them, token for token, and whether the token that closes a turn ends a generation; None
+    for a model without a template.
+    """
 
     round_trips: float
     largest_id: int
     begins_with_bos: bool
+    num_bos: int = 1
+    chat_template: bool | None = None
 
 
 class RunnerCheck(Fact):
@@ -246,15 +269,35 @@ class Turns(Fact):
     end: str
     system: tuple[str, str] | None = None
 
+    def conversation(self, messages: Sequence[tuple[str, str]]) -> str:
+        """Messages (role, content), of the system at first or not at all and then of user and assistant in turns, as
+        the model reads them before it answers."""
+        text, (role, content) = "", messages[0]
+        if role == "system":
+            if self.system is None:
+                raise ValueError("the chat template has no message of the system")
+            text, messages = self.system[0] + content + self.system[1], messages[1:]
+        else:
+            text = self.opening
+        for role, content in messages:
+            text += content + (self.reply if role == "user" else self.again)
+        return text
+
 
 class PromptFormat(Fact):
-    """What is put around a text: `bos` is the token every text begins with ("" for none), put there by who encodes it.
+    """What stands around a text: `bos` is the token the model wants every text to begin with ("" for none).
 
-    ExecuTorch's LLM runner does so where it is told to (`num_bos=1`).
+    The runner puts it there (`num_bos` = 1); `adds_bos` says whether the shipped tokenizer does so by itself elsewhere.
     """
 
     bos: str
     turns: Turns | None = None
+    adds_bos: bool = True
+
+    @property
+    def num_bos(self) -> int:
+        """How many first tokens the runner is asked to put before a text."""
+        return 1 if self.bos else 0
 
 
 class Parity(Fact):

@@ -15,7 +15,7 @@ from typing import Literal
 
 from hubpub.config import Card, Gates, locate
 from hubpub.errors import ConfigError, GateError
-from hubpub.facts import Accepted, CardFacts, CellFacts, Gate, Parity, Program, rounded
+from hubpub.facts import Accepted, CardFacts, CellFacts, Gate, Logits, Parity, Program, rounded
 from hubpub.matrix import Cell
 
 Verdict = Literal["better", "worse", "same", "changed", "not comparable"]
@@ -27,20 +27,30 @@ def evaluate_gates(limits: Gates, parity: Parity, program: Program, vocabulary: 
     What facts of an older release do not hold, and what a layout does not have, is not judged.
     """
     logits, greedy, runner, lowering = parity.logits, parity.greedy, parity.runner, parity.lowering
+    noise = lowering.noise_kl_mean or 0.0 if lowering is not None else 0.0
+    first = greedy.first_token if greedy.first_token_or_tie is None else greedy.first_token_or_tie
+    kl, top1 = _quality_limits(limits, logits)
     gates = [
         _gate("finite_logits", "min", 1.0, float(logits.finite)),
-        _gate("kl_mean", "max", limits.kl_mean_max, logits.kl_mean),
-        _gate("top1_agreement", "min", limits.top1_min, logits.top1_agreement),
-        _gate("prefill_error_max", "max", limits.prefill_error_max, logits.prefill_error_max),
-        _gate("greedy_first_token", "min", limits.greedy_first_token_min, greedy.first_token),
+        _gate("kl_mean", "max", kl, logits.kl_mean),
+        _gate("top1_agreement", "min", top1, logits.top1_agreement),
+        _gate("greedy_first_token", "min", limits.greedy_first_token_min, first),
         _gate("greedy_exact", "min", limits.greedy_exact_min, greedy.exact),
     ]
+    if logits.prefill_kl_mean is not None:
+        limit = max(limits.prefill_kl_mean_max, limits.prefill_noise_max * noise)
+        gates.append(_gate("prefill_kl_mean", "max", rounded(limit), logits.prefill_kl_mean))
     if lowering is not None:
         # Worse than not knowing: a model that reads with a foreign tokenizer, or whose weights are damaged.
         gates.append(_gate("original_perplexity", "max", vocabulary / 2, logits.perplexity_original))
-        gates.append(_gate("lowering_kl_mean", "max", limits.lowering_kl_mean_max, lowering.kl_mean))
+        limit = max(limits.lowering_kl_mean_max, limits.noise_max * noise)
+        gates.append(_gate("lowering_kl_mean", "max", rounded(limit), lowering.kl_mean))
         difference = rounded(abs(logits.perplexity / lowering.perplexity - 1))
-        gates.append(_gate("lowering_perplexity", "max", limits.lowering_perplexity_max, difference))
+        # The mean of as many surprises as there are tokens, each off by the noise, is itself off by this much.
+        chance = 3 * math.sqrt(2 * noise / logits.tokens)
+        gates.append(
+            _gate("lowering_perplexity", "max", rounded(max(limits.lowering_perplexity_max, chance)), difference)
+        )
     if parity.stop_tokens is not None:
         told = program.metadata.get("get_eos_ids", program.metadata.get("get_eos_id"))
         ids = set(told) if isinstance(told, tuple) else {told}
@@ -48,13 +58,24 @@ def evaluate_gates(limits: Gates, parity: Parity, program: Program, vocabulary: 
     if parity.tokenizer is not None:
         fits = parity.tokenizer
         counted = runner is None or runner.prompt_tokens == runner.prompt_tokens_original
-        good = fits.round_trips == 1 and fits.largest_id < vocabulary and fits.begins_with_bos and counted
+        good = fits.round_trips == 1 and fits.largest_id < vocabulary and counted
         gates.append(_gate("tokenizer_fits", "min", 1.0, float(good)))
+        if fits.chat_template is not None:
+            gates.append(_gate("chat_template_fits", "min", 1.0, float(fits.chat_template)))
     if runner is not None:
         gates.append(_gate("llm_runner_matches", "min", 1.0, float(runner.matches_decode_loop)))
     if limits.logit_error_max is not None:
         gates.append(_gate("logit_error_max", "max", limits.logit_error_max, logits.error_max))
     return tuple(gates)
+
+
+def _quality_limits(limits: Gates, logits: Logits) -> tuple[float, float]:
+    """The largest KL and the least agreement: those of the recipe, or what the baseline of this very model allows."""
+    kl, top1 = limits.kl_mean_max, limits.top1_min
+    if limits.baseline_max is not None and logits.baseline_kl_mean is not None:
+        kl = max(kl, limits.baseline_max * logits.baseline_kl_mean)
+        top1 = min(top1, 1 - limits.baseline_max * (1 - (logits.baseline_top1_agreement or 1.0)))
+    return rounded(kl), rounded(top1)
 
 
 def with_current_gates(cell: Cell, facts: CellFacts) -> CellFacts:

@@ -19,6 +19,8 @@ _GATES = {
     "top1_agreement": "agreement on the next token",
     "logit_error_max": "largest logit error",
     "prefill_error_max": "largest logit difference between prefill and decode",
+    "prefill_kl_mean": "KL, mean, of a text in pieces against token by token",
+    "chat_template_fits": "conversations are written as the chat template writes them",
     "greedy_first_token": "greedy answers: same first token",
     "greedy_exact": "greedy answers: same text",
     "original_perplexity": "perplexity of the original",
@@ -29,7 +31,7 @@ _GATES = {
     "llm_runner_matches": "the LLM runner gives the same text",
 }
 _SHARES = {"top1_agreement", "greedy_first_token", "greedy_exact", "lowering_perplexity"}
-_FLAGS = {"finite_logits", "llm_runner_matches", "eos_ids", "tokenizer_fits"}
+_FLAGS = {"finite_logits", "llm_runner_matches", "eos_ids", "tokenizer_fits", "chat_template_fits"}
 
 
 def cell(text: str) -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hubpub.make.rebuild import Comparison
     from hubpub.measure.chat import Reply
     from hubpub.measure.compare import CardDiff
-    from hubpub.measure.where import Drift
+    from hubpub.measure.drift import Drift
     from hubpub.plan import Step
     from hubpub.release.run import Report
 

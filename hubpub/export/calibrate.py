@@ -20,7 +20,16 @@ from safetensors.torch import load_file, save_file
 from hubpub.config import Recipe, Scheme
 from hubpub.data import calibration
 from hubpub.errors import SourceError
-from hubpub.export.quantize import CLIPS, EPS, DynamicLinear, layer_schemes, pack, quantize, register_operators
+from hubpub.export.quantize import (
+    CLIPS,
+    EPS,
+    DynamicLinear,
+    layer_schemes,
+    pack,
+    quantize,
+    register_operators,
+    to_int8_and_back,
+)
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.widened import narrow, widen
 
@@ -161,7 +170,7 @@ class _Inputs:
             self.x, width = x, x.shape[-1]
             self.hessian = torch.zeros(width, width)
             for rows in x.reshape(-1, width).split(1024):
-                seen = DynamicLinear.rounded(rows)
+                seen = to_int8_and_back(rows)
                 self.hessian.addmm_(seen.T, seen)
         return self.hessian
 

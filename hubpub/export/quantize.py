@@ -169,6 +169,14 @@ def unpack(packed: torch.Tensor, *, low_first: bool) -> torch.Tensor:
     return torch.stack((low, high) if low_first else (high, low), -1).flatten(-2)
 
 
+def to_int8_and_back(x: torch.Tensor) -> torch.Tensor:
+    """x [..., in] float32 as XNNPACK's kernels see it: int8 with one scale and zero point per row."""
+    lowest, highest = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
+    step = ((highest - lowest) / 255).clamp(min=EPS)
+    zero = (-128 - lowest / step).round().clamp(-128, 127)
+    return (((x / step).round() + zero).clamp(-128, 127) - zero) * step
+
+
 class DynamicLinear(nn.Module):
     """Integer weights with activations quantized per token at run time: the form XNNPACK has kernels for.
 
@@ -199,7 +207,7 @@ class DynamicLinear(nn.Module):
         if torch.compiler.is_exporting():
             result: torch.Tensor = torch.ops.hubpub.dynamic_linear(x, self.name, self.out_features)
             return result
-        rounded = self.rounded(x)
+        rounded = to_int8_and_back(x)
         parts = []
         rows = max(1, (16 << 20) // self.in_features)
         for first in range(0, self.out_features, rows):
@@ -210,14 +218,6 @@ class DynamicLinear(nn.Module):
             weight = (weight * scales.reshape(values.shape[0], -1, 1)).flatten(1)
             parts.append(nn.functional.linear(rounded, weight))
         return torch.cat(parts, -1)
-
-    @staticmethod
-    def rounded(x: torch.Tensor) -> torch.Tensor:
-        """x [..., in] float32 as the kernel sees it: int8, with a scale and a zero point per token."""
-        lowest, highest = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
-        step = ((highest - lowest) / 255).clamp(min=EPS)
-        zero = (-128 - lowest / step).round().clamp(-128, 127)
-        return (((x / step).round() + zero).clamp(-128, 127) - zero) * step
 
 
 class QuantizedEmbedding(nn.Module):

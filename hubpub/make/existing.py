@@ -16,17 +16,17 @@ from hubpub.gates import evaluate_gates
 from hubpub.hub.sources import download_source
 from hubpub.matrix import cells, select
 from hubpub.measure.bench import speed
+from hubpub.measure.drift import locate_drift
 from hubpub.measure.inspect import inspect
 from hubpub.measure.parity import SCALE_TOKENS, measure, text_length
 from hubpub.measure.prompting import Reader
-from hubpub.measure.where import where as look
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.scale import build
 from hubpub.plan import Step, plan
 from hubpub.workspace import Workspace
 
 if TYPE_CHECKING:
-    from hubpub.measure.where import Drift
+    from hubpub.measure.drift import Drift
 
 Progress = Callable[[str, float], None]
 WHERE_TOKENS = 96
@@ -134,7 +134,7 @@ def validate(target: Target, workspace: Workspace, progress: Progress, *, where:
     if where:
         progress("where", 0.0)
         reader = Reader(checkpoint.folder, checkpoint.family.begins_with_bos)
-        drift = look(target.pte, checkpoint, recipe, reader.encode(data.passage())[:WHERE_TOKENS])
+        drift = locate_drift(target.pte, checkpoint, recipe, reader.encode(data.passage())[:WHERE_TOKENS])
     return Validation(target.name, parity, evaluate_gates(recipe.gates, parity, program, vocabulary), drift)
 
 

@@ -1,21 +1,24 @@
-"""Does the program say what the original says? Figures against the eager model; hubpub.gates says what must be met.
+"""Does the program say what its source says? Figures against the eager model; hubpub.gates says what must be met.
 
 Three comparisons tell what broke:
 
-- with the *original* in float32, unpatched: everything the export did to the model, quantization included;
-- with the program's *own quantized weights* run eagerly: what lowering, cache and kernels did. Quantization cancels
-  out, so the limit is tight: a sliding window off by one, a wrong rotary base or a damaged constant shows here;
-- of the program with *itself*: a prompt read at once and in two parts against token by token.
+- with the *reference*, the source in float32 and unpatched: everything the export did, quantization included;
+- with the program's *own quantized weights* run eagerly: what lowering, cache and kernels did;
+- of the program with *itself*: a text read in pieces against token by token.
 
-The original is run once per variant and kept on disk (`Reference`); every cell is then held against it, teacher-forced
-over a text that is longer than the sliding window, and by greedy continuation of prompts.
+None of them can be closer than the model is to itself. So the source is also run in bfloat16 and with int8 activations,
+and the quantized model with its input changed in the last bits (see hubpub.measure.baselines).
+
+What the reference says of a text longer than the sliding window is computed once per variant and kept on disk
+(`Reference`); every cell reads the same text and is compared with it. A cell also continues prompts greedily, and the
+reference is asked whether it would have gone on the same way. Texts are encoded as the LLM runner does: no special
+tokens but the first one, where the model wants that.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -35,7 +38,7 @@ from hubpub.facts import (
     rounded,
 )
 from hubpub.files import write_atomic
-from hubpub.measure.prompting import Reader
+from hubpub.measure.prompting import Reader, chat_template_fits
 from hubpub.measure.runtime import Session
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.workspace import integers_of
@@ -44,29 +47,42 @@ NEW_TOKENS = 24
 # Tokens of the text that is compared: of a real model, and of a scale model in a rehearsal.
 TOKENS, SCALE_TOKENS = 2048, 512
 # A program that is slow reads less of the text than this many seconds allow, but always past its sliding window.
-SECONDS = 900.0
-_ROWS = 256
+SECONDS = 300.0
+_ROWS = 64
+# Two first tokens that the reference holds this close, in nats (a factor of 1.1 in probability), are a tie: whoever
+# rounds differently decides it otherwise, as the source in bfloat16 does for one prompt of 16.
+TIE = 0.1
 Progress = Callable[[str, float], None]
+# Logits [end - begin, vocabulary] of the rows begin to end.
+Rows = Callable[[int, int], Any]
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What the original model says: `tokens` of a text, its logits [tokens, vocabulary] float32, and for each prompt
-    its token ids and greedy continuation of at most `new_tokens`.
+    """What the source in float32 says: `tokens` of a text and its logits [tokens, vocabulary] float32; and the token
+    ids of prompts, to be continued by at most `new_tokens`.
 
-    With a `window`, every `window` consecutive tokens are a text of their own, and a continuation ends with it. The
-    `floor` is how far the original in bfloat16 is from itself: top-1 agreement, and mean KL in nats.
+    With a `window`, every `window` consecutive tokens are a text of their own, and a continuation ends with it. `bf16`
+    and `int8_activations` are what the source is against itself with those: top-1 agreement, and mean KL in nats.
     """
 
     tokens: tuple[int, ...]
     logits: Any
     prompts: tuple[tuple[int, ...], ...]
-    continuations: tuple[tuple[int, ...], ...]
     stop: tuple[int, ...]
     new_tokens: int
     window: int | None
-    floor_top1: float
-    floor_kl: float
+    bf16: tuple[float, float]
+    int8_activations: tuple[float, float]
+
+    def baseline(self, recipe: Recipe) -> tuple[float, float]:
+        """Top-1 agreement and mean KL of the source with what `recipe` cannot avoid."""
+        return self.int8_activations if _dynamic(recipe) else self.bf16
+
+
+def _dynamic(recipe: Recipe) -> bool:
+    schemes = (recipe.linear, recipe.head, *(override.scheme for override in recipe.override))
+    return any(scheme is not None and scheme.activation is not None for scheme in schemes)
 
 
 def text_length(context: int, *, scale_model: bool) -> int:
@@ -84,7 +100,7 @@ def measure(
     tokenizer_file: Path | None = None,
     texts: tuple[str, Sequence[str]] | None = None,
 ) -> Parity:
-    """Run the file against its original, and once through ExecuTorch's LLM runner with the shipped tokenizer.
+    """Run the file against its reference, and once through ExecuTorch's LLM runner with the shipped tokenizer.
 
     `length` is how many tokens of text are compared (see `text_length`); `references` a folder that keeps what the
     original said; `tokenizer_file` the tokenizer.json that is shipped (default: the checkpoint's); `texts` what to
@@ -96,22 +112,24 @@ def measure(
     reader = Reader(checkpoint.folder, checkpoint.family.begins_with_bos)
     shipped = tokenizer_file or checkpoint.folder / "tokenizer.json"
     texts = texts or (data.passage(), [prompt.text for prompt in data.prompts()])
-    # Before the program is loaded: a machine need not hold what the original needs and the program at once.
+    # Before the program is loaded: a machine need not hold what the reference needs and the program at once.
     reference(checkpoint, reader, texts, length, references, progress, window=recipe.window)
     session = Session(pte)
     prompt, stop = texts[1][0], checkpoint.stop_tokens()
     said = session.generate(reader.encode(prompt), NEW_TOKENS, stop) if session.window is None else None
-    parity = hold(session, checkpoint, recipe, texts, length, references, progress)
+    parity = compare_to_reference(session, checkpoint, recipe, texts, length, references, progress)
     runner = None
     if said is not None:
         progress("llm runner", 0.0)
         answer = bench.ask_runner(pte, shipped, prompt, NEW_TOKENS, num_bos=len(reader.bos))
         runner = bench.check_runner(answer, prompt, said, stop, reader)
-    fits = check_tokenizer(shipped, reader.bos, texts[1])
+    fits = check_tokenizer(shipped, reader.bos, texts[1]).model_copy(
+        update={"num_bos": len(reader.bos), "chat_template": chat_template_fits(reader, shipped, stop)}
+    )
     return parity.model_copy(update={"runner": runner, "tokenizer": fits})
 
 
-def hold(
+def compare_to_reference(
     session: Session,
     checkpoint: Checkpoint,
     recipe: Recipe,
@@ -120,23 +138,22 @@ def hold(
     references: Path,
     progress: Progress,
 ) -> Parity:
-    """A loaded program held against its original over (text, prompts): everything but tokenizer and LLM runner.
+    """A loaded program compared with its source over (text, prompts): everything but tokenizer and LLM runner.
 
     The program is let go before its quantized weights are run eagerly: a machine need not hold both.
     """
     reader = Reader(checkpoint.folder, checkpoint.family.begins_with_bos)
-    original = reference(checkpoint, reader, texts, length, references, progress, window=session.window)
-    ours, logits = compare_logits(session, original, checkpoint.config, progress)
-    greedy = compare_greedy(session, original, progress)
+    known = reference(checkpoint, reader, texts, length, references, progress, window=session.window)
+    ours, logits = compare_logits(session, known, recipe, checkpoint.config, progress)
+    greedy = compare_greedy(session, checkpoint, known, progress)
     session.close()
-    progress("quantized weights", 0.0)
-    lowering = compare_lowering(ours, checkpoint, recipe, original, integers_of(session.path))
+    lowering = compare_lowering(ours, checkpoint, recipe, known, progress, integers_of(session.path))
     return Parity(
         logits=logits,
         greedy=greedy,
         runner=None,
         lowering=lowering,
-        stop_tokens=original.stop,
+        stop_tokens=known.stop,
         measuring=MEASURING,
     )
 
@@ -173,28 +190,33 @@ def reference(
     name = f"reference-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
     table, data = folder / f"{name}.json", folder / f"{name}.safetensors"
     if not table.exists() or not data.exists():
-        from hubpub.measure.original import original
+        from hubpub.measure.baselines import int8_activations
+        from hubpub.measure.reference_model import reference_model
         from hubpub.model.loader import load
 
-        model = original(checkpoint)
-        made = []
+        model = reference_model(checkpoint)
         with torch.no_grad():
-            progress("original: passage", 0.0)
+            progress("reference: text", 0.0)
             logits = eager_logits(model, tokens, window)
-            for number, prompt in enumerate(encoded):
-                progress("original: prompts", number / len(encoded))
-                made.append(_eager_greedy(model, prompt, stop, new_tokens, window))
+            progress("reference: int8 activations", 0.0)
+            with int8_activations(model):
+                activations = _agreement(_rows(logits), EagerLogits(model, tokens, window), tokens)
             del model
-            progress("original: bfloat16", 0.0)
-            rounded = eager_logits(load(checkpoint, dtype=torch.bfloat16), tokens, window)
-        floor = _agreement(logits, rounded, tokens)
-        del rounded
+            progress("reference: bfloat16", 0.0)
+            model = load(checkpoint, dtype=torch.bfloat16)
+            bf16 = _agreement(_rows(logits), EagerLogits(model, tokens, window), tokens)
+            del model
         folder.mkdir(parents=True, exist_ok=True)
         # Two cells of a variant may get here at once: each writes a file of its own, the last rename wins.
         temporary = data.with_name(f".{data.name}.{os.getpid()}.tmp")
         save_file({"logits": logits.contiguous()}, temporary)
         temporary.replace(data)
-        write_atomic(table, json.dumps({"continuations": made, "floor": [floor.top1, floor.kl_mean]}).encode())
+        del logits
+        kept = {
+            "bf16": [bf16.top1, bf16.kl_mean],
+            "int8_activations": [activations.top1, activations.kl_mean],
+        }
+        write_atomic(table, json.dumps(kept).encode())
     with safe_open(data, "pt") as file:
         logits = file.get_tensor("logits")
     kept = json.loads(table.read_text())
@@ -202,64 +224,52 @@ def reference(
         tokens=tuple(tokens),
         logits=logits,
         prompts=tuple(map(tuple, encoded)),
-        continuations=tuple(map(tuple, kept["continuations"])),
         stop=tuple(stop),
         new_tokens=new_tokens,
         window=window,
-        floor_top1=kept["floor"][0],
-        floor_kl=kept["floor"][1],
+        bf16=tuple(kept["bf16"]),
+        int8_activations=tuple(kept["int8_activations"]),
     )
+
+
+class EagerLogits:
+    """Logits of an eager model over a text, computed some rows at a time: a large vocabulary is never all in memory.
+
+    Consecutive windows are texts of their own, where a `window` is given.
+    """
+
+    def __init__(self, model: Any, tokens: Sequence[int], window: int | None) -> None:
+        import torch
+
+        self.model = model
+        texts = torch.tensor([list(tokens)]).reshape(-1, window or len(tokens))
+        states = [model.model(input_ids=text.unsqueeze(0), use_cache=False).last_hidden_state[0] for text in texts]
+        self.states = torch.cat(states)
+
+    def __call__(self, begin: int, end: int) -> Any:
+        """Logits [end - begin, vocabulary] float32, as the model's own forward makes them of its last states."""
+        import torch
+
+        logits = self.model.lm_head(self.states[begin:end])
+        if cap := getattr(self.model.config, "final_logit_softcapping", None):
+            logits = torch.tanh(logits / cap) * cap
+        return logits.float()
 
 
 def eager_logits(model: Any, tokens: Sequence[int], window: int | None) -> Any:
     """Logits [tokens, vocabulary] float32 of an eager model: of one text, or of consecutive windows."""
     import torch
 
-    if window is None:
-        return _sliced_logits(model, torch.tensor([list(tokens)]))
-    rows = torch.tensor(list(tokens)).reshape(-1, window)
-    return torch.cat([model(row.unsqueeze(0)).logits[0].float() for row in rows])
+    rows = EagerLogits(model, tokens, window)
+    logits = torch.empty(len(tokens), model.config.vocab_size)
+    for begin in range(0, len(tokens), _ROWS):
+        end = min(begin + _ROWS, len(tokens))
+        logits[begin:end] = rows(begin, end)
+    return logits
 
 
-def _sliced_logits(model: Any, tokens: Any) -> Any:
-    """Logits [S, vocabulary] float32 of tokens [1, S], as `model(tokens)` gives them, in one table of that size.
-
-    The decoder runs once; the head, and what the model does to its logits, run on slices of what came out of it. At
-    once, a vocabulary of 262,144 takes 2 GB for 2,048 tokens, and as much again for each step.
-    """
-    import torch
-
-    decoder = model.model
-    whole = decoder(input_ids=tokens)
-    found = None
-    try:
-        for first in range(0, tokens.shape[1], _ROWS):
-            hidden = whole.last_hidden_state[:, first : first + _ROWS]
-            decoder.forward = lambda *_, hidden=hidden, **__: type(whole)(**{**whole, "last_hidden_state": hidden})
-            part = model(tokens[:, first : first + _ROWS]).logits[0].float()
-            if found is None:
-                found = torch.empty(tokens.shape[1], part.shape[1])
-            found[first : first + _ROWS] = part
-    finally:
-        del decoder.forward
-    return found
-
-
-def _eager_greedy(
-    model: Any, prompt: Sequence[int], stop: Sequence[int], new_tokens: int, window: int | None
-) -> list[int]:
-    import torch
-
-    made: list[int] = []
-    past, tokens = None, torch.tensor([list(prompt)])
-    while len(made) < new_tokens:
-        out = model(tokens, past_key_values=past, use_cache=window is None, logits_to_keep=1)
-        past = out.past_key_values
-        made.append(int(out.logits[0, -1].argmax()))
-        if made[-1] in stop:
-            break
-        tokens = torch.tensor([made[-1:]] if window is None else [[*prompt, *made]])
-    return made
+def _rows(logits: Any) -> Rows:
+    return lambda begin, end: logits[begin:end]
 
 
 @dataclass(frozen=True)
@@ -274,152 +284,199 @@ class _Agreement:
     perplexity_of_first: float
 
 
-def _agreement(first: Any, second: Any, tokens: Sequence[int]) -> _Agreement:
-    """`second` held against `first`, logits [tokens, vocabulary]; a slice at a time, for vocabularies are large."""
+def _agreement(first: Rows, second: Rows, tokens: Sequence[int]) -> _Agreement:
+    """`second` compared with `first`, a slice at a time, for vocabularies are large."""
     import torch
 
     following = torch.tensor([*tokens[1:], 0]).unsqueeze(1)
     parts: list[tuple[Any, ...]] = []
     for begin in range(0, len(tokens), _ROWS):
         end = min(begin + _ROWS, len(tokens))
-        a, b = first[begin:end], second[begin:end]
-        p, q = a.log_softmax(-1), b.log_softmax(-1)
-        kl = (p.exp() * (p - q)).sum(-1).clamp(min=0)
+        a, b = first(begin, end), second(begin, end)
         next_ = following[begin:end]
-        same = a.argmax(-1) == b.argmax(-1)
-        parts.append((kl, same.float(), (a - b).abs().amax(-1), -p.gather(1, next_)[:, 0], -q.gather(1, next_)[:, 0]))
-    kl, same, error, surprise, ours = (torch.cat(column) for column in zip(*parts, strict=True))
+        same = (a.argmax(-1) == b.argmax(-1)).float()
+        p = a.softmax(-1)
+        surprise = -p.gather(1, next_)[:, 0].log()
+        # What the two normalizers differ by, from the difference itself: that of two large logarithms has no digits
+        # left where the models agree.
+        change = b - a
+        error = change.abs().amax(-1)
+        mean = torch.linalg.vecdot(p, change)
+        theirs = surprise - change.gather(1, next_)[:, 0]
+        normalizer = torch.linalg.vecdot(p, change.expm1_()).log1p()
+        kl = (normalizer - mean).clamp(min=0)
+        parts.append((kl, same, error, surprise, theirs + normalizer))
+    kl, same, error, surprise, theirs = (torch.cat(column) for column in zip(*parts, strict=True))
     return _Agreement(
         top1=rounded(same.mean()),
         kl_mean=rounded(kl.mean()),
         kl_p999=rounded(kl.quantile(0.999)),
         error_max=rounded(error.max()),
-        perplexity=rounded(ours[:-1].mean().exp()),
+        perplexity=rounded(theirs[:-1].mean().exp()),
         perplexity_of_first=rounded(surprise[:-1].mean().exp()),
     )
 
 
 def compare_logits(
-    session: Session, original: Reference, config: dict[str, Any], progress: Progress
+    session: Session, known: Reference, recipe: Recipe, config: dict[str, Any], progress: Progress
 ) -> tuple[Any, Logits]:
-    """The program's logits [tokens, vocabulary] over the text, and how they compare with the original's.
+    """The program's logits [tokens, vocabulary] over the text, and how they compare with the reference's.
 
-    A program with a cache reads the text token by token; then at once, and in two parts.
+    A program with a cache reads the text token by token; then again in pieces.
     """
     import torch
 
-    tokens = original.tokens
-    ours, error = _windows(session, tokens) if session.window else _decoded(session, tokens, config, progress)
+    tokens = known.tokens
+    if session.window:
+        ours, pieces, places = _windows(session, tokens, progress)
+    else:
+        ours, pieces, places = _decoded(session, tokens, config, progress)
     count = ours.shape[0]
-    found = _agreement(original.logits[:count], ours, tokens[:count])
+    progress("comparing", 0.0)
+    found = _agreement(_rows(known.logits), _rows(ours), tokens[:count])
+    same = _agreement(lambda begin, end: ours[places[begin:end]], _rows(pieces), [tokens[place] for place in places])
+    top1, kl = known.baseline(recipe)
     return ours, Logits(
         tokens=count,
-        finite=bool(torch.isfinite(ours).all()) and math.isfinite(error),
+        finite=bool(torch.isfinite(ours).all()) and bool(torch.isfinite(pieces).all()),
         top1_agreement=found.top1,
         kl_mean=found.kl_mean,
         kl_p999=found.kl_p999,
         error_max=found.error_max,
-        prefill_error_max=rounded(error),
+        prefill_error_max=same.error_max,
+        prefill_kl_mean=same.kl_mean,
+        prefill_top1=same.top1,
+        prefill_rows=len(places),
         perplexity=found.perplexity,
         perplexity_original=found.perplexity_of_first,
-        floor_top1_agreement=original.floor_top1,
-        floor_kl_mean=original.floor_kl,
+        floor_top1_agreement=known.bf16[0],
+        floor_kl_mean=known.bf16[1],
+        baseline_top1_agreement=top1,
+        baseline_kl_mean=kl,
     )
 
 
-def _decoded(session: Session, tokens: Sequence[int], config: dict[str, Any], progress: Progress) -> tuple[Any, float]:
+def _decoded(
+    session: Session, tokens: Sequence[int], config: dict[str, Any], progress: Progress
+) -> tuple[Any, Any, list[int]]:
+    """Logits token by token [tokens, vocabulary]; logits of the last token of each piece, and their positions."""
     import torch
 
-    # One table of all logits and no list of rows beside it: it is gigabytes.
-    ours = torch.empty(0)
+    rows: Any = None
     count = 0
     sliding = int((config.get("text_config") or config).get("sliding_window") or 0)
-    least, started = sliding + max(sliding // 2, 64), time.monotonic()
+    least, started = max(sliding + max(sliding // 2, 64), min(len(tokens), 256)), time.monotonic()
     for position, token in enumerate(tokens):
         if position % 32 == 0:
-            progress("passage", position / len(tokens))
+            progress("text", position / len(tokens))
             # In whole steps, so that a machine that is a little slower reads as much.
             if position >= least and position % 256 == 0 and time.monotonic() - started > SECONDS:
                 break
         row = session.step([token], position)
-        if position == 0:
-            ours = torch.empty(len(tokens), row.shape[0])
-        ours[position] = row
+        rows = torch.empty(len(tokens), row.numel()) if rows is None else rows
+        rows[position] = row
         count = position + 1
-    ours = ours[:count]
-    error = 0.0
-    # The whole text at once, and in two parts that meet in the middle of a sliding window.
-    cut = count // 2 + 3
-    for chunks in ([(0, count)], [(0, cut), (cut, count)]):
-        for first, end in chunks:
-            whole = session.step(tokens[first:end], first)
-        error = _largest(error, float((whole - ours[-1]).abs().max()))
-    return ours, error
+    ours = rows[:count]
+    # Twice over the whole text: in the longest pieces, and in pieces of a length that divides neither those nor a
+    # sliding window, so that they meet everywhere in it.
+    pieces: list[Any] = []
+    places: list[int] = []
+    for size in (session.longest, max(2, session.longest * 3 // 5 + 3)):
+        for first in range(0, count, size):
+            progress("text in pieces", first / count)
+            end = min(first + size, count)
+            pieces.append(session.step(tokens[first:end], first))
+            places.append(end - 1)
+    return ours, torch.stack(pieces), places
 
 
-def _windows(session: Session, tokens: Sequence[int]) -> tuple[Any, float]:
-    """Logits of consecutive windows, and how much a token's logits depend on the tokens after it: they must not."""
+def _windows(session: Session, tokens: Sequence[int], progress: Progress) -> tuple[Any, Any, list[int]]:
+    """Logits of consecutive windows; those of the first half of a window, which must not depend on the second."""
     import torch
 
     assert session.window is not None
-    rows = [session.score(tokens[first : first + session.window]) for first in range(0, len(tokens), session.window)]
+    rows = []
+    for first in range(0, len(tokens), session.window):
+        progress("text", first / len(tokens))
+        rows.append(session.score(tokens[first : first + session.window]))
     half = session.window // 2
-    error = float((session.score(tokens[:half]) - rows[0][:half]).abs().max())
-    return torch.cat(rows), error
-
-
-def _largest(one: float, other: float) -> float:
-    """The larger, where max() would lose what is not a number."""
-    return other if math.isnan(other) or other > one else one
+    return torch.cat(rows), session.score(tokens[:half]), list(range(half))
 
 
 def compare_lowering(
-    ours: Any, checkpoint: Checkpoint, recipe: Recipe, original: Reference, kept: Path | None = None
+    ours: Any,
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    known: Reference,
+    progress: Progress,
+    kept: Path | None = None,
 ) -> Lowering:
     """The program's logits over the text against those of the same quantized weights run eagerly."""
     import torch
 
     from hubpub.export.calibrate import apply_recipe
+    from hubpub.measure.baselines import perturbed
     from hubpub.model import loader
 
     count = ours.shape[0]
-    tokens = original.tokens[:count]
+    tokens = known.tokens[:count]
+    noise = known.bf16[1] if recipe.dtype == "bf16" else 0.0
     schemes = (recipe.linear, recipe.embedding, recipe.per_layer_embedding, recipe.head, *recipe.override)
     if recipe.dtype == "fp32" and not any(schemes):
-        eager = original.logits[:count]
+        found = _agreement(_rows(known.logits), _rows(ours), tokens)
     else:
+        progress("quantized weights", 0.0)
         model = loader.load_mapped(checkpoint, dtype=loader.DTYPES[recipe.dtype])
         apply_recipe(model, checkpoint, recipe, kept=kept if kept and kept.exists() else None)
         with torch.no_grad():
-            eager = eager_logits(model, tokens, original.window)
+            eager = EagerLogits(model, tokens, known.window)
+            found = _agreement(eager, _rows(ours), tokens)
+            if _dynamic(recipe):
+                progress("quantized weights, again", 0.0)
+                with perturbed(model):
+                    noise = _agreement(eager, EagerLogits(model, tokens, known.window), tokens).kl_mean
         del model
-    found = _agreement(eager, ours, tokens)
     return Lowering(
         kl_mean=found.kl_mean,
         kl_p999=found.kl_p999,
         top1_agreement=found.top1,
         error_max=found.error_max,
         perplexity=found.perplexity_of_first,
+        noise_kl_mean=noise,
     )
 
 
-def compare_greedy(session: Session, original: Reference, progress: Progress) -> Greedy:
-    """Continue every prompt greedily and compare with the original's continuation."""
-    first = exact = prefix = 0
-    for number, (prompt, wanted) in enumerate(zip(original.prompts, original.continuations, strict=True)):
-        progress("prompts", number / len(original.prompts))
-        made = session.generate(prompt, original.new_tokens, original.stop)
-        same = next(
-            (i for i, (a, b) in enumerate(zip(made, wanted, strict=False)) if a != b), min(len(made), len(wanted))
-        )
-        first += same > 0
-        exact += tuple(made) == wanted
-        prefix += same
-    count = len(original.prompts)
+def compare_greedy(session: Session, checkpoint: Checkpoint, known: Reference, progress: Progress) -> Greedy:
+    """Continue every prompt greedily, and ask the reference at each token whether it would have said the same.
+
+    Up to the first difference that is what its own greedy continuation says, at a fraction of the time.
+    """
+    import torch
+
+    from hubpub.measure.reference_model import reference_model
+
+    answers = []
+    for number, prompt in enumerate(known.prompts):
+        progress("prompts", number / len(known.prompts))
+        answers.append(session.generate(prompt, known.new_tokens, known.stop))
+    model = reference_model(checkpoint)
+    first = near = exact = prefix = 0
+    for number, (prompt, made) in enumerate(zip(known.prompts, answers, strict=True)):
+        progress("reference: prompts", number / len(known.prompts))
+        with torch.no_grad():
+            logits = EagerLogits(model, [*prompt, *made[:-1]], None)(len(prompt) - 1, len(prompt) + len(made) - 1)
+        same = (logits.argmax(-1) == torch.tensor(made)).long().cumprod(0)
+        first += int(same[0])
+        near += bool(logits[0, made[0]] >= logits[0].max() - TIE)
+        exact += bool(same.all())
+        prefix += int(same.sum())
+    count = len(known.prompts)
     return Greedy(
         prompts=count,
-        new_tokens=original.new_tokens,
+        new_tokens=known.new_tokens,
         first_token=rounded(first / count),
+        first_token_or_tie=rounded(near / count),
+        tie=TIE,
         exact=rounded(exact / count),
         mean_common_prefix=rounded(prefix / count),
     )

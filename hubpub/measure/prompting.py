@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hubpub.errors import SourceError
 from hubpub.facts import PromptFormat, Turns
+
+if TYPE_CHECKING:
+    pass
 
 # Private-use characters: no template and no tokenizer has them, so that what stands around them is the template's.
 _SYSTEM, _FIRST, _ANSWER, _SECOND = "\ue000", "\ue001", "\ue002", "\ue003"
@@ -32,6 +35,7 @@ class Reader:
         puts = first is not None and self.tokenizer("a").input_ids[:1] == [first]
         if begins_with_bos and first is None:
             raise SourceError(f"the tokenizer in {folder} names no bos_token", "ship that of the source")
+        self.adds_bos = puts
         self.bos: tuple[int, ...] = (first,) if (puts if begins_with_bos is None else begins_with_bos) else ()
 
     @property
@@ -52,7 +56,37 @@ def prompt_format(folder: Path, begins_with_bos: bool | None = None) -> PromptFo
     """What is put around a text for the model in `folder`. Raises SourceError where there is no tokenizer to read."""
     reader = Reader(folder, begins_with_bos)
     turns = _turns(reader.tokenizer, reader.bos_text) if reader.tokenizer.chat_template else None
-    return PromptFormat(bos=reader.bos_text, turns=turns)
+    return PromptFormat(bos=reader.bos_text, turns=turns, adds_bos=reader.adds_bos)
+
+
+def chat_template_fits(reader: Reader, shipped: Path, stop: Sequence[int]) -> bool | None:
+    """Whether conversations put together from `Turns` are, token for token, what the chat template makes of them.
+
+    `shipped` is the tokenizer.json an app has, which knows no template; `stop` are the ids that end a generation, of
+    which the end of a turn must be one. None where there is no template.
+    """
+    from tokenizers import Tokenizer
+
+    tokenizer = reader.tokenizer
+    if not tokenizer.chat_template:
+        return None
+    turns = _turns(tokenizer, str(tokenizer.bos_token or ""))
+    own = Tokenizer.from_file(str(shipped))
+    talk = [("user", "What is 2 + 3?"), ("assistant", "It is 5."), ("user", "And twice that?\nIn words.")]
+    talks = [talk[:1], talk]
+    if turns.system is not None:
+        talks += [[("system", "Answer briefly."), *some] for some in (talk[:1], talk)]
+    for messages in talks:
+        ids = tokenizer.apply_chat_template(
+            [{"role": role, "content": content} for role, content in messages],
+            add_generation_prompt=True,
+            return_dict=False,
+        )
+        said = own.encode(turns.conversation(messages), add_special_tokens=False).ids
+        if [*reader.bos, *said] != list(ids):
+            return False
+    end = own.encode(turns.end, add_special_tokens=False).ids
+    return len(end) == 1 and end[0] in stop
 
 
 def _turns(tokenizer: Any, bos: str) -> Turns:

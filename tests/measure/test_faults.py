@@ -28,10 +28,10 @@ from hubpub.export.quantize import quantize, register_operators
 from hubpub.facts import Gate, Parity, load
 from hubpub.gates import evaluate_gates
 from hubpub.matrix import cells, select
+from hubpub.measure.drift import locate_drift
 from hubpub.measure.inspect import inspect
-from hubpub.measure.parity import hold, measure
+from hubpub.measure.parity import compare_to_reference, measure
 from hubpub.measure.runtime import Session
-from hubpub.measure.where import where
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.loader import load_mapped
 from hubpub.model.scale import build
@@ -56,7 +56,7 @@ class Healthy:
     def gates(self, pte: Path | None = None, source: Path | None = None) -> dict[str, Gate]:
         """The gates of a program held against a source."""
         path, checkpoint = pte or self.pte, Checkpoint.open(source or self.source)
-        parity = hold(
+        parity = compare_to_reference(
             Session(path), checkpoint, self.recipe, (data.passage(), PROMPTS), TOKENS,
             self.references / checkpoint.folder.name, lambda stage, fraction: None,
         )  # fmt: skip
@@ -214,7 +214,7 @@ def test_a_file_cut_in_half(healthy: Healthy, tmp_path: Path) -> None:
 def test_a_figure_that_is_not_finite_can_be_kept(healthy: Healthy, tmp_path: Path) -> None:
     """A cell that failed for it leaves its facts behind, to be read again."""
     pte = healthy.damaged(tmp_path / "wrong.pte", "model.layers.4.mlp.gate_proj.scales", one_nan)
-    parity = hold(
+    parity = compare_to_reference(
         Session(pte), Checkpoint.open(healthy.source), healthy.recipe, (data.passage(), PROMPTS), TOKENS,
         healthy.references / healthy.source.name, lambda stage, fraction: None,
     )  # fmt: skip
@@ -226,10 +226,10 @@ def test_a_figure_that_is_not_finite_can_be_kept(healthy: Healthy, tmp_path: Pat
 def test_where_names_the_layer_and_the_weight(healthy: Healthy, tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(healthy.source)
     tokens = list(range(200, 260))
-    found = where(healthy.pte, checkpoint, healthy.recipe, tokens)
+    found = locate_drift(healthy.pte, checkpoint, healthy.recipe, tokens)
     assert (found.first, found.differing, found.found) == (None, (), found.weights)
     pte = healthy.damaged(tmp_path / "wrong.pte", "model.layers.2.mlp.up_proj.values", torch.zeros_like)
-    found = where(pte, checkpoint, healthy.recipe, tokens)
+    found = locate_drift(pte, checkpoint, healthy.recipe, tokens)
     assert found.first == "layers.2"
     assert [(one.name, one.how) for one in found.differing] == [("model.layers.2.mlp.up_proj.values", "all zeros")]
     assert "layers.2 drifts first" in found.verdict
@@ -247,7 +247,7 @@ def test_where_tells_a_wrong_decoder_from_wrong_weights(healthy: Healthy, monkey
         built(self, model, replace(shape, sliding_window=shape.sliding_window - 1), *rest)
 
     monkeypatch.setattr(decoder.CachedDecoder, "__init__", shorter)
-    found = where(healthy.pte, Checkpoint.open(healthy.source), healthy.recipe, list(range(200, 260)))
+    found = locate_drift(healthy.pte, Checkpoint.open(healthy.source), healthy.recipe, list(range(200, 260)))
     assert found.first == "layers.0"
     assert not found.differing
     assert "masks" in found.verdict

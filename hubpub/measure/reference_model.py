@@ -14,7 +14,7 @@ from hubpub.model.checkpoint import Checkpoint
 ROOM = 4_000_000_000
 
 
-def original(checkpoint: Checkpoint) -> Any:
+def reference_model(checkpoint: Checkpoint) -> Any:
     """The eager model of `checkpoint` that computes in float32: in memory where it fits, else `mapped`."""
     from math import prod
 

@@ -76,7 +76,7 @@ class Drift:
         return {**asdict(self), "verdict": self.verdict}
 
 
-def where(pte: Path, checkpoint: Checkpoint, recipe: Recipe, tokens: Sequence[int]) -> Drift:
+def locate_drift(pte: Path, checkpoint: Checkpoint, recipe: Recipe, tokens: Sequence[int]) -> Drift:
     """Compare the weights of `pte` and the residual streams they give over `tokens` with those of `checkpoint`."""
     import torch
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import OF_FAMILY, scale_model
 
-from hubpub.measure.original import mapped, original
+from hubpub.measure.reference_model import mapped, reference_model
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.families import FAMILIES
 from hubpub.model.loader import load
@@ -34,7 +34,7 @@ def test_mapped_weights_compute_what_wide_ones_compute(checkpoint: Checkpoint) -
 
 
 def test_where_memory_is_short_the_weights_stay_mapped(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert {p.dtype for p in original(checkpoint).parameters()} == {torch.float32}
+    assert {p.dtype for p in reference_model(checkpoint).parameters()} == {torch.float32}
     little = psutil.virtual_memory()._replace(available=1 << 20)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: little)
-    assert torch.bfloat16 in {p.dtype for p in original(checkpoint).parameters()}
+    assert torch.bfloat16 in {p.dtype for p in reference_model(checkpoint).parameters()}
