@@ -70,7 +70,7 @@ def chat_template_fits(reader: Reader, shipped: Path, stop: Sequence[int]) -> bo
     tokenizer = reader.tokenizer
     if not tokenizer.chat_template:
         return None
-    turns = _turns(tokenizer, str(tokenizer.bos_token or ""))
+    turns = _turns(tokenizer, reader.bos_text)
     own = Tokenizer.from_file(str(shipped))
     talk = [("user", "What is 2 + 3?"), ("assistant", "It is 5."), ("user", "And twice that?\nIn words.")]
     talks = [talk[:1], talk]
