@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, MutableMapping, Sequence
-from functools import cache
+from functools import cache, partial
 from html import escape
-from html.parser import HTMLParser
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
 
-from hubpub.cards.html import TAGS, URLS, VOID, safe_url
+import nh3
+
+from hubpub.cards.html import TAGS, URLS, safe_url
 
 if TYPE_CHECKING:
     from markdown_it.token import Token
@@ -23,6 +24,18 @@ if TYPE_CHECKING:
 _ALERT = re.compile(r"\[!(NOTE|TIP|IMPORTANT|WARNING|CAUTION)\]")
 _SLUG = re.compile(r"[^\w\- ]+")
 _ID = re.compile(r"[\w-]+")
+_SCHEMES = {"http", "https", "mailto"}
+# What the parser itself adds, and only in the forms in which it does.
+_CLASSES = {
+    "blockquote": re.compile(r"alert [a-z]+"),
+    "p": re.compile("alert-title"),
+    "div": re.compile("wide"),
+    "th": re.compile("left|right|center"),
+    "td": re.compile("left|right|center"),
+    "code": re.compile(r"language-[\w-]+"),
+    "span": re.compile(r"[a-z][a-z0-9]{0,2}"),
+}
+_ATTRIBUTES: dict[str, set[str]] = {tag: {*names, "class", "id", "tabindex"} for tag, names in TAGS.items()}
 
 
 def to_html(text: str, base: str = "") -> str:
@@ -30,9 +43,14 @@ def to_html(text: str, base: str = "") -> str:
 
     Headings get the ids the Hub gives them, behind "card-"; comments are left out.
     """
-    balancer = _Balancer()
-    balancer.feed(str(_parser().render(text, {"base": base, "slugs": {}})))
-    return balancer.finish()
+    return nh3.clean(
+        str(_parser().render(text, {"slugs": {}})),
+        tags=set(TAGS),
+        attributes=_ATTRIBUTES,
+        attribute_filter=partial(_kept, base),
+        url_schemes=_SCHEMES,
+        link_rel="noreferrer nofollow",
+    )
 
 
 @cache
@@ -41,101 +59,20 @@ def css() -> str:
     return files("hubpub.cards").joinpath("page.css").read_text("utf-8")
 
 
-class _Sanitizer(HTMLParser):
-    """Keeps allowed tags with allowed attributes, shows the others as text, and closes what it opened."""
-
-    def __init__(self, base: str) -> None:
-        super().__init__(convert_charrefs=False)
-        self.base = base
-        self.out: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in TAGS:
-            self.out.append(escape(self.get_starttag_text() or ""))
-            return
-        kept = []
-        for name, value in attrs:
-            text = value or ""
-            if name not in TAGS[tag] or (name in URLS and not safe_url(text)):
-                continue
-            if name in {"id", "name"}:
-                text = f"card-{text}"
-            elif name == "srcset":
-                text = ", ".join(_joined(self.base, one.strip()) for one in text.split(","))
-            elif name in URLS:
-                text = _joined(self.base, text)
-            kept.append(f' {name}="{escape(text)}"')
-        if tag == "a":
-            kept.append(' rel="noreferrer nofollow"')
-        self.out.append(f"<{tag}{''.join(kept)}>")
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in TAGS and tag not in VOID:
-            self.out.append(f"</{tag}>")
-        elif tag not in TAGS:
-            self.out.append(escape(f"</{tag}>"))
-
-    def handle_data(self, data: str) -> None:
-        self.out.append(escape(data))
-
-    def handle_entityref(self, name: str) -> None:
-        self.out.append(f"&{name};")
-
-    def handle_charref(self, name: str) -> None:
-        self.out.append(f"&#{name};")
-
-    def handle_comment(self, data: str) -> None:
-        pass
-
-    def handle_decl(self, decl: str) -> None:
-        self.out.append(escape(f"<!{decl}>"))
-
-    def handle_pi(self, data: str) -> None:
-        self.out.append(escape(f"<?{data}>"))
-
-    def unknown_decl(self, data: str) -> None:
-        self.out.append(escape(f"<![{data}]>"))
-
-
-class _Balancer(HTMLParser):
-    """Closes every tag that was left open and drops every end tag without a beginning, so that a page stays whole."""
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=False)
-        self.out: list[str] = []
-        self.open: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.out.append(self.get_starttag_text() or "")
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in self.open:
-            while self.open:
-                last = self.open.pop()
-                self.out.append(f"</{last}>")
-                if last == tag:
-                    break
-
-    def handle_data(self, data: str) -> None:
-        self.out.append(data)
-
-    def handle_entityref(self, name: str) -> None:
-        self.out.append(f"&{name};")
-
-    def handle_charref(self, name: str) -> None:
-        self.out.append(f"&#{name};")
-
-    def finish(self) -> str:
-        self.close()
-        return "".join(self.out) + "".join(f"</{tag}>" for tag in reversed(self.open))
+def _kept(base: str, tag: str, name: str, value: str) -> str | None:
+    """The value of an attribute as a page may hold it; None where it may not."""
+    if name == "class":
+        return value if tag in _CLASSES and _CLASSES[tag].fullmatch(value) else None
+    if name == "tabindex":
+        return value if value == "0" else None
+    if name in {"id", "name"}:
+        return value if value.startswith("card-") else f"card-{value}"
+    if name == "srcset":
+        addresses = [one.strip() for one in value.split(",")]
+        return ", ".join(_joined(base, one) for one in addresses) if all(map(safe_url, addresses)) else None
+    if name in URLS:
+        return _joined(base, value) if safe_url(value) else None
+    return value
 
 
 @cache
@@ -144,11 +81,7 @@ def _parser() -> Any:
 
     parser = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
     rules: dict[str, Callable[..., str]] = {
-        "html_block": _raw,
-        "html_inline": _raw,
         "heading_open": _heading,
-        "link_open": _link,
-        "image": _image,
         "blockquote_open": _quote,
         "fence": _fence,
         "th_open": _aligned,
@@ -161,13 +94,6 @@ def _parser() -> Any:
     return parser
 
 
-def _raw(_self: Any, tokens: Sequence[Token], index: int, _options: Any, env: MutableMapping[str, Any]) -> str:
-    sanitizer = _Sanitizer(str(env["base"]))
-    sanitizer.feed(tokens[index].content)
-    sanitizer.close()
-    return "".join(sanitizer.out)
-
-
 def _heading(self: Any, tokens: Sequence[Token], index: int, options: Any, env: MutableMapping[str, Any]) -> str:
     words = "".join(child.content for child in tokens[index + 1].children or ())
     slug = _SLUG.sub("", words.lower()).strip().replace(" ", "-")
@@ -175,17 +101,6 @@ def _heading(self: Any, tokens: Sequence[Token], index: int, options: Any, env: 
     seen[slug] = seen.get(slug, -1) + 1
     tokens[index].attrSet("id", f"card-{slug}" + (f"-{seen[slug]}" if seen[slug] else ""))
     return str(self.renderToken(tokens, index, options, env))
-
-
-def _link(self: Any, tokens: Sequence[Token], index: int, options: Any, env: MutableMapping[str, Any]) -> str:
-    tokens[index].attrSet("href", _joined(str(env["base"]), str(tokens[index].attrGet("href") or "")))
-    tokens[index].attrSet("rel", "noreferrer nofollow")
-    return str(self.renderToken(tokens, index, options, env))
-
-
-def _image(self: Any, tokens: Sequence[Token], index: int, options: Any, env: MutableMapping[str, Any]) -> str:
-    tokens[index].attrSet("src", _joined(str(env["base"]), str(tokens[index].attrGet("src") or "")))
-    return str(self.image(tokens, index, options, env))
 
 
 def _quote(self: Any, tokens: Sequence[Token], index: int, options: Any, env: MutableMapping[str, Any]) -> str:

@@ -1,15 +1,16 @@
 """The formats of xet's storage: xorbs (blocks of compressed chunks) and shards (which chunks make which file).
 
-Sources: the Xet protocol specification, huggingface.co/docs/xet (xorb, shard), and the LZ4 frame and block formats.
+Sources: the Xet protocol specification, huggingface.co/docs/xet (xorb, shard).
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import BinaryIO
+
+from lz4.frame import LZ4FrameDecompressor
 
 CHUNK_LIMIT = 128 << 10
 XORB_LIMIT = 64 << 20
@@ -94,31 +95,17 @@ def unpack(data: bytes, chunk: Chunk) -> bytes:
     packed = data[_CHUNK_HEADER:]
     if chunk.scheme == 0:
         return packed
-    content = (_library() or lz4_frame)(packed, chunk.unpacked)
+    try:
+        # One byte more than is right: a frame that holds more is refused, and not cut to measure.
+        content: bytes = LZ4FrameDecompressor().decompress(packed, max_length=chunk.unpacked + 1)
+    except (RuntimeError, EOFError) as error:
+        raise Malformed(str(error)) from None
     if len(content) != chunk.unpacked:
         raise Malformed("a chunk unpacks to another size than it says")
-    return _regroup(content) if chunk.scheme == 2 else bytes(content)
+    return _regroup(content) if chunk.scheme == 2 else content
 
 
-@cache
-def _library() -> Callable[[bytes, int], bytes] | None:
-    """The lz4 package where it happens to be installed: same result, many times faster on compressible files."""
-    try:
-        from lz4.frame import LZ4FrameDecompressor  # type: ignore[import-untyped, import-not-found, unused-ignore]
-    except ImportError:
-        return None
-
-    def decompress(data: bytes, limit: int) -> bytes:
-        try:
-            content: bytes = LZ4FrameDecompressor().decompress(data, max_length=limit)
-        except (RuntimeError, EOFError) as error:
-            raise Malformed(str(error)) from None
-        return content
-
-    return decompress
-
-
-def _regroup(data: bytes | bytearray) -> bytes:
+def _regroup(data: bytes) -> bytes:
     """Undo xet's grouping: every fourth byte was put together."""
     size = len(data)
     result = bytearray(size)
@@ -128,77 +115,6 @@ def _regroup(data: bytes | bytearray) -> bytes:
         result[offset::4] = data[place : place + count]
         place += count
     return bytes(result)
-
-
-def lz4_frame(data: bytes, limit: int) -> bytearray:
-    """Unpack one LZ4 frame of at most `limit` bytes of content. Checksums are skipped. Raises Malformed."""
-    if len(data) < 7 or data[:4] != b"\x04\x22\x4d\x18" or data[4] >> 6 != 1:
-        raise Malformed("not an LZ4 frame")
-    flags = data[4]
-    place = 7 + (8 if flags & 0x08 else 0) + (4 if flags & 0x01 else 0)
-    result = bytearray()
-    while True:
-        if place + 4 > len(data):
-            raise Malformed("an LZ4 frame without an end")
-        size = int.from_bytes(data[place : place + 4], "little")
-        place += 4
-        if size == 0:
-            return result
-        stored, size = size & 0x80000000, size & 0x7FFFFFFF
-        block = data[place : place + size]
-        if len(block) < size:
-            raise Malformed("an LZ4 block is cut off")
-        if stored:
-            result += block
-        else:
-            _lz4_block(block, result, limit)
-        if len(result) > limit:
-            raise Malformed("an LZ4 frame of too much content")
-        place += size + (4 if flags & 0x10 else 0)
-
-
-def _lz4_block(data: bytes, result: bytearray, limit: int) -> None:
-    """Append what one LZ4 block unpacks to; copies may reach back into earlier blocks."""
-    place, size = 0, len(data)
-    try:
-        while True:
-            token = data[place]
-            place += 1
-            length = token >> 4
-            if length == 15:
-                while (more := data[place]) == 255:
-                    length += 255
-                    place += 1
-                length += more
-                place += 1
-            if length:
-                if place + length > size:
-                    raise Malformed("LZ4 literals are cut off")
-                result += data[place : place + length]
-                place += length
-            if place == size:
-                return
-            offset = data[place] | data[place + 1] << 8
-            place += 2
-            length = token & 15
-            if length == 15:
-                while (more := data[place]) == 255:
-                    length += 255
-                    place += 1
-                length += more
-                place += 1
-            length += 4
-            start = len(result) - offset
-            if offset == 0 or start < 0 or len(result) + length > limit:
-                raise Malformed("an LZ4 copy from nowhere")
-            if offset >= length:
-                result += result[start : start + length]
-            else:
-                # A copy that overlaps what it writes repeats its pattern.
-                pattern = bytes(result[start:])
-                result += (pattern * (length // offset + 1))[:length]
-    except IndexError:
-        raise Malformed("an LZ4 block is cut off") from None
 
 
 def read_shard(data: bytes) -> Iterator[FileRecord]:

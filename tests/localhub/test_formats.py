@@ -7,42 +7,41 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
+import lz4.frame
 import pytest
 
 from hubpub.localhub import gitobjects
 from hubpub.localhub.patterns import DEFAULT_ATTRIBUTES, is_ignored, is_large
-from hubpub.localhub.xorb import Malformed, lz4_frame
+from hubpub.localhub.xorb import Chunk, Malformed, unpack
 
 from .conftest import noise
 
 
-def frame(*blocks: bytes) -> bytes:
-    body = b"".join(len(block).to_bytes(4, "little") + block for block in blocks)
-    return b"\x04\x22\x4d\x18\x40\x40\xc0" + body + bytes(4)
+def chunk(data: bytes, unpacked: int, scheme: int = 1) -> bytes:
+    """What `unpack` makes of `data` behind a header."""
+    return unpack(bytes(8) + data, Chunk(0, 8 + len(data), scheme, unpacked))
 
 
-def test_lz4_by_hand() -> None:
-    # "abcd", then 4 + 15 + 255 + 3 bytes copied from 4 back, then the last literals "xyz".
-    block = b"\x4fabcd\x04\x00\xff\x03" + b"\x30xyz"
-    assert lz4_frame(frame(block), 1000) == (b"abcd" * 100)[: 4 + 277] + b"xyz"
-    # A copy in a second block reaches back into the first, which is stored as it is.
-    stored = (3 | 1 << 31).to_bytes(4, "little") + b"abc"
-    linked = b"\x04\x22\x4d\x18\x40\x40\xc0" + stored + (6).to_bytes(4, "little") + b"\x02\x03\x00\x20zz" + bytes(4)
-    assert lz4_frame(linked, 100) == b"abcabcabczz"
-    with pytest.raises(Malformed):
-        lz4_frame(frame(block), 100)
+@pytest.mark.parametrize("content", [b"a", noise(5000), b"ab" * 60_000, noise(300) * 300, bytes(100_000)])
+def test_a_chunk_is_what_it_was(content: bytes) -> None:
+    grouped = b"".join(content[offset::4] for offset in range(4))
+    assert chunk(content, len(content), 0) == content
+    assert chunk(lz4.frame.compress(content, block_linked=True, content_checksum=True), len(content)) == content
+    assert chunk(lz4.frame.compress(grouped), len(content), 2) == content
+
+
+def test_a_damaged_chunk_is_refused_and_never_longer_than_it_says() -> None:
+    content = b"abcd" * 1000 + noise(100)
+    packed = lz4.frame.compress(content, content_checksum=True)
+    for size in (len(content) - 1, len(content) + 1):
+        with pytest.raises(Malformed):
+            chunk(packed, size)
     chance = random.Random(1)
     for _ in range(300):
-        broken = bytearray(frame(block))
-        broken[chance.randrange(len(broken))] = chance.randrange(256)
+        broken = bytearray(packed)
+        broken[chance.randrange(len(broken))] ^= 1 << chance.randrange(8)
         with suppress(Malformed):
-            assert len(lz4_frame(bytes(broken[: chance.randrange(len(broken))]), 400)) <= 400
-
-
-def test_lz4_as_the_library_has_it() -> None:
-    library = pytest.importorskip("lz4.frame")
-    for content in (b"", b"a", noise(5000), b"ab" * 60_000, noise(300) * 300, bytes(100_000)):
-        assert lz4_frame(library.compress(content, block_linked=True, content_checksum=True), 200_000) == content
+            assert len(chunk(bytes(broken[: chance.randrange(1, len(broken) + 1)]), len(content))) == len(content)
 
 
 def test_identities_are_those_of_git(tmp_path: Path) -> None:
