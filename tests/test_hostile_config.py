@@ -15,6 +15,7 @@ from hubpub.errors import ConfigError, SourceError
 from hubpub.facts import CardFacts
 from hubpub.make.run import refuse_links
 from hubpub.matrix import cells
+from hubpub.model.checkpoint import digest
 
 ROOT = Path(__file__).parent.parent
 HOSTILE = [
@@ -86,6 +87,14 @@ def test_links_that_lead_out_of_a_checkpoint_are_refused(tmp_path: Path) -> None
     (blobs / "b1").write_text("{}")
     (snapshot / "config.json").symlink_to(blobs / "b1")
     refuse_links(snapshot)
+    # Large files: the repo's blob is a link to one that all repos of the cache share.
+    shared = repo.parent / "blobs" / "0c"
+    shared.mkdir(parents=True)
+    (shared / "x1").write_text("{}")
+    (blobs / ("7" * 64)).symlink_to(shared / "x1")
+    (snapshot / "model.safetensors").symlink_to(f"../../blobs/{'7' * 64}")
+    refuse_links(snapshot)
+    assert digest(snapshot / "model.safetensors").sha256 == "7" * 64
     (snapshot / "tokenizer.json").symlink_to(tmp_path / "secret")
     with pytest.raises(SourceError, match=r"tokenizer\.json is a link"):
         refuse_links(snapshot)

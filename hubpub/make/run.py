@@ -161,7 +161,10 @@ def refuse_links(folder: Path) -> None:
     if not folder.is_dir():
         return
     home = folder.resolve()
-    allowed = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    allowed = [home]
+    if home.parent.name == "snapshots":
+        # The blobs of the repo, which may be links themselves, to those that all repos of the cache share.
+        allowed += [home.parent.parent / "blobs", home.parent.parent.parent / "blobs"]
     for path in folder.iterdir():
         if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in allowed):
             raise SourceError(f"{path} is a link that leads out of the checkpoint", "put the file itself there")

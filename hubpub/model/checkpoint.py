@@ -136,8 +136,11 @@ def digest(path: Path) -> FileFact:
     """
     target = path.resolve()
     size = target.stat().st_size
-    if path.is_symlink() and len(target.name) == 64 and target.parent.name == "blobs":
-        return FileFact(name=path.name, bytes=size, sha256=target.name)
+    if path.is_symlink():
+        # One step: the blob of a repo may itself be a link, to one that is named otherwise.
+        blob = path.readlink()
+        if len(blob.name) == 64 and blob.parent.name == "blobs":
+            return FileFact(name=path.name, bytes=size, sha256=blob.name)
     with target.open("rb") as file:
         return FileFact(name=path.name, bytes=size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
 
