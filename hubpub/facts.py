@@ -287,7 +287,8 @@ class Turns(Fact):
 class PromptFormat(Fact):
     """What stands around a text: `bos` is the token the model wants every text to begin with ("" for none).
 
-    The runner puts it there (`num_bos` = 1); `adds_bos` says whether the shipped tokenizer does so by itself elsewhere.
+    The runner puts it there (`num_bos` = 1) where the shipped tokenizer does so by itself (`adds_bos`). With any other
+    tokenizer.json ExecuTorch 1.4.1 ignores `num_bos`, and whoever asks writes the token (`written_bos`).
     """
 
     bos: str
@@ -297,7 +298,12 @@ class PromptFormat(Fact):
     @property
     def num_bos(self) -> int:
         """How many first tokens the runner is asked to put before a text."""
-        return 1 if self.bos else 0
+        return 1 if self.bos and self.adds_bos else 0
+
+    @property
+    def written_bos(self) -> str:
+        """What a text is to begin with that is given to the runner, "" for nothing."""
+        return "" if self.adds_bos else self.bos
 
 
 class Parity(Fact):

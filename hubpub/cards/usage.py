@@ -20,6 +20,7 @@ class Usage:
     """`cell` is the file that the code runs, `prompt` its first prompt and `later` the one of a second turn.
 
     `bos` is how many first tokens the runner puts before the first prompt and `bos_text` that token (None: not known);
+    `written_bos` is one that the prompt itself begins with, since the runner cannot put it there ("" for none);
     `end` closes a turn, and is part of what a runner answers. `positions` is the second input of `forward` in Python,
     for tokens `piece` from `held` on. `pieces` says that prompts are fed in pieces, for which the runner counts only
     new tokens and does not watch the context.
@@ -32,6 +33,7 @@ class Usage:
     end: str
     bos: int
     bos_text: str | None
+    written_bos: str
     stop: tuple[int, ...]
     context: int
     longest: int
@@ -45,16 +47,18 @@ class Usage:
 def usage(cell: CellFacts, variant: Variant) -> Usage:
     """How `cell`, which has a KV cache, is run."""
     known = cell.prompt or PromptFormat(bos="")
+    first = known.written_bos
     turns = known.turns if variant.chat else None
     begins = bool(known.bos) if cell.prompt else bool(family(variant.family).begins_with_bos)
     return Usage(
         cell=cell,
-        prompt=f"{turns.opening}{QUESTIONS[0]}{turns.reply}" if turns else BEGINNING,
+        prompt=first + (f"{turns.opening}{QUESTIONS[0]}{turns.reply}" if turns else BEGINNING),
         later=f"{turns.again}{QUESTIONS[1]}{turns.reply}" if turns else None,
-        system=_with_system(turns),
+        system=_with_system(first, turns),
         end=turns.end if turns else "",
-        bos=int(begins),
-        bos_text=known.bos if cell.prompt else None,
+        bos=int(begins and not first),
+        bos_text=("" if first else known.bos) if cell.prompt else None,
+        written_bos=first,
         stop=stop(cell),
         context=cell.context.exported,
         longest=cell.context.max_prefill,
@@ -83,11 +87,11 @@ def runnable(cells: tuple[CellFacts, ...]) -> CellFacts | None:
     return next((cell for cell in cells if choice.window(cell) is None), None)
 
 
-def _with_system(turns: Turns | None) -> str | None:
+def _with_system(first: str, turns: Turns | None) -> str | None:
     if turns is None or turns.system is None:
         return None
     before, after = turns.system
-    return f"{before}{SYSTEM}{after}{QUESTIONS[0]}{turns.reply}"
+    return f"{first}{before}{SYSTEM}{after}{QUESTIONS[0]}{turns.reply}"
 
 
 def _positions(cell: CellFacts) -> str:

@@ -103,8 +103,8 @@ class Conversation:
             asked = asked[2:]
             dropped += 1
         room = self._context - needed
-        bos = 0 if goes_on else len(self._reader.bos)
-        reply = self._process.generate(new, bos, min(new_tokens, room), stream=stream, reset=not goes_on)
+        first, bos = ("", 0) if goes_on else (self._reader.written_bos, self._reader.num_bos)
+        reply = self._process.generate(first + new, bos, min(new_tokens, room), stream=stream, reset=not goes_on)
         self._said = [*asked, {"role": "assistant", "content": reply.text}]
         self._read = text + reply.text
         self._used = needed + reply.tokens

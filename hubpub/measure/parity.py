@@ -121,10 +121,10 @@ def measure(
     runner = None
     if said is not None:
         progress("llm runner", 0.0)
-        answer = bench.ask_runner(pte, shipped, prompt, NEW_TOKENS, num_bos=len(reader.bos))
+        answer = bench.ask_runner(pte, shipped, reader.written_bos + prompt, NEW_TOKENS, num_bos=reader.num_bos)
         runner = bench.check_runner(answer, prompt, said, stop, reader)
     fits = check_tokenizer(shipped, reader.bos, texts[1]).model_copy(
-        update={"num_bos": len(reader.bos), "chat_template": chat_template_fits(reader, shipped, stop)}
+        update={"num_bos": reader.num_bos, "chat_template": chat_template_fits(reader, shipped, stop)}
     )
     return parity.model_copy(update={"runner": runner, "tokenizer": fits})
 

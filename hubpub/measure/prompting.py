@@ -19,8 +19,8 @@ _SYSTEM, _FIRST, _ANSWER, _SECOND = "\ue000", "\ue001", "\ue002", "\ue003"
 class Reader:
     """A tokenizer that begins every text as the model wants it: with <bos>, whether or not it puts that there itself.
 
-    `begins_with_bos` is what the model's family says; None leaves it to the tokenizer. ExecuTorch's LLM runner puts
-    nothing before a text by itself: `bos` (none or one id) is what it must be told to.
+    `begins_with_bos` is what the model's family says; None leaves it to the tokenizer. `bos` are the ids (none or one)
+    that come first.
     """
 
     def __init__(self, folder: Path, begins_with_bos: bool | None) -> None:
@@ -42,6 +42,16 @@ class Reader:
     def bos_text(self) -> str:
         """The token a text begins with, "" for none."""
         return str(self.tokenizer.bos_token) if self.bos else ""
+
+    @property
+    def num_bos(self) -> int:
+        """What the LLM runner is told to put before a text; it can only where the tokenizer does so by itself."""
+        return len(self.bos) if self.adds_bos else 0
+
+    @property
+    def written_bos(self) -> str:
+        """What a text for the LLM runner must begin with, since the runner cannot put it there; else ""."""
+        return "" if self.adds_bos else self.bos_text
 
     def encode(self, text: str) -> list[int]:
         """Ids of a whole text, from its first token on."""
