@@ -66,8 +66,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of one file stay in one process, and so do all that look at the rehearsal or publish to its Hub."""
     for item in items:
         released = "rehearsal" in getattr(item, "fixturenames", ()) or item.path.parent.name == "e2e"
-        shared = released and item.get_closest_marker("real") is None
-        group = "rehearsal" if shared else str(item.path.relative_to(ROOT))
+        group = "rehearsal" if released else str(item.path.relative_to(ROOT))
         item.add_marker(pytest.mark.xdist_group(group))
 
 

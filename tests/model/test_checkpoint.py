@@ -74,7 +74,7 @@ def test_a_wrong_shape_is_named(copy: Path) -> None:
     ("config", "says"),
     [
         ('{"architectures": ["MistralForCausalLM"]}', r"MistralForCausalLM.*not one hubpub can export"),
-        ("[]", "not one hubpub can export"),
+        ("[]", "holds no JSON object"),
         ("{", "cannot be read"),
     ],
 )

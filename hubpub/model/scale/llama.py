@@ -27,7 +27,7 @@ def stand_in(size: str | None, *, chat: bool) -> StandIn:
         tokenizer=ByteTokenizer(VOCABULARY, SPECIAL, names),
         chat_template=_CHAT_TEMPLATE if chat else None,
         # Without a sliding window, distances are only known as far as they were read.
-        training=Training(steps=220, batch=4, length=320, rate=1e-2),
+        training=Training(steps=300, batch=4, length=320, rate=1e-2),
         begin=(),
         norm=1.0,
         scaled=True,
