@@ -164,7 +164,7 @@ def test_killed_while_measuring_it_goes_on_where_it_was(rehearsal: Ran, work: Pa
     ) as running:
         assert running.stderr is not None
         for line in running.stderr:
-            if "gemma-3n-E2B-it/bf16: passage" in line:
+            if "gemma-3n-E2B-it/bf16: text" in line:
                 break
         workers = psutil.Process(running.pid).children(recursive=True)
         running.send_signal(signal.SIGKILL)
