@@ -249,16 +249,17 @@ def test_a_dry_run_of_repos_that_are_there_is_green_and_changes_nothing(world: W
 
 
 def test_a_dry_run_of_some_cells_of_a_repo_is_green(world: World) -> None:
-    path = world.project / "cards" / PAIR[0] / "card.toml"
-    path.write_text(path.read_text().replace(f'recipes = ["{RECIPE}"]', f'recipes = ["{RECIPE}", "fp32"]'))
+    # A cell that the rehearsal, whose work folder the jobs have, has not made.
+    path = world.project / "cards" / PAIR[1] / "card.toml"
+    path.write_text(path.read_text().replace(f'recipes = ["{RECIPE}"]', f'recipes = ["{RECIPE}", "int8"]'))
     world.trust(*PAIR)
-    world.flow.inputs = {"selector": f"gemma-3n-E2B-it/{RECIPE}"}
+    world.flow.inputs = {"selector": f"gemma-3n-E4B-it/{RECIPE}"}
     refused = world.flow.run()
     assert refused.result("plan") == "failure" and refused.result("export") == "skipped"
-    assert "gemma-3n-E2B-it/fp32 was not selected and has not been made" in refused.of("plan").log
+    assert "gemma-3n-E4B-it/int8 was not selected and has not been made" in refused.of("plan").log
     world.flow.inputs |= {"dry-run": True}
     assert_green(world.flow.run())
-    assert world.tags(PAIR[0]) == {}
+    assert world.tags(PAIR[1]) == {}
 
 
 def test_a_rehearsal_never_falls_through_to_production(world: World) -> None:
