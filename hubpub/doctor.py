@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from hubpub import units
 from hubpub.config import PACKAGE, Card, locate
 from hubpub.errors import AccessError, HubpubError, ToolchainError
-from hubpub.sizing import GB, Size, agrees, gb, need_of, sizes
+from hubpub.sizing import GB, Size, agrees, need_of, sizes
 
 if TYPE_CHECKING:
     from hubpub.hub.client import Client
@@ -139,7 +140,7 @@ def _source(card: Card, size: Size | HubpubError, client: Client | None) -> Chec
         return Check(subject, "failed", f"not pinned ({path}:{line})", f"run: hubpub pin {card.repo}")
     at = f"at {variant.revision[:12]}"
     if isinstance(size, Size):
-        found = f"{at}, {gb(size.checkpoint)}, {size.text / 1e9:.2f} B text weights"
+        found = f"{at}, {units.size(size.checkpoint)}, {size.text / 1e9:.2f} B text weights"
         if not agrees(size, variant.source):
             return Check(subject, "warning", f"{found}: not what hubpub/sizes.toml says", "correct that table")
         return Check(subject, "ok", found)
@@ -160,18 +161,23 @@ def _room(work: Path, disk: int, memory: int, what: str, instead: str) -> list[C
     free = shutil.disk_usage(place).free
     total = psutil.virtual_memory().total + psutil.swap_memory().total
     checks = [
-        Check("disk", "ok", f"{gb(free)} free at {place}, {gb(disk)} needed for {what}")
+        Check("disk", "ok", f"{units.size(free)} free at {place}, {units.size(disk)} needed for {what}")
         if free >= disk
-        else Check("disk", "failed", f"{gb(free)} free at {place}, {gb(disk)} needed for {what}", f"take {instead}")
+        else Check(
+            "disk",
+            "failed",
+            f"{units.size(free)} free at {place}, {units.size(disk)} needed for {what}",
+            f"take {instead}",
+        )
     ]
     checks.append(
-        Check("memory", "ok", f"{gb(total)} with swap, {gb(memory)} needed for {what}")
+        Check("memory", "ok", f"{units.size(total)} with swap, {units.size(memory)} needed for {what}")
         if total >= memory
         else Check(
             "memory",
             "failed",
-            f"{gb(total)} with swap, {gb(memory)} needed for {what}",
-            f"add {gb(memory - total)} of swap, or take a larger machine for that cell",
+            f"{units.size(total)} with swap, {units.size(memory)} needed for {what}",
+            f"add {units.size(memory - total)} of swap, or take a larger machine for that cell",
         )
     )
     return checks

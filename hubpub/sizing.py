@@ -172,8 +172,3 @@ def _tensors(cell: Cell, client: Client | None) -> Tensors:
     if client is None:
         raise SourceError(f"{variant.source} is not in the local cache", "run without --offline")
     return client.stored_tensors(variant.source, variant.revision or "main")
-
-
-def gb(count: int) -> str:
-    """Bytes in units of 10^9, as disks and model pages count."""
-    return f"{count / GB:.1f} GB"

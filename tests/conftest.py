@@ -55,20 +55,8 @@ def hubpub(*arguments: str, work: Path, cwd: Path = ROOT, timeout: float = 1800,
 @pytest.fixture(scope="session")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The work folder of this test run. HUBPUB_TEST_WORK keeps it between runs while developing."""
-    if given := os.environ.get("HUBPUB_TEST_WORK"):
-        return Path(given)
-    base = tmp_path_factory.getbasetemp()
-    # The processes of one run share it, as those of a release do: what one has made the others find.
-    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "work"
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one file stay in one process, and so do all that look at the rehearsal or publish to its Hub."""
-    for item in items:
-        released = "rehearsal" in getattr(item, "fixturenames", ()) or item.path.parent.name == "e2e"
-        group = "rehearsal" if released else str(item.path.relative_to(ROOT))
-        item.add_marker(pytest.mark.xdist_group(group))
+    given = os.environ.get("HUBPUB_TEST_WORK")
+    return Path(given) if given else tmp_path_factory.mktemp("work")
 
 
 @pytest.fixture(scope="session")

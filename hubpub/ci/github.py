@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hubpub import units
 from hubpub.config import Card, locate
 from hubpub.errors import HubpubError, ToolchainError, UsageError
 from hubpub.facts import CellFacts, Workflow
@@ -48,7 +49,7 @@ def job_matrix(steps: Sequence[Step], *, rehearsal: bool) -> dict[str, Any]:
         need = need_of(size, step.cell.recipe) if isinstance(size, Size) and not rehearsal else None
         fits = need is None or (need.memory <= STANDARD_MEMORY and need.disk <= STANDARD_DISK)
         if not fits and need is not None:
-            misfits.append(f"{step.cell.id} (disk {human(need.disk)}, memory {human(need.memory)})")
+            misfits.append(f"{step.cell.id} (disk {units.size(need.disk)}, memory {units.size(need.memory)})")
         jobs.append(
             {
                 "cell": step.cell.id,
@@ -61,8 +62,8 @@ def job_matrix(steps: Sequence[Step], *, rehearsal: bool) -> dict[str, Any]:
         )
     if misfits and not large:
         raise ToolchainError(
-            f"{len(misfits)} cells do not fit a runner with {human(STANDARD_DISK)} of disk and "
-            f"{human(STANDARD_MEMORY)} of memory: {'; '.join(misfits)}",
+            f"{len(misfits)} cells do not fit a runner with {units.size(STANDARD_DISK)} of disk and "
+            f"{units.size(STANDARD_MEMORY)} of memory: {'; '.join(misfits)}",
             "set the variable HUBPUB_LARGE_RUNNER to the label of a larger machine, or exclude them in card.toml",
         )
     repos = list(dict.fromkeys(str(job["repo"]) for job in jobs))
@@ -181,19 +182,15 @@ def cell_table(found: Sequence[CellFacts]) -> list[str]:
         row = [
             f"`{facts.file.name}`",
             facts.recipe,
-            human(facts.file.bytes),
+            units.size(facts.file.bytes),
             f"{facts.parity.logits.top1_agreement:.1%}",
             f"{facts.parity.logits.kl_mean:.2g}",
             f"{facts.speed.decode_tokens_per_second:,.1f}/s",
-            human(facts.speed.peak_resident_bytes),
+            units.size(facts.speed.peak_resident_bytes),
             f"**failed: {', '.join(missed)}**" if missed else f"{len(facts.gates)} passed",
         ]
         lines.append("|" + "|".join(row) + "|")
     return lines
-
-
-def human(count: int) -> str:
-    return f"{count / GB:.1f} GB" if count >= GB else f"{count / 1e6:.1f} MB"
 
 
 # What GitHub's Linux images bring along and no export needs, largest first.
@@ -216,5 +213,5 @@ def free_disk() -> int:
     for path in there:
         subprocess.run(["sudo", "rm", "-rf", path], check=False)
     free = shutil.disk_usage("/").free
-    print(f"{human(free)} free, {human(free - before)} more than before")
+    print(f"{units.size(free)} free, {units.size(free - before)} more than before")
     return free - before

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hubpub import units
 from hubpub.cards.render import stale
 from hubpub.ci.changes import card_changes, changed_since
 from hubpub.ci.github import (
@@ -22,7 +23,6 @@ from hubpub.ci.github import (
     cell_table,
     gh,
     group,
-    human,
     job_matrix,
     output,
     summary,
@@ -146,7 +146,10 @@ def plan_jobs(job: Job, selectors: Sequence[str]) -> dict[str, Any]:
         need = one["need"]
         row = [f"`{one['cell']}`", f"{job.owner}/{one['repo']}"]
         if not job.workspace.rehearsal:
-            row += [*(human(need[key]) if need else "not known" for key in ("file", "disk", "memory")), one["runner"]]
+            row += [
+                *(units.size(need[key]) if need else "not known" for key in ("file", "disk", "memory")),
+                one["runner"],
+            ]
         lines.append(f"| {' | '.join(row)} |")
     skipped = [step for step in steps if step.action == "skip"]
     lines += ["", *(f"- `{step.cell.id}` is left out: {step.reason}" for step in skipped)]
@@ -183,7 +186,7 @@ def resume(job: Job, name: str) -> bool:
         if (error := missed_gates(found)) is not None:
             raise at_line(error, cell.card, "export.recipes")
         hand_over(job.facts, [found])
-        summary(f"`{cell.id}` is on the Hub already: {human(found.file.bytes)}, nothing to do.")
+        summary(f"`{cell.id}` is on the Hub already: {units.size(found.file.bytes)}, nothing to do.")
     output(done=json.dumps(found is not None))
     return found is not None
 
@@ -275,7 +278,7 @@ def stage(job: Job, name: str, display: Display) -> CellFacts:
     if not job.dry_run:
         to = job.checked_destination(cell.card)
         (staged,) = staging.stage(job.workspace, to, [step], {cell.id: facts}, job.version, display)
-        summary(f"Staged `{facts.file.name}` for {staged.repo_id} {job.version}: {human(staged.bytes_sent)} sent.")
+        summary(f"Staged `{facts.file.name}` for {staged.repo_id} {job.version}: {units.size(staged.bytes_sent)} sent.")
     hand_over(job.facts, [facts])
     note = LocalFile.text(note_of(cell.file), dump(facts))
     made = [(facts.file.name, facts.file.sha256), (note.path_in_repo, note.sha256)]

@@ -19,18 +19,18 @@ from safetensors.torch import load_file, save_file
 
 from hubpub.config import Recipe, Scheme
 from hubpub.data import calibration
-from hubpub.errors import SourceError
 from hubpub.export.quantize import (
-    CLIPS,
-    EPS,
     DynamicLinear,
     layer_schemes,
     pack,
     quantize,
     register_operators,
+    replace,
+    symmetric,
     to_int8_and_back,
 )
 from hubpub.model.checkpoint import Checkpoint
+from hubpub.model.reader import Reader
 from hubpub.model.widened import narrow, widen
 
 # Readings of a text, and tokens of each. With twice as many the KL divergence of a 135M model fell by less than a
@@ -47,31 +47,23 @@ def readings(checkpoint: Checkpoint) -> torch.Tensor:
 
     Raises SourceError where the checkpoint has no tokenizer.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
-    except Exception as error:
-        raise SourceError(f"the tokenizer in {checkpoint.folder} cannot be read: {error}") from None
-    first = tokenizer("a").input_ids[:1] if checkpoint.family.begins_with_bos is None else [tokenizer.bos_token_id]
-    begin = first if first == [tokenizer.bos_token_id] else []
+    reader = Reader(checkpoint.folder, checkpoint.family.begins_with_bos)
     texts, dialogues = calibration()
-    if tokenizer.chat_template:
-        texts += tuple(_chat(tokenizer, *pair) for pair in dialogues)
+    if reader.tokenizer.chat_template:
+        texts += tuple(_chat(reader, *pair) for pair in dialogues)
     else:
         texts += tuple(f"{question}\n{answer}" for question, answer in dialogues)
-    tokens = [token for text in texts for token in tokenizer(text + "\n\n", add_special_tokens=False).input_ids]
-    body = LENGTH - len(begin)
+    tokens = [token for text in texts for token in reader.tokenizer.encode(text + "\n\n", add_special_tokens=False)]
+    body = LENGTH - len(reader.bos)
     rows = max(1, min(WINDOWS, len(tokens) // body))
     # A text that is too short for a window (of a tokenizer of whole sentences, say) is read from its start again.
     tokens = (tokens * math.ceil(rows * body / len(tokens)))[: rows * body]
-    return torch.tensor([begin + tokens[body * row : body * (row + 1)] for row in range(rows)])
+    return torch.tensor([[*reader.bos, *tokens[body * row : body * (row + 1)]] for row in range(rows)])
 
 
-def _chat(tokenizer: Any, question: str, answer: str) -> str:
+def _chat(reader: Reader, question: str, answer: str) -> str:
     turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    return text.removeprefix(tokenizer.bos_token or "")
+    return str(reader.tokenizer.apply_chat_template(turns, tokenize=False)).removeprefix(reader.bos_text)
 
 
 def apply_recipe(
@@ -80,12 +72,14 @@ def apply_recipe(
     recipe: Recipe,
     *,
     kept: Path | None = None,
+    keep: bool = False,
     progress: Callable[[float], None] = lambda _: None,
 ) -> None:
     """Turn the mapped `model` of `checkpoint` into what `recipe` makes of it, in place.
 
-    Calibration takes minutes where a model is large: its integers are kept at `kept`, and read from there where that
-    file exists. It must be of this very checkpoint, recipe and code, as what lies in the folder of a fingerprint is.
+    Calibration takes minutes where a model is large: its integers are read from `kept` where that file exists, and with
+    `keep` written there else. It must be of this very checkpoint, recipe and code, as what lies in the folder of a
+    fingerprint is.
     """
     register_operators()
     if recipe.calibrated:
@@ -94,7 +88,7 @@ def apply_recipe(
             _restore(model, schemes, kept)
         else:
             calibrate(model, schemes, readings(checkpoint), progress)
-            if kept is not None:
+            if kept is not None and keep:
                 _keep(model, schemes, kept)
     quantize(model, recipe, checkpoint.family)
 
@@ -117,12 +111,9 @@ def _restore(model: Any, schemes: dict[str, Scheme], path: Path) -> None:
     tensors = load_file(path)
     for name, scheme in schemes.items():
         bits = int(scheme.weight.removeprefix("int"))
-        _put(model, name, DynamicLinear(name, tensors[f"{name}.values"], tensors[f"{name}.scales"], bits, scheme.group))
-
-
-def _put(model: Any, name: str, module: torch.nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+        replace(
+            model, name, DynamicLinear(name, tensors[f"{name}.values"], tensors[f"{name}.scales"], bits, scheme.group)
+        )
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
@@ -140,7 +131,7 @@ def calibrate(
     def reached(name: str, scheme: Scheme) -> Callable[[torch.Tensor], torch.Tensor]:
         def forward(x: torch.Tensor) -> torch.Tensor:
             made = _rounded(name, model.get_submodule(name).weight, scheme, seen.of(x))
-            _put(model, name, made)
+            replace(model, name, made)
             done.append(name)
             progress(len(done) / len(schemes))
             result: torch.Tensor = made(x)
@@ -178,35 +169,12 @@ class _Inputs:
 def _rounded(name: str, stored: torch.Tensor, scheme: Scheme, hessian: torch.Tensor) -> DynamicLinear:
     weight = stored.float()
     if scheme.weight == "int8":
-        scales = (weight.abs().amax(1, keepdim=True) / 127).clamp(min=EPS)
+        _, scales = symmetric(weight, 8, None)
         return DynamicLinear(name, gptq(weight, hessian, scales, 8), scales.squeeze(-1), 8, None)
-    scales = weighted_scales(weight, hessian.diagonal(), scheme.group or weight.shape[1])
+    # Each column weighs as much as comes into it: the mean square of its input.
+    _, scales = symmetric(weight, 4, scheme.group, torch.bfloat16, hessian.diagonal())
     values = gptq(weight, hessian, scales.float(), 4)
     return DynamicLinear(name, pack(values, low_first=True), scales, 4, scheme.group)
-
-
-def weighted_scales(weight: torch.Tensor, importance: torch.Tensor, group: int) -> torch.Tensor:
-    """bfloat16 scales [rows, groups] of int4 weights [rows, columns]: those that leave the least error of the output
-    where its inputs are independent, as `importance` [columns] (their mean squares) weighs each column."""
-    rows, columns = weight.shape
-    best = torch.empty(rows, columns // group, dtype=torch.bfloat16)
-    weights = importance.reshape(1, -1, group)
-    step = max(1, (4 << 20) // (columns * 4))
-    for first in range(0, rows, step):
-        part = weight[first : first + step].reshape(-1, columns // group, group)
-        limit = part.abs().amax(-1, keepdim=True)
-        found = least = None
-        for clip in CLIPS:
-            scale = (limit * (clip / 7)).clamp(min=EPS).bfloat16().float()
-            rounded = (part / scale).round_().clamp_(-8, 7)
-            error = (torch.addcmul(part, rounded, scale, value=-1).square_() * weights).sum(-1, keepdim=True)
-            if found is None or least is None:
-                found, least = scale, error
-            else:
-                found, least = torch.where(error < least, scale, found), torch.minimum(error, least)
-        assert found is not None
-        best[first : first + step] = found.squeeze(-1).bfloat16()
-    return best
 
 
 def gptq(weight: torch.Tensor, hessian: torch.Tensor, scales: torch.Tensor, bits: int) -> torch.Tensor:

@@ -74,7 +74,9 @@ def export(
     counted = parameters(model, family)
     loaded = time.monotonic()
     progress("quantize", 0.0)
-    apply_recipe(model, checkpoint, recipe, kept=kept, progress=lambda fraction: progress("quantize", fraction))
+    apply_recipe(
+        model, checkpoint, recipe, kept=kept, keep=True, progress=lambda fraction: progress("quantize", fraction)
+    )
     quantized = time.monotonic()
     progress("lower", 0.0)
     with ExitStack() as stack, torch.no_grad():

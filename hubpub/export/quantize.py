@@ -43,7 +43,7 @@ def quantize(model: Any, recipe: Recipe, family: Family) -> dict[str, int]:
             # Export only fuses a table without a padding row; at inference the row is read like any other.
             module.padding_idx = None
             if scheme := tables.get(name):
-                _replace(model, name, QuantizedEmbedding.of(module, scheme, dtype))
+                replace(model, name, QuantizedEmbedding.of(module, scheme, dtype))
                 used[f"embedding {scheme}"] = used.get(f"embedding {scheme}", 0) + 1
         elif isinstance(module, nn.Linear):
             scheme = _linear_scheme(name, recipe)
@@ -52,11 +52,11 @@ def quantize(model: Any, recipe: Recipe, family: Family) -> dict[str, int]:
             table = model.get_submodule(family.embedding)
             if name == "lm_head" and tied and scheme.weight == "int8" and _in_int8(table) and scheme.activation:
                 # The same integers: the file holds them once.
-                _replace(model, name, DynamicLinear(name, table.values, table.scales, 8, None))
+                replace(model, name, DynamicLinear(name, table.values, table.scales, 8, None))
             elif scheme.activation is not None:
-                _replace(model, name, DynamicLinear.of(name, module, scheme))
+                replace(model, name, DynamicLinear.of(name, module, scheme))
             elif scheme.weight == "int8" and not scheme.group:
-                _replace(model, name, WeightOnlyLinear.of(module))
+                replace(model, name, WeightOnlyLinear.of(module))
             else:
                 raise ExportError(f"{name}: weight-only {scheme} has no kernel", "use int8 per channel")
             used[f"linear {scheme}"] = used.get(f"linear {scheme}", 0) + 1
@@ -96,21 +96,26 @@ def _linear_scheme(name: str, recipe: Recipe) -> Scheme | None:
     return recipe.head if name == "lm_head" else recipe.linear
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+def replace(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
 
 
 # Shares of the largest weight of a group that may be mapped to the outermost integer, -8 or 7.
-CLIPS = (1.0, 0.94, 0.88, 0.82)
+_CLIPS = (1.0, 0.94, 0.88, 0.82)
 
 
 def symmetric(
-    weight: torch.Tensor, bits: int, group: int | None, scale_dtype: torch.dtype = torch.float32
+    weight: torch.Tensor,
+    bits: int,
+    group: int | None,
+    scale_dtype: torch.dtype = torch.float32,
+    importance: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Integers (int8) like `weight` [rows, columns] and scales [rows, groups]; one group where None.
 
     Integers are chosen for the scales as they are stored, so that their rounding to `scale_dtype` costs nothing twice.
+    `importance` [columns] weighs the squared errors by which the scale of an int4 group is chosen.
     """
     rows, columns = weight.shape
     size = group or columns
@@ -119,19 +124,23 @@ def symmetric(
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     values = torch.empty(rows, columns, dtype=torch.int8)
     scales = torch.empty(rows, columns // size, dtype=scale_dtype)
+    weights = None if importance is None else importance.reshape(-1, size)
     # A slice at a time, small enough for the processor's cache: a table of two billion weights is never float32.
     step = max(1, (4 << 20) // (columns * 4))
     for first in range(0, rows, step):
         part = weight[first : first + step].float().reshape(-1, columns // size, size)
         limit = part.abs().amax(-1, keepdim=True)
         best = best_error = None
-        for clip in CLIPS if bits == 4 else (1.0,):
+        for clip in _CLIPS if bits == 4 else (1.0,):
             scale = (limit * (clip / high)).clamp(min=EPS).to(scale_dtype).float()
             rounded = (part / scale).round_().clamp_(low, high)
             if bits != 4:
                 best = (scale, rounded)
                 break
-            error = torch.addcmul(part, rounded, scale, value=-1).square_().sum(-1, keepdim=True)
+            error = torch.addcmul(part, rounded, scale, value=-1).square_()
+            if weights is not None:
+                error *= weights
+            error = error.sum(-1, keepdim=True)
             if best is None:
                 best, best_error = (scale, rounded), error
             else:

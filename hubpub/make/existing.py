@@ -19,8 +19,8 @@ from hubpub.measure.bench import speed
 from hubpub.measure.drift import locate_drift
 from hubpub.measure.inspect import inspect
 from hubpub.measure.parity import SCALE_TOKENS, measure, text_length
-from hubpub.measure.prompting import Reader
 from hubpub.model.checkpoint import Checkpoint
+from hubpub.model.reader import Reader
 from hubpub.model.scale import build
 from hubpub.plan import Step, plan
 from hubpub.workspace import Workspace

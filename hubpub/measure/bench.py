@@ -24,7 +24,7 @@ from typing import Any
 from hubpub.errors import ExportError, UsageError
 from hubpub.facts import MEASURING, DeviceSpeed, FileFact, RunnerCheck, Speed
 from hubpub.machine import export_environment, host, peak_resident_bytes, versions
-from hubpub.measure.prompting import Reader
+from hubpub.model.reader import Reader
 
 PREFILL, DECODE = 128, 32
 RUNS = 5

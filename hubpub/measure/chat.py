@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from hubpub.errors import ExportError, SourceError, UsageError
-from hubpub.measure.prompting import Reader
 from hubpub.model.families import FAMILIES, family
+from hubpub.model.reader import Reader
 
 
 @dataclass(frozen=True)

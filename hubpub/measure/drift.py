@@ -102,7 +102,7 @@ def _quantized(checkpoint: Checkpoint, recipe: Recipe, kept: Path) -> Any:
     from hubpub.model import loader
 
     model = loader.load_mapped(checkpoint, dtype=loader.DTYPES[recipe.dtype])
-    apply_recipe(model, checkpoint, recipe, kept=kept if kept.exists() else None)
+    apply_recipe(model, checkpoint, recipe, kept=kept)
     return model
 
 

@@ -38,9 +38,10 @@ from hubpub.facts import (
     rounded,
 )
 from hubpub.files import write_atomic
-from hubpub.measure.prompting import Reader, chat_template_fits
+from hubpub.measure.prompting import chat_template_fits
 from hubpub.measure.runtime import Session
 from hubpub.model.checkpoint import Checkpoint
+from hubpub.model.reader import Reader
 from hubpub.workspace import integers_of
 
 NEW_TOKENS = 24
@@ -427,7 +428,7 @@ def compare_lowering(
     else:
         progress("quantized weights", 0.0)
         model = loader.load_mapped(checkpoint, dtype=loader.DTYPES[recipe.dtype])
-        apply_recipe(model, checkpoint, recipe, kept=kept if kept and kept.exists() else None)
+        apply_recipe(model, checkpoint, recipe, kept=kept)
         with torch.no_grad():
             eager = EagerLogits(model, tokens, known.window)
             found = _agreement(eager, _rows(ours), tokens)

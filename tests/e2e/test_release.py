@@ -283,8 +283,8 @@ def test_plan_needs_no_torch_and_half_a_second(tmp_path: Path) -> None:
 def test_a_prompt_longer_than_one_call_takes_is_answered_by_the_runner(rehearsal: Ran, work: Path) -> None:
     from hubpub import data
     from hubpub.measure.bench import ask_runner
-    from hubpub.measure.prompting import Reader
     from hubpub.measure.runtime import Session
+    from hubpub.model.reader import Reader
 
     chosen = next(cell for cell in rehearsal.json["cells"] if cell["cell"] == "gemma-4-E2B-it/8da4w")
     (pte,) = (work / "cells").glob(f"*/gemma-4-E2B-it/8da4w/{chosen['fingerprint']}/*.pte")

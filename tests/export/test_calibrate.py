@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from hubpub.config import Project, Scheme
-from hubpub.export.calibrate import LENGTH, _Inputs, _inverse_factor, calibrate, gptq, readings, weighted_scales
+from hubpub.export.calibrate import LENGTH, _Inputs, _inverse_factor, calibrate, gptq, readings
 from hubpub.export.quantize import (
     DynamicLinear,
     QuantizedEmbedding,
     layer_schemes,
     quantize,
     register_operators,
+    symmetric,
     unpack,
 )
 from hubpub.matrix import cells, select
@@ -40,7 +41,7 @@ def test_the_output_is_nearer_than_with_weights_rounded_to_nearest() -> None:
     torch.manual_seed(0)
     x, weight = correlated(2048, 128), torch.randn(64, 128)
     hessian = x.T @ x
-    scales = weighted_scales(weight, hessian.diagonal(), 32).float()
+    scales = symmetric(weight, 4, 32, torch.bfloat16, hessian.diagonal())[1].float()
     spread = scales.repeat_interleave(32, 1)
     nearest = (weight / spread).round().clamp(-8, 7) * spread
     chosen = gptq(weight, hessian, scales, 4).float() * spread
@@ -69,7 +70,9 @@ def test_scales_weigh_the_columns_by_what_comes_into_them() -> None:
     weight[0, 0] = 1.0
     counts, not_counts = torch.ones(32), torch.ones(32)
     counts[0], not_counts[0] = 1000.0, 0.0
-    wide, narrow = (weighted_scales(weight, importance, 32).item() for importance in (counts, not_counts))
+    wide, narrow = (
+        symmetric(weight, 4, 32, torch.bfloat16, importance)[1].item() for importance in (counts, not_counts)
+    )
     error = [abs(round(0.4 / scale) * scale - 0.4) for scale in (wide, narrow)]
     assert wide == pytest.approx(1 / 7, rel=0.01)
     assert narrow < wide and error[1] < error[0]
@@ -143,7 +146,7 @@ def test_the_number_of_threads_changes_not_a_bit() -> None:
         for threads in (1, 2, 3, 5):
             torch.set_num_threads(threads)
             hessian = _Inputs().of(text)
-            scales = weighted_scales(weight, hessian.diagonal(), 32)
+            scales = symmetric(weight, 4, 32, torch.bfloat16, hessian.diagonal())[1]
             found.append((hessian, _inverse_factor(hessian), scales, gptq(weight, hessian, scales.float(), 4)))
             assert torch.get_num_threads() == threads
     finally:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from hubpub.errors import SourceError
-from hubpub.measure.prompting import Reader, prompt_format
+from hubpub.measure.prompting import prompt_format
+from hubpub.model.reader import Reader
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"

@@ -13,10 +13,10 @@ from transformers import AutoTokenizer
 
 from hubpub import data
 from hubpub.config import Project, Variant
-from hubpub.measure.prompting import Reader
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.families import FAMILIES
 from hubpub.model.loader import load
+from hubpub.model.reader import Reader
 from hubpub.model.scale import build, scale_key, stand_in
 
 GEMMA = {
