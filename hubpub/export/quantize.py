@@ -20,13 +20,15 @@ from hubpub.errors import ExportError
 from hubpub.model.families import Family
 
 EPS = 1e-10
+# Weights that share a scale, in XNNPACK's kernels for int4.
+SMALLEST_GROUP = 32
 
 
 def quantize(model: Any, recipe: Recipe, family: Family) -> dict[str, int]:
     """Replace the weights of `model` in place as `recipe` says. Returns how many modules each scheme was used for.
 
     The head is untied from the embedding first where the two are stored differently. Linear layers whose input width
-    is not a multiple of the group size (the 4-wide AltUp coefficients of Gemma 3n) keep their floating-point weights.
+    is not a multiple of 32 (the 4-wide AltUp coefficients of Gemma 3n) keep their floating-point weights.
     What is left in floating point becomes the recipe's dtype.
     """
     used: dict[str, int] = {}
@@ -46,8 +48,8 @@ def quantize(model: Any, recipe: Recipe, family: Family) -> dict[str, int]:
                 replace(model, name, QuantizedEmbedding.of(module, scheme, dtype))
                 used[f"embedding {scheme}"] = used.get(f"embedding {scheme}", 0) + 1
         elif isinstance(module, nn.Linear):
-            scheme = _linear_scheme(name, recipe)
-            if scheme is None or module.in_features % (scheme.group or 32):
+            scheme = _linear_scheme(name, module, recipe)
+            if scheme is None:
                 continue
             table = model.get_submodule(family.embedding)
             if name == "lm_head" and tied and scheme.weight == "int8" and _in_int8(table) and scheme.activation:
@@ -83,17 +85,24 @@ def layer_schemes(model: Any, recipe: Recipe) -> dict[str, Scheme]:
     found = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and name != "lm_head":
-            scheme = _linear_scheme(name, recipe)
-            if scheme is not None and scheme.activation and module.in_features % (scheme.group or 32) == 0:
+            scheme = _linear_scheme(name, module, recipe)
+            if scheme is not None and scheme.activation:
                 found[name] = scheme
     return found
 
 
-def _linear_scheme(name: str, recipe: Recipe) -> Scheme | None:
-    for override in recipe.override:
-        if fnmatchcase(name, override.pattern):
-            return override.scheme
-    return recipe.head if name == "lm_head" else recipe.linear
+def _linear_scheme(name: str, linear: nn.Linear, recipe: Recipe) -> Scheme | None:
+    """How the weights of a linear layer are stored; None where they stay as they are.
+
+    A width that does not divide into the recipe's groups gets the smallest there are.
+    """
+    overrides = (override.scheme for override in recipe.override if fnmatchcase(name, override.pattern))
+    scheme = next(overrides, recipe.head if name == "lm_head" else recipe.linear)
+    if scheme is None or linear.in_features % SMALLEST_GROUP:
+        return None
+    if scheme.group and linear.in_features % scheme.group:
+        return scheme.model_copy(update={"group": SMALLEST_GROUP})
+    return scheme
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -153,3 +153,14 @@ def test_the_number_of_threads_changes_not_a_bit() -> None:
         torch.set_num_threads(before)
     for other in found[1:]:
         assert all(torch.equal(one, two) for one, two in zip(found[0], other, strict=True))
+
+
+def test_a_width_that_does_not_divide_into_groups_gets_the_smallest(source: Checkpoint) -> None:
+    wide = Scheme(weight="int4", group=96, activation="int8")
+    recipe = Project.find().recipes["8da4w"].model_copy(update={"linear": wide, "override": ()})
+    model = loader.load_mapped(source, dtype=torch.float32)
+    schemes = layer_schemes(model, recipe)
+    for name, scheme in schemes.items():
+        width = model.get_submodule(name).in_features
+        assert scheme.group == (96 if width % 96 == 0 else 32)
+    assert 32 in {scheme.group for scheme in schemes.values()}
