@@ -1,11 +1,13 @@
 """Every recipe on real weights: quality, gates and how long validation takes, beside llama.cpp's types.
 
-    python benchmarks/quality.py CHECKPOINT --work DIR [--recipes bf16 8da4w ...] [--tokens N] [--llama DIR]
+    python benchmarks/quality.py CHECKPOINT --work DIR [--recipes bf16 8da4w ...] [--tokens N] [--text FILE]
+        [--llama DIR]
 
 CHECKPOINT is a folder with config.json and safetensors, e.g. SmolLM2-135M-Instruct or gemma-3-270m. Files are exported
-to DIR once and kept. With --llama, DIR holds llama.cpp's `bin` and `src` (its converter): the same weights become
-Q8_0, Q4_0 and Q4_K_M, compared over the same text in windows of 512 tokens of which the second half counts, as
-llama-perplexity does it. Prints one line per file and writes DIR/quality.json.
+to DIR once and kept. --text is another text than the passage that gates are measured on. With --llama, that DIR holds
+llama.cpp's `bin` and `src` (its converter): the same weights become Q8_0, Q4_0 and Q4_K_M, compared over the same text
+in windows of 512 tokens of which the second half counts, as llama-perplexity does it. Prints one line per file and
+writes quality.json, or quality-TEXT.json, to the folder of --work.
 """
 
 from __future__ import annotations
@@ -40,25 +42,27 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--recipes", nargs="*", default=["bf16", "int8", "8da8w", "8da4w", "8da4w-small"])
     parser.add_argument("--tokens", type=int, default=2047)
+    parser.add_argument("--text", type=Path)
     parser.add_argument("--llama", type=Path)
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     checkpoint = Checkpoint.open(given.checkpoint)
     recipes = Project.find().recipes
-    path = given.work / "quality.json"
+    text = given.text.read_text("utf-8") if given.text else data.passage()
+    path = given.work / (f"quality-{given.text.stem}.json" if given.text else "quality.json")
     rows: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for name in given.recipes:
-        rows[name] = ours(checkpoint, recipes[name], given.work, given.tokens)
+        rows[name] = ours(checkpoint, recipes[name], given.work, given.tokens, text)
         path.write_text(json.dumps(rows, indent=1))
         show(name, rows[name])
     if given.llama:
-        for name, row in llama(given.checkpoint, given.llama, given.work).items():
+        for name, row in llama(given.checkpoint, given.llama, given.work, path.stem, text).items():
             rows[name] = row
             show(name, row)
     path.write_text(json.dumps(rows, indent=1))
 
 
-def ours(checkpoint: Checkpoint, recipe: Recipe, work: Path, tokens: int) -> dict[str, Any]:
+def ours(checkpoint: Checkpoint, recipe: Recipe, work: Path, tokens: int, text: str) -> dict[str, Any]:
     pte = work / f"{checkpoint.folder.name}-{recipe.name}.pte"
     if not pte.exists():
         export(checkpoint, recipe, pte, context=2048, prefill=128, progress=lambda *_: None, kept=integers_of(pte))
@@ -71,7 +75,8 @@ def ours(checkpoint: Checkpoint, recipe: Recipe, work: Path, tokens: int) -> dic
         last, began = stage, time.monotonic()
 
     started = time.monotonic()
-    parity = measure(pte, checkpoint, recipe, tokens, work / "references", progress)
+    texts = text, [prompt.text for prompt in data.prompts()]
+    parity = measure(pte, checkpoint, recipe, tokens, work / "references", progress, texts=texts)
     progress("", 1.0)
     program = inspect(pte)
     vocabulary = int(str(program.metadata["get_vocab_size"]))
@@ -85,9 +90,9 @@ def ours(checkpoint: Checkpoint, recipe: Recipe, work: Path, tokens: int) -> dic
     }
 
 
-def llama(checkpoint: Path, tools: Path, work: Path) -> dict[str, dict[str, Any]]:
-    text, full, base = work / "passage.txt", work / "bf16.gguf", work / "bf16.kld"
-    text.write_text(data.passage(), "utf-8")
+def llama(checkpoint: Path, tools: Path, work: Path, name: str, text: str) -> dict[str, dict[str, Any]]:
+    read, full, base = work / f"{name}.txt", work / "bf16.gguf", work / f"{name}.kld"
+    read.write_text(text, "utf-8")
 
     def tool(name: str, *arguments: str | Path) -> str:
         done = subprocess.run(
@@ -99,7 +104,7 @@ def llama(checkpoint: Path, tools: Path, work: Path) -> dict[str, dict[str, Any]
         converter = tools / "src" / "convert_hf_to_gguf.py"
         subprocess.run([sys.executable, converter, checkpoint, "--outtype", "bf16", "--outfile", full], check=True)
     if not base.exists():
-        tool("llama-perplexity", "-m", full, "-f", text, "-c", "512", "-t", "2", "--kl-divergence-base", base)
+        tool("llama-perplexity", "-m", full, "-f", read, "-c", "512", "-t", "2", "--kl-divergence-base", base)
     found = {}
     for kind in TYPES:
         made = work / f"{kind}.gguf"
