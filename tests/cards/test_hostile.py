@@ -12,7 +12,6 @@ import yaml
 from cards.sample import facts as sample
 from cards.sample import one_card
 from hubpub.cards.blocks import BLOCK, FRONT, metadata
-from hubpub.cards.html import fault, safe_url
 from hubpub.cards.markdown import to_html
 from hubpub.cards.render import render
 from hubpub.config import Card, Project, load_card
@@ -155,30 +154,6 @@ def test_a_wrong_card_toml_names_the_file(tmp_path: Path, toml: str) -> None:
     with pytest.raises(ConfigError, match=r"card\.toml") as caught:
         load_card(tmp_path)
     assert caught.value.path == str(tmp_path / "card.toml")
-
-
-@pytest.mark.parametrize(
-    ("url", "safe"),
-    [
-        ("https://a.b/c", True),
-        ("./x.svg", True),
-        ("#part", True),
-        ("mailto:a@b.c", True),
-        ("javascript:alert(1)", False),
-        ("JaVa\nScRiPt:alert(1)", False),
-        ("\x01javascript:alert(1)", False),
-        ("data:text/html,x", False),
-        ("vbscript:x", False),
-        ("//[", False),
-    ],
-)
-def test_addresses(url: str, safe: bool) -> None:
-    assert safe_url(url) is safe
-
-
-def test_nested_html_must_close_in_order() -> None:
-    assert fault("<b><i>x</i></b><br>") is None
-    assert fault("<b><i>x</b></i>")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from conftest import ROOT
 import hubpub as package
 from hubpub import cli
 from hubpub.cli.app import SECTIONS, root
+from hubpub.facts import CardFacts
 
 COMMANDS = [name for commands in SECTIONS.values() for name in commands]
 
@@ -129,3 +130,19 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "{\n", "")
+
+
+@pytest.mark.parametrize("flags", [[], ["--verbose"], ["--verbose", "--json"]])
+def test_no_token_in_what_an_error_prints(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = "hf_" + "Secret" * 5
+
+    def broken(**_: object) -> dict[str, object]:
+        raise RuntimeError(f"GET https://hub/x?token={secret} with Bearer {secret}")
+
+    monkeypatch.setattr(CardFacts, "model_json_schema", broken)
+    assert cli.main(["schema", *flags]) == 1
+    captured = capsys.readouterr()
+    assert "Secret" not in captured.out + captured.err and "RuntimeError" in captured.err
+    assert ("in broken" in captured.err) is bool(flags)

@@ -19,10 +19,12 @@ from hubpub.hub.history import (
     until,
     who,
 )
-from hubpub.hub.publish import publish_all
+from hubpub.hub.publish import preflight, promote, publish_all
+from hubpub.hub.receipts import NoChanges, Planned, TagOnly
 from hubpub.hub.staging import stage
+from hubpub.localhub import LocalHub
 
-from .conftest import Maker
+from .conftest import Maker, sent_to
 from .test_publish import by_hand, refs_of
 
 
@@ -76,3 +78,42 @@ def test_what_came_after_a_commit() -> None:
     assert [commit.id for commit in until(history, "a")] == ["c", "b"] and until(history, "c") == []
     assert until(history, "elsewhere") == history
     assert who(history[0]) == "a, b" and who(history[1]) == "unknown"
+
+
+@pytest.mark.parametrize("create_pr", [False, True])
+def test_an_older_version_does_not_move_main_back(
+    create_pr: bool, hub: LocalHub, client: Client, make: Maker, work: Path
+) -> None:
+    publish_all(client, [make("v1.1.0")], work)
+    before = refs_of(client, make.repo)
+    with sent_to(hub) as sent, pytest.raises(ConflictError, match=r"v1\.1\.0 is published.*back to the older v1\.0\.1"):
+        publish_all(client, [make("v1.0.1", seed=3)], work, create_pr=create_pr)
+    assert sent.content == 0 and refs_of(client, make.repo) == before
+    with pytest.raises(ConflictError, match="older") as caught:
+        preflight(client, [make.repo], version="v1.0.1", create_pr=create_pr)
+    assert "above v1.1.0" in str(caught.value.hint)
+    assert preflight(client, [make.repo], version="v1.1.0") and preflight(client, [make.repo], version="v1.2.0")
+    with pytest.raises(ConflictError, match="older"):
+        promote(client, make("v1.0.1"), work)
+    assert refs_of(client, make.repo)[1] == before[1]
+
+
+def test_an_older_release_that_was_never_tagged_is_finished(
+    client: Client, make: Maker, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was killed between its commit and its tag, and a newer one came out meanwhile."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Client, "create_tag", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            publish_all(client, [make()], work)
+    unfinished = refs_of(client, make.repo)[0]["main"]
+    publish_all(client, [make("v1.1.0", seed=5)], work)
+    newer = refs_of(client, make.repo)[0]["main"]
+    assert preflight(client, [make.repo], version="v1.0.0")
+    assert publish_all(client, [make(seed=0)], work, dry_run=True)[0].outcome == Planned(False, False, True)
+    (receipt,) = publish_all(client, [make()], work)
+    assert receipt.outcome == TagOnly(unfinished, "v1.0.0") and receipt.bytes_sent == 0
+    assert refs_of(client, make.repo) == ({"main": newer}, {"v1.0.0": unfinished, "v1.1.0": newer})
+    assert isinstance(publish_all(client, [make()], work)[0].outcome, NoChanges)
+    with pytest.raises(ConflictError, match="with other content"):
+        publish_all(client, [make(seed=8)], work)

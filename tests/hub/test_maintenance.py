@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hubpub.hub.client import Client
-from hubpub.hub.maintenance import verify
+from hubpub.hub.maintenance import _withdrawn, verify
 from hubpub.hub.publish import publish_all
 
 from .conftest import Maker
@@ -40,3 +40,16 @@ def test_a_release_without_sums(content: bytes | None, client: Client, make: Mak
         by_hand(client, make.repo, "SHA256SUMS", content)
     found = complaints(client, make.repo)
     assert any("SHA256SUMS" in one for one in found) and "a.pte is not in SHA256SUMS: nothing says what it is" in found
+
+
+@pytest.mark.parametrize(
+    "card", ["---\nlicense: x\n---\n# T\n", "---\nnew_version: a/b\n---\n# T\n", "# T\n", "", "---\nbroken\n# T\n"]
+)
+@pytest.mark.parametrize("successor", [None, "c/d"])
+def test_withdrawing_twice_says_it_once(card: str, successor: str | None) -> None:
+    once = _withdrawn(card, "v1", "wrong scale", successor)
+    assert once.count("wrong scale") == 1
+    assert _withdrawn(once, "v1", "wrong scale", successor) == once
+    assert (successor is None) or once.count("new_version: c/d") == 1
+    both = _withdrawn(once, "v2", "also", successor)
+    assert "wrong scale" in both and "also" in both

@@ -442,3 +442,78 @@ def _environment(transport: str, tmp_path: Path) -> dict[str, str]:
     root = str(Path(__file__).parents[2])
     off = {"HF_HUB_DISABLE_XET": "1"} if transport == "lfs" else {}
     return {**os.environ, "PYTHONPATH": root, "HF_XET_CACHE": str(tmp_path / "xet"), **off}
+
+
+def test_a_dropped_file_leaves_main_with_the_release_that_dropped_it(client: Client, make: Maker, work: Path) -> None:
+    publish_all(client, [make()], work)
+    by_hand(client, make.repo, "images/photo.bin", b"\0\1\2")
+    (make.folder / "model-int8.pte").unlink()
+    (planned,) = publish_all(client, [make("v2")], work, dry_run=True)
+    assert planned.retired == ("model-int8.pte",) and "remove model-int8.pte" in planned.summary
+    (receipt,) = publish_all(client, [make("v2")], work)
+    assert receipt.retired == ("model-int8.pte",) and load_receipt(work, "v2", make.repo) == receipt
+    held = client.tree(make.repo, "v2")
+    assert "model-int8.pte" not in held and {"model-8da4w.pte", "images/photo.bin", ".gitattributes"} <= held.keys()
+    assert "model-int8.pte" in client.tree(make.repo, "v1.0.0")
+    newest = client.commits(make.repo, "main")[0]
+    assert "Removed: model-int8.pte is not part of this version." in newest.message
+    assert isinstance(publish_all(client, [make("v2")], work)[0].outcome, NoChanges)
+
+
+def test_nothing_of_an_owner_is_removed(client: Client, make: Maker, work: Path) -> None:
+    """Neither what somebody changed since, nor what a list speaks of that no release wrote."""
+    client.create_repo(make.repo)
+    by_hand(client, make.repo, "notes.md", b"notes")
+    by_hand(client, make.repo, "SHA256SUMS", b"%s  notes.md\n" % (b"0" * 64))
+    publish_all(client, [make(seed=0, **{"extra.json": "{}"})], work)
+    by_hand(client, make.repo, "extra.json", b'{"theirs": 1}')
+    (receipt,) = publish_all(client, [make("v2")], work)
+    assert receipt.retired == ()
+    assert client.read(make.repo, "v2", "extra.json") == b'{"theirs": 1}'
+    assert client.read(make.repo, "v2", "notes.md") == b"notes"
+
+
+def test_only_files_that_left_are_a_release_too(client: Client, make: Maker, work: Path) -> None:
+    publish_all(client, [make(seed=0, **{"extra.json": "{}"})], work)
+    (receipt,) = publish_all(client, [make("v2")], work, create_pr=True)
+    assert receipt.outcome.kind == "pull-request" and receipt.retired == ("extra.json",)
+    assert "extra.json" in client.tree(make.repo, "main")
+
+
+def test_whose_token_it_is_is_asked_before_anything_is_made(hub: LocalHub, make: Maker, work: Path) -> None:
+    client = Client(hub.url, hub.token, retry=FAST)
+    publish_all(client, [make()], work)
+    before = refs_of(client, make.repo)
+    fresh = Client(hub.url, hub.token, retry=FAST)
+    hub.arm(Fault(path="/whoami", status=401, times=100))
+    with pytest.raises(AccessError):
+        promote(fresh, make("v2", card="two"), work)
+    hub.disarm()
+    assert refs_of(client, make.repo) == before
+
+
+def test_what_fails_after_the_release_was_checked_is_a_note(
+    hub: LocalHub, client: Client, make: Maker, work: Path
+) -> None:
+    (work / "releases/v1.0.0/local--model.json").mkdir(parents=True)
+    hub.arm(Fault(method="DELETE", path="/branch/", status=403, times=100))
+    (receipt,) = publish_all(client, [make()], work)
+    hub.disarm()
+    assert isinstance(receipt.outcome, Published) and refs_of(client, make.repo)[1]["v1.0.0"] == receipt.outcome.commit
+    assert (
+        len(receipt.notes) == 2 and "hubpub unstage" in receipt.notes[0] and "could not be written" in receipt.notes[1]
+    )
+
+
+def test_a_dry_run_counts_on_files_that_others_have_yet_to_stage(client: Client, make: Maker, work: Path) -> None:
+    publish_all(client, [make()], work)
+    release = make("v2", seed=2)
+    away = tuple(LocalFile(f.path_in_repo, None, f.bytes, f.sha256) if f.large else f for f in release.files)
+    elsewhere = replace(release, files=away)
+    with pytest.raises(HubError, match="neither staged"):
+        publish_all(client, [elsewhere], work, dry_run=True)
+    (planned,) = publish_all(client, [elsewhere], work, dry_run=True, unstaged=True)
+    assert planned.outcome.kind == "planned" and planned.bytes_sent > sum(f.bytes for f in away if f.large)
+    with pytest.raises(HubError, match="neither staged"):
+        publish_all(client, [elsewhere], work, unstaged=True)
+    assert history(client, make.repo) == ["Release v1.0.0"]

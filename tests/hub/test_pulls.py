@@ -11,10 +11,10 @@ from hubpub.hub.client import Add, Client
 from hubpub.hub.content import LocalFile
 from hubpub.hub.publish import publish_all
 from hubpub.hub.pulls import promote_pull
-from hubpub.hub.receipts import Planned, Published, PullRequest, TagOnly, load_receipt
-from hubpub.localhub import LocalHub
+from hubpub.hub.receipts import NoChanges, Planned, Published, PullRequest, TagOnly, load_receipt
+from hubpub.localhub import Fault, LocalHub
 
-from .conftest import Maker, sent_to
+from .conftest import Maker, both, sent_to
 from .test_publish import by_hand, history, refs_of
 
 
@@ -138,3 +138,52 @@ def test_a_request_that_lists_what_it_does_not_hold(client: Client, make: Maker,
                   find_committed=lambda: None, pull=True)  # fmt: skip
     with pytest.raises(HubError, match=r"is no release: absent\.pte is missing"):
         promote_pull(client, make.repo, "v9", work)
+
+
+@both
+def test_a_pull_request_is_merged_tagged_and_checked(hub: LocalHub, client: Client, make: Maker, work: Path) -> None:
+    publish_all(client, [make()], work)
+    publish_all(client, [make("v2", seed=2)], work, create_pr=True)
+    by_hand(client, make.repo, "notes.md", b"not ours")
+    with sent_to(hub) as sent:
+        planned = promote_pull(client, make.repo, "v2", work, dry_run=True)
+        assert planned and planned.outcome.kind == "planned"
+        assert history(client, make.repo) == ["Release v1.0.0", "By hand"]
+        receipt = promote_pull(client, make.repo, "v2", work)
+    assert receipt and isinstance(receipt.outcome, Published) and sent.content == 0
+    branches, tags = refs_of(client, make.repo)
+    assert tags["v2"] == branches["main"] == receipt.outcome.commit
+    for path in make.folder.iterdir():
+        assert client.read(make.repo, "v2", path.name) == path.read_bytes()
+    assert client.read(make.repo, "v2", "notes.md") == b"not ours"
+    again = promote_pull(client, make.repo, "v2", work)
+    assert again and isinstance(again.outcome, NoChanges)
+    assert promote_pull(client, make.repo, "v3", work) is None
+
+
+def test_a_pull_request_merged_by_hand_is_only_tagged(client: Client, make: Maker, work: Path) -> None:
+    publish_all(client, [make()], work)
+    publish_all(client, [make("v2", seed=2)], work, create_pr=True)
+    client.merge(make.repo, 1, is_merged=lambda: False)
+    merge = refs_of(client, make.repo)[0]["main"]
+    by_hand(client, make.repo, "notes.md", b"later")
+    receipt = promote_pull(client, make.repo, "v2", work)
+    assert receipt and receipt.outcome == TagOnly(merge, "v2")
+
+
+def test_the_answer_to_a_merge_is_lost(hub: LocalHub, client: Client, make: Maker, work: Path) -> None:
+    publish_all(client, [make()], work)
+    publish_all(client, [make("v2", seed=2)], work, create_pr=True)
+    hub.arm(Fault(path="/merge", cut="before-response"))
+    receipt = promote_pull(client, make.repo, "v2", work)
+    assert receipt and refs_of(client, make.repo)[1]["v2"] == refs_of(client, make.repo)[0]["main"]
+    assert len(history(client, make.repo)) == 2
+
+
+def test_a_pull_request_does_not_overwrite_others(client: Client, make: Maker, work: Path) -> None:
+    publish_all(client, [make()], work)
+    publish_all(client, [make("v2", seed=2)], work, create_pr=True)
+    by_hand(client, make.repo, "facts.json", b"{}", "Theirs")
+    with pytest.raises(ConflictError, match="'Theirs' by"):
+        promote_pull(client, make.repo, "v2", work)
+    assert history(client, make.repo)[-1] == "Theirs" and "v2" not in refs_of(client, make.repo)[1]

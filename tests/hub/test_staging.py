@@ -14,8 +14,8 @@ from hubpub.hub.content import LocalFile, RepoRelease
 from hubpub.hub.names import stage_branch
 from hubpub.hub.publish import publish_all
 from hubpub.hub.receipts import Published
-from hubpub.hub.staging import by_program, stage
-from hubpub.localhub import LocalHub
+from hubpub.hub.staging import by_program, stage, staged_versions
+from hubpub.localhub import Fault, LocalHub
 
 from .conftest import FAST, SIZES, Maker, both, random_files, sent_to
 from .test_publish import history, refs_of
@@ -109,7 +109,6 @@ def test_past_the_quota_of_commits_the_work_is_kept(make: Maker, work: Path, tmp
 
 
 def test_a_short_wait_is_waited_for(hub: LocalHub, make: Maker, work: Path) -> None:
-    from hubpub.localhub import Fault
 
     client = Client(hub.url, hub.token, retry=Retry(attempts=3, first=0.01, patience=5))
     hub.arm(Fault(path="/commit/", status=429, retry_after=1))
@@ -126,3 +125,30 @@ def test_who_may_see_and_read_stays_as_the_owner_set_it(hub: LocalHub, client: C
     publish_all(client, [make()], work)
     info = api.model_info(make.repo)
     assert (info.private, info.gated) == (True, "manual")
+
+
+def test_many_machines_stage_at_the_same_moment(hub: LocalHub, make: Maker, tmp_path: Path) -> None:
+    """Each staging commit may meet another one; all of them end up on one branch."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from hubpub.hub.content import RepoRelease
+    from hubpub.hub.staging import stage
+
+    folder = tmp_path / "cells"
+    random_files(folder, {f"{number}.pte": 50_000 + number for number in range(8)})
+
+    def one(path: Path) -> int:
+        work = tmp_path / f"work-{path.stem}"
+        file = LocalFile.of(path.name, path, HashCache(work / "hashes.json"))
+        shared = LocalFile.text("tokenizer_config.json", "{}\n")
+        release = RepoRelease(make.repo, "v1", (file, shared), "m")
+        return stage(Client(hub.url, hub.token, retry=FAST), release, work, small_too=True).bytes_sent
+
+    with ThreadPoolExecutor(8) as pool:
+        sent = list(pool.map(one, sorted(folder.iterdir())))
+    client = Client(hub.url, hub.token, retry=FAST)
+    found = client.files(make.repo, "hubpub-stage/v1", [f"{n}.pte" for n in range(8)] + ["tokenizer_config.json"])
+    assert len(found) == 9 and min(sent) > 0
+    assert staged_versions(client, make.repo) == ("v1",)
+    with pytest.raises(HubError, match="neither staged"):
+        publish_all(client, [RepoRelease(make.repo, "v1", (LocalFile("x.pte", None, 1, "0" * 64),), "m")], tmp_path)

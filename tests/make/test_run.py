@@ -8,8 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import ROOT
 
+from hubpub.errors import SourceError
+from hubpub.make.run import refuse_links
+from hubpub.model.checkpoint import digest
 from make.conftest import CELL, Made
 
 HOLD = """
@@ -56,3 +60,30 @@ def test_a_second_process_waits_for_the_first_and_reads_what_it_made(made: Made,
                 first.kill()
                 second.kill()
     assert not (root / ".lock.holder").exists()
+
+
+def test_links_that_lead_out_of_a_checkpoint_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    repo = tmp_path / "models--a--b"
+    snapshot, blobs = repo / "snapshots" / "1", repo / "blobs"
+    for folder in (snapshot, blobs):
+        folder.mkdir(parents=True)
+    (blobs / "b1").write_text("{}")
+    (snapshot / "config.json").symlink_to(blobs / "b1")
+    refuse_links(snapshot)
+    # Large files: the repo's blob is a link to one that all repos of the cache share.
+    shared = repo.parent / "blobs" / "0c"
+    shared.mkdir(parents=True)
+    (shared / "x1").write_text("{}")
+    (blobs / ("7" * 64)).symlink_to(shared / "x1")
+    (snapshot / "model.safetensors").symlink_to(f"../../blobs/{'7' * 64}")
+    refuse_links(snapshot)
+    assert digest(snapshot / "model.safetensors").sha256 == "7" * 64
+    (snapshot / "tokenizer.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(SourceError, match=r"tokenizer\.json is a link"):
+        refuse_links(snapshot)
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    (plain / "model.safetensors").symlink_to("/etc/passwd")
+    with pytest.raises(SourceError, match="leads out"):
+        refuse_links(plain)

@@ -1,19 +1,19 @@
-"""A damaged or foreign checkpoint is told apart before anything heavy starts; a good one loads as text only."""
+"""A damaged, foreign or hostile checkpoint is refused before anything heavy starts, in bounded time and memory."""
 
 from __future__ import annotations
 
 import json
-import re
+import random
+import resource
 import shutil
+import struct
+import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
-from conftest import OF_FAMILY, scale_model
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from conftest import ROOT, scale_model
 
 import hubpub
 from hubpub.errors import SourceError
@@ -103,38 +103,6 @@ def test_an_index_cannot_point_outside_its_folder(copy: Path) -> None:
         Checkpoint.open(copy)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def of_family(request: pytest.FixtureRequest, scale_cache: Path) -> Path:
-    """A scale model of each family."""
-    return scale_model(OF_FAMILY[request.param], scale_cache)
-
-
-def test_the_text_decoder_is_a_plain_model_whose_layers_can_be_hooked(of_family: Path) -> None:
-    model = hubpub.load_text_decoder(of_family, dtype=torch.float32)
-    assert type(model).__name__ == Checkpoint.open(of_family).family.text_class
-    assert not {"timm", "torchvision"} & set(sys.modules)
-    assert model.lm_head.weight is model.model.embed_tokens.weight
-    seen: list[torch.Tensor] = []
-    for layer in model.model.layers:
-        layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
-    with torch.no_grad():
-        model(torch.tensor([[2, 300, 301]]))
-    assert len(seen) == model.config.num_hidden_layers
-    assert all(stream.shape[-2:] == (3, model.config.hidden_size) for stream in seen)
-    assert all(not torch.equal(one, other) for one, other in pairwise(seen))
-
-
-def test_every_weight_is_the_stored_one(of_family: Path) -> None:
-    checkpoint = Checkpoint.open(of_family)
-    model = hubpub.load_text_decoder(of_family)
-    values = model.state_dict()
-    for name, stored in checkpoint.text_tensors.items():
-        if not re.fullmatch(checkpoint.family.ignored, name) or f"model.{name}" in values:
-            with safe_open(of_family / stored.shard, "pt") as shard:
-                tensor = shard.get_tensor(checkpoint.family.text_prefix + name)
-            assert torch.equal(values[f"model.{name}"], tensor), name
-
-
 def _edit(folder: Path, change: object) -> None:
     """Apply `change` to the header of every shard, leaving the data where it is."""
     import struct
@@ -149,14 +117,147 @@ def _edit(folder: Path, change: object) -> None:
         shard.write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + length :])
 
 
-def test_a_head_of_its_own_must_be_stored_and_is_read(scale_cache: Path, tmp_path: Path) -> None:
-    """A model without one would get random numbers in its place."""
-    folder = Path(shutil.copytree(scale_model(OF_FAMILY["llama"], scale_cache), tmp_path / "untied"))
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
-    with pytest.raises(SourceError, match=r"tensor lm_head\.weight is missing"):
-        hubpub.load_text_decoder(folder)
-    head = torch.arange(config["vocab_size"] * config["hidden_size"], dtype=torch.float32)
-    head = head.reshape(config["vocab_size"], config["hidden_size"]).bfloat16()
-    save_file({**load_file(folder / "model.safetensors"), "lm_head.weight": head}, folder / "model.safetensors")
-    assert torch.equal(hubpub.load_text_decoder(folder).lm_head.weight, head)
+CONFIG = {"architectures": ["Gemma3nForConditionalGeneration"]}
+
+
+READ_ALL = """
+import resource, sys
+from pathlib import Path
+from hubpub.errors import SourceError
+from hubpub.model.checkpoint import Checkpoint
+limit = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+for name in sys.argv[2:]:
+    try:
+        checkpoint = Checkpoint.open(Path(name))
+        checkpoint.stop_tokens()
+        print("read")
+    except SourceError as error:
+        print("refused")
+"""
+
+
+def checkpoint(folder: Path, header: Any, data: bytes = bytes(8), config: Any = CONFIG) -> Path:
+    """A checkpoint of one shard; `header` and `config` are values, or bytes to be written as they are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    (folder / "config.json").write_bytes(config if isinstance(config, bytes) else json.dumps(config).encode())
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw + data)
+    return folder
+
+
+def tensor(shape: Any = (4,), offsets: Any = (0, 8), dtype: Any = "BF16") -> dict[str, Any]:
+    return {"x": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}
+
+
+def read(*folders: Path, memory: int = 1 << 30) -> list[str]:
+    ran = subprocess.run(
+        [sys.executable, "-c", READ_ALL, str(memory), *map(str, folders)],
+        cwd=ROOT,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (60, 60)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    return ran.stdout.split()
+
+
+def test_a_plain_one_is_read(tmp_path: Path) -> None:
+    found = Checkpoint.open(checkpoint(tmp_path, {**tensor(), "__metadata__": {"format": "pt"}}))
+    assert found.tensors["x"].shape == (4,) and found.tensors["x"].shard == "model.safetensors"
+    scalar = Checkpoint.open(checkpoint(tmp_path, tensor((), (0, 2))))
+    assert scalar.tensors["x"].shape == ()
+
+
+DEEP = b"[" * 200_000
+
+
+@pytest.mark.parametrize("where", ["header", "config.json", "model.safetensors.index.json", "generation_config.json"])
+@pytest.mark.parametrize("deep", [DEEP, b'{"x":' * 100_000])
+def test_what_is_nested_too_deep_is_refused(where: str, deep: bytes, tmp_path: Path) -> None:
+    checkpoint(tmp_path, deep if where == "header" else tensor())
+    if where != "header":
+        (tmp_path / where).write_bytes(deep)
+    with pytest.raises(SourceError, match="nested too deep"):
+        Checkpoint.open(tmp_path).stop_tokens()
+
+
+@pytest.mark.parametrize(
+    ("header", "says"),
+    [
+        ([], "not a safetensors file"),
+        ("x", "not a safetensors file"),
+        ({"x": 1}, "not a safetensors file"),
+        ({"x": {}}, "not a safetensors file"),
+        (tensor(dtype="F8_UNKNOWN"), "unknown dtype"),
+        (tensor(dtype=["BF16"]), "not a safetensors file"),
+        (tensor(shape=(-2, -2)), "a number is none"),
+        (tensor(shape=(4.0,)), "a number is none"),
+        (tensor(shape=(True, 4)), "a number is none"),
+        (tensor(shape="4"), "a number is none"),
+        (tensor(shape=7), "not a safetensors file"),
+        (tensor(shape=(10**30,)), "a number is none"),
+        (tensor(shape=(1,) * 17 + (4,)), "18 dimensions"),
+        (tensor(shape=(5,)), "8 bytes where its shape needs 10"),
+        (tensor(offsets=(-8, 0)), "a number is none"),
+        (tensor(offsets=(8, 0)), "-8 bytes where its shape needs 8"),
+        (tensor(offsets=(0, 8, 16)), "not a safetensors file"),
+        (tensor(offsets=(8, 16)), "is truncated: .* bytes where its header promises"),
+        (b"\xff\xfe", "not a safetensors file"),
+        (b'{"x":' + b"9" * 5000 + b"}", "not a safetensors file"),
+    ],
+)
+def test_a_header_that_says_something_impossible_is_refused(header: Any, says: str, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=says):
+        Checkpoint.open(checkpoint(tmp_path, header))
+
+
+@pytest.mark.parametrize(
+    "config", [b"", b"[]", b"null", b'{"architectures": 7}', b'{"architectures": [["x"]]}', b"\xff"]
+)
+def test_a_config_that_is_none_is_refused(config: bytes, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"config\.json"):
+        Checkpoint.open(checkpoint(tmp_path, tensor(), config=config))
+
+
+@pytest.mark.parametrize("ids", [[1, "2"], "1", [-1], [[1]], {"a": 1}, True, 1.5])
+def test_stop_tokens_that_are_no_ids_are_refused(ids: Any, tmp_path: Path) -> None:
+    checkpoint(tmp_path, tensor(), config={**CONFIG, "eos_token_id": 7})
+    assert Checkpoint.open(tmp_path).stop_tokens() == [7]
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 106]}))
+    assert Checkpoint.open(tmp_path).stop_tokens() == [1, 106]
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+    with pytest.raises(SourceError, match="eos_token_id"):
+        Checkpoint.open(tmp_path).stop_tokens()
+
+
+@pytest.mark.parametrize("length", [0, 2**64 - 1, 1 << 40, 17 << 20])
+def test_a_length_is_not_believed(length: int, tmp_path: Path) -> None:
+    checkpoint(tmp_path, tensor())
+    with (tmp_path / "model.safetensors").open("r+b") as file:
+        file.write(struct.pack("<Q", length))
+        file.truncate(32 << 20)  # sparse
+    with pytest.raises(SourceError, match=r"truncated|not a safetensors file"):
+        Checkpoint.open(tmp_path)
+
+
+def test_a_header_of_nothing_but_empty_lists_fits_into_memory(tmp_path: Path) -> None:
+    count = (16 << 20) // 3 - 10
+    header = b'{"x":[' + b",".join([b"[]"] * count) + b"]}"
+    assert read(checkpoint(tmp_path, header)) == ["refused"]
+
+
+def test_damaged_bytes_are_refused_in_bounded_memory(tmp_path: Path) -> None:
+    chance = random.Random(18)
+    folders = []
+    for number in range(300):
+        folder = checkpoint(tmp_path / str(number), {f"t{n}": tensor()["x"] for n in range(4)})
+        path = folder / chance.choice(("config.json", "model.safetensors"))
+        data = bytearray(path.read_bytes())
+        for _ in range(chance.randrange(1, 6)):
+            data[chance.randrange(len(data))] = chance.choice((0, 34, 44, 45, 48, 57, 91, 93, 123, 125, 255))
+        path.write_bytes(data)
+        folders.append(folder)
+    outcomes = read(*folders)
+    assert len(outcomes) == 300 and outcomes.count("refused") > 100

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +13,17 @@ from cards.sample import cell as sample_cell
 from conftest import Ran, hubpub
 
 from hubpub.config import Project
-from hubpub.errors import ConflictError, HubError, ToolchainError
+from hubpub.errors import ToolchainError
 from hubpub.facts import MEASURING, FileFact, save
-from hubpub.files import HashCache
 from hubpub.hub.client import Add, Client
-from hubpub.hub.content import LocalFile
 from hubpub.hub.maintenance import verify
-from hubpub.hub.publish import publish_all
-from hubpub.hub.pulls import promote_pull
-from hubpub.hub.receipts import NoChanges, Published, TagOnly
-from hubpub.hub.staging import staged_versions
 from hubpub.localhub import Fault, LocalHub
 from hubpub.matrix import cells
 from hubpub.plan import plan
 from hubpub.workspace import Workspace
 
-from .conftest import FAST, Maker, both, random_files, sent_to
-from .test_publish import by_hand, history, refs_of
+from .conftest import both, random_files, sent_to
+from .test_publish import history, refs_of
 
 CARD = """
 schema = 1
@@ -175,96 +169,6 @@ def test_facts_of_something_else_are_refused(site: Site, tmp_path: Path) -> None
     card.write_text(card.read_text().replace('revision = "', 'revision = "' + "0" * 40 + '" # "'))
     answer = site.run(*promote, work=last, code=3)
     assert "not of the source its card names" in answer["error"]
-
-
-@both
-def test_a_pull_request_is_merged_tagged_and_checked(hub: LocalHub, client: Client, make: Maker, work: Path) -> None:
-    publish_all(client, [make()], work)
-    publish_all(client, [make("v2", seed=2)], work, create_pr=True)
-    by_hand(client, make.repo, "notes.md", b"not ours")
-    with sent_to(hub) as sent:
-        planned = promote_pull(client, make.repo, "v2", work, dry_run=True)
-        assert planned and planned.outcome.kind == "planned"
-        assert history(client, make.repo) == ["Release v1.0.0", "By hand"]
-        receipt = promote_pull(client, make.repo, "v2", work)
-    assert receipt and isinstance(receipt.outcome, Published) and sent.content == 0
-    branches, tags = refs_of(client, make.repo)
-    assert tags["v2"] == branches["main"] == receipt.outcome.commit
-    for path in make.folder.iterdir():
-        assert client.read(make.repo, "v2", path.name) == path.read_bytes()
-    assert client.read(make.repo, "v2", "notes.md") == b"not ours"
-    again = promote_pull(client, make.repo, "v2", work)
-    assert again and isinstance(again.outcome, NoChanges)
-    assert promote_pull(client, make.repo, "v3", work) is None
-
-
-def test_a_pull_request_merged_by_hand_is_only_tagged(client: Client, make: Maker, work: Path) -> None:
-    publish_all(client, [make()], work)
-    publish_all(client, [make("v2", seed=2)], work, create_pr=True)
-    client.merge(make.repo, 1, is_merged=lambda: False)
-    merge = refs_of(client, make.repo)[0]["main"]
-    by_hand(client, make.repo, "notes.md", b"later")
-    receipt = promote_pull(client, make.repo, "v2", work)
-    assert receipt and receipt.outcome == TagOnly(merge, "v2")
-
-
-def test_the_answer_to_a_merge_is_lost(hub: LocalHub, client: Client, make: Maker, work: Path) -> None:
-    publish_all(client, [make()], work)
-    publish_all(client, [make("v2", seed=2)], work, create_pr=True)
-    hub.arm(Fault(path="/merge", cut="before-response"))
-    receipt = promote_pull(client, make.repo, "v2", work)
-    assert receipt and refs_of(client, make.repo)[1]["v2"] == refs_of(client, make.repo)[0]["main"]
-    assert len(history(client, make.repo)) == 2
-
-
-def test_a_pull_request_does_not_overwrite_others(client: Client, make: Maker, work: Path) -> None:
-    publish_all(client, [make()], work)
-    publish_all(client, [make("v2", seed=2)], work, create_pr=True)
-    by_hand(client, make.repo, "facts.json", b"{}", "Theirs")
-    with pytest.raises(ConflictError, match="'Theirs' by"):
-        promote_pull(client, make.repo, "v2", work)
-    assert history(client, make.repo)[-1] == "Theirs" and "v2" not in refs_of(client, make.repo)[1]
-
-
-def test_many_machines_stage_at_the_same_moment(hub: LocalHub, make: Maker, tmp_path: Path) -> None:
-    """Each staging commit may meet another one; all of them end up on one branch."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from hubpub.hub.content import RepoRelease
-    from hubpub.hub.staging import stage
-
-    folder = tmp_path / "cells"
-    random_files(folder, {f"{number}.pte": 50_000 + number for number in range(8)})
-
-    def one(path: Path) -> int:
-        work = tmp_path / f"work-{path.stem}"
-        file = LocalFile.of(path.name, path, HashCache(work / "hashes.json"))
-        shared = LocalFile.text("tokenizer_config.json", "{}\n")
-        release = RepoRelease(make.repo, "v1", (file, shared), "m")
-        return stage(Client(hub.url, hub.token, retry=FAST), release, work, small_too=True).bytes_sent
-
-    with ThreadPoolExecutor(8) as pool:
-        sent = list(pool.map(one, sorted(folder.iterdir())))
-    client = Client(hub.url, hub.token, retry=FAST)
-    found = client.files(make.repo, "hubpub-stage/v1", [f"{n}.pte" for n in range(8)] + ["tokenizer_config.json"])
-    assert len(found) == 9 and min(sent) > 0
-    assert staged_versions(client, make.repo) == ("v1",)
-    with pytest.raises(HubError, match="neither staged"):
-        publish_all(client, [RepoRelease(make.repo, "v1", (LocalFile("x.pte", None, 1, "0" * 64),), "m")], tmp_path)
-
-
-def test_a_dry_run_counts_on_files_that_others_have_yet_to_stage(client: Client, make: Maker, work: Path) -> None:
-    publish_all(client, [make()], work)
-    release = make("v2", seed=2)
-    away = tuple(LocalFile(f.path_in_repo, None, f.bytes, f.sha256) if f.large else f for f in release.files)
-    elsewhere = replace(release, files=away)
-    with pytest.raises(HubError, match="neither staged"):
-        publish_all(client, [elsewhere], work, dry_run=True)
-    (planned,) = publish_all(client, [elsewhere], work, dry_run=True, unstaged=True)
-    assert planned.outcome.kind == "planned" and planned.bytes_sent > sum(f.bytes for f in away if f.large)
-    with pytest.raises(HubError, match="neither staged"):
-        publish_all(client, [elsewhere], work, unstaged=True)
-    assert history(client, make.repo) == ["Release v1.0.0"]
 
 
 def test_what_cannot_end_well_is_said_before_anything_is_made(

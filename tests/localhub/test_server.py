@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from hubpub.errors import HubError
-from hubpub.localhub import Fault, LocalHub
+from hubpub.localhub import LocalHub
 
 from .conftest import REPO, Process, api_of, noise
-from .test_client import add, commit, told_of
+from .test_api import commit, told_of
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -384,59 +384,6 @@ def test_a_body_that_will_be_refused_is_not_asked_for(hub: LocalHub, repo: str) 
     assert say(hub, allowed).startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 400")
 
 
-def test_faults_happen_as_often_as_ordered(hub: LocalHub, api: HfApi, repo: str) -> None:
-    import httpx2
-
-    hub.arm(Fault(path="/whoami", status=429, retry_after=7, times=2, skip=1))
-    answers = [ask(hub, "GET", "/api/whoami-v2") for _ in range(5)]
-    assert [answer.status_code for answer in answers] == [200, 429, 429, 200, 200]
-    assert answers[1].headers["Retry-After"] == "7"
-    hub.arm(Fault(method="GET", path="/refs", delay=0.3))
-    began = time.monotonic()
-    api.list_repo_refs(repo)
-    assert time.monotonic() - began >= 0.3
-    content = noise(400_000)
-    commit(api, repo, {"a.pte": content})
-    hub.arm(Fault(path="/resolve/", cut="in-response", after_bytes=1000))
-    with pytest.raises(httpx2.RemoteProtocolError):
-        ask(hub, "GET", f"/{repo}/resolve/main/a.pte")
-    assert hub.requests[-1].status == 0
-    hub.arm(Fault(path="/refs", times=9, status=500))
-    hub.disarm()
-    assert api.list_repo_refs(repo).branches
-
-
-def test_a_lost_response_is_a_commit_that_was_made(hub: LocalHub, api: HfApi, repo: str) -> None:
-    import httpx2
-
-    for cut, made in (("before-body", False), ("in-body", False), ("before-response", True)):
-        head = api.model_info(repo).sha
-        hub.arm(Fault(method="POST", path="/commit/", cut=cut, after_bytes=10))  # type: ignore[arg-type]
-        with pytest.raises(httpx2.TransportError):
-            commit(api, repo, {"a.txt": cut.encode()})
-        assert (api.model_info(repo).sha != head) == made
-    again = commit(api, repo, {"a.txt": b"before-response"})
-    assert again == api.model_info(repo).sha
-    assert len(api.list_repo_commits(repo)) == 2
-
-
-def test_faults_are_ordered_over_http_too(start: Callable[..., Process]) -> None:
-    import httpx2
-
-    server = start()
-    order = {"path": "/api/models", "status": 503, "times": 2}
-    assert server.ask("POST", "/_local/faults", order)[0]["met"] == 0
-    assert httpx2.get(f"{server.url}/api/models").status_code == 503
-    assert server.ask("GET", "/_local/faults")[0]["met"] == 1
-    assert server.ask("DELETE", "/_local/faults") == []
-    assert httpx2.get(f"{server.url}/api/models").status_code == 200
-    assert [e["status"] for e in server.ask("GET", "/_local/requests")] == [503, 200]
-    headers = {"Authorization": f"Bearer {server.token}"}
-    for wrong in ({"cut": "somewhere"}, {"path": "("}, {"other": 1}, [1], {"times": "x"}, {"status": 200}):
-        answer = httpx2.post(f"{server.url}/_local/faults", json=wrong, headers=headers)
-        assert answer.status_code == 400, wrong
-
-
 WRITER = """
 import random, sys
 from huggingface_hub import CommitOperationAdd, HfApi
@@ -508,45 +455,6 @@ def test_two_writers_cannot_both_win(hub: LocalHub, api: HfApi, repo: str) -> No
         for thread in threads:
             thread.join()
         assert sorted(results) == [200] + [412] * 5
-
-
-def test_pages(hub: LocalHub, api: HfApi, repo: str) -> None:
-    card = (
-        "---\nlicense: mit\ntags: ['<b>tag</b>']\n---\n# Title <script>alert(1)</script>\n<!-- made -->\n"
-        "[good](other.md) [bad](javascript:alert(1)) ![x](pic.png)\n\n<img src=x onerror=alert(1)>\n\n"
-        "| a | b |\n|--|--|\n| 1 | 2 |\n"
-    )
-    commit(api, repo, {"README.md": card.encode(), "<i>.txt": b"<script>alert(2)</script>", "a.pte": noise(50_000)})
-    api.create_tag(repo, tag="v1")
-    api.create_commit(repo, [add("x.txt", b"x")], commit_message="<u>Propose</u>", create_pr=True)
-    pages = [
-        "/",
-        f"/{repo}",
-        f"/{repo}/tree/v1",
-        f"/{repo}/commits/main",
-        f"/{repo}/discussions",
-        f"/{repo}/discussions/1",
-    ]
-    pages += [
-        f"/{repo}/blob/main/%3Ci%3E.txt",
-        f"/{repo}/commit/{api.model_info(repo).sha}",
-        f"/{repo}/blob/main/a.pte",
-    ]
-    for path in [*pages, "/none/there", f"/{repo}/tree/none"]:
-        page = ask(hub, "GET", path, token=None, Accept="text/html")
-        assert page.status_code == (404 if "none" in path else 200), path
-        assert page.headers["Content-Type"].startswith("text/html")
-        assert "default-src 'none'" in page.headers["Content-Security-Policy"]
-        assert not re.search(r"<(script|img src=x|b|i|u)\b|onerror=[^&]*>|href=\"javascript|https?://", page.text), path
-    text = ask(hub, "GET", f"/{repo}", token=None).text
-    assert f'href="/{repo}/resolve/main/other.md"' in text and "<td>1</td>" in text and "made" not in text
-    style = ask(hub, "GET", "/_style.css", token=None)
-    assert "prefers-color-scheme: dark" in style.text and "url(" not in style.text
-    stored = ask(hub, "GET", f"/{repo}/resolve/main/%3Ci%3E.txt", token=None)
-    assert (
-        stored.headers["Content-Type"].startswith("text/plain")
-        and "sandbox" in stored.headers["Content-Security-Policy"]
-    )
 
 
 def test_connections_are_used_again(hub: LocalHub, repo: str) -> None:

@@ -151,3 +151,14 @@ def test_an_error_is_clean_from_the_moment_it_is_made() -> None:
     error = HubError("https://bob:s3cret@host refused", "try hf_AbCdEfGhIjKlMnOp")
     assert "s3cret" not in f"{error!r} {error} {error.message} {error.args}"
     assert "AbCdEfGh" not in str(error.hint)
+
+
+def test_secrets_are_hidden() -> None:
+    Client("http://127.0.0.1:1", "plain-local-secret")
+    text = redact(
+        "hf_abcdefghijkl Bearer xyz plain-local-secret https://s3/x?X-Amz-Signature=0af&a=1&token=q "
+        "eyJhbGciOiJIUzI1.eyJzdWIiOiIx.abc"
+    )
+    for secret in ("abcdefghijkl", "xyz", "plain-local", "0af", "=q", "eyJzdWIi"):
+        assert secret not in text
+    assert "a=1" in text

@@ -1,0 +1,127 @@
+"""Weights as integers: what is stored is what is multiplied by, and an override names its layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import scale_model
+
+from hubpub.config import Override, Project, Scheme
+from hubpub.export.quantize import (
+    DynamicLinear,
+    QuantizedEmbedding,
+    WeightOnlyLinear,
+    pack,
+    quantize,
+    register_operators,
+    symmetric,
+    symmetric_int4,
+    unpack,
+)
+from hubpub.model.checkpoint import Checkpoint
+from hubpub.model.families import family
+from hubpub.model.loader import load_mapped
+
+
+@pytest.mark.parametrize(("bits", "group"), [(8, None), (8, 32)])
+def test_symmetric_integers_are_within_half_a_step(bits: int, group: int | None) -> None:
+    weight = torch.randn(48, 96, generator=torch.Generator().manual_seed(3))
+    values, scales = symmetric(weight, bits, group)
+    assert int(values.abs().max()) < 2 ** (bits - 1)
+    restored = (values.reshape(48, -1, group or 96) * scales.unsqueeze(-1)).reshape(48, 96)
+    steps = scales.repeat_interleave(group or 96, dim=1)
+    assert ((restored - weight).abs() <= steps * 0.5001).all()
+
+
+@pytest.mark.parametrize("scheme", [Scheme(weight="int8"), Scheme(weight="int4", group=32)])
+def test_a_quantized_table_reads_the_rows_it_stores(scheme: Scheme) -> None:
+    register_operators()
+    table = torch.nn.Embedding(64, 96)
+    bits = int(scheme.weight.removeprefix("int"))
+    values, scales = symmetric(
+        table.weight.detach(), bits, scheme.group, torch.bfloat16 if bits == 4 else torch.float32
+    )
+    rows = (values.reshape(64, -1, scheme.group or 96) * scales.float().unsqueeze(-1)).reshape(64, 96)
+    indices = torch.tensor([[0, 5, 63]])
+    assert torch.allclose(QuantizedEmbedding.of(table, scheme, torch.float32)(indices), rows[indices], atol=1e-6)
+
+
+def test_a_weight_only_layer_multiplies_by_what_it_stores() -> None:
+    register_operators()
+    linear = torch.nn.Linear(96, 48, bias=False)
+    x = torch.randn(2, 3, 96)
+    assert torch.allclose(WeightOnlyLinear.of(linear)(x), linear(x), atol=0.05)
+
+
+@pytest.mark.parametrize(
+    "scheme", [Scheme(weight="int8", activation="int8"), Scheme(weight="int4", group=32, activation="int8")]
+)
+def test_a_dynamic_layer_multiplies_by_what_it_stores(scheme: Scheme) -> None:
+    linear = torch.nn.Linear(96, 48, bias=False)
+    x = torch.randn(2, 3, 96)
+    layer = DynamicLinear.of("one", linear, scheme)
+    error = (layer(x) - linear(x)).abs().max()
+    assert 0 < error < (0.03 if scheme.weight == "int8" else 0.3)
+
+
+@pytest.mark.parametrize("low_first", [True, False])
+def test_packing_two_integers_to_a_byte_loses_nothing(low_first: bool) -> None:
+    values = torch.randint(-8, 8, (6, 64), dtype=torch.int8)
+    assert torch.equal(unpack(pack(values, low_first=low_first), low_first=low_first), values)
+
+
+def test_packed_slice_by_slice_is_packed_at_once() -> None:
+    weight = torch.randn(2500, 4096, generator=torch.Generator().manual_seed(6))
+    values, scales = symmetric(weight, 4, 32, torch.bfloat16)
+    packed, found = symmetric_int4(weight, 32, low_first=True)
+    assert torch.equal(packed, pack(values, low_first=True)) and torch.equal(found, scales)
+
+
+def test_the_scale_of_a_group_is_the_best_of_those_tried() -> None:
+    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(5))
+    values, scales = symmetric(weight, 4, 32, torch.bfloat16)
+
+    def error(integers: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+        return (integers.reshape(64, 8, 32) * steps.float().unsqueeze(-1) - weight.reshape(64, 8, 32)).square().sum(-1)
+
+    widest = (weight.reshape(64, 8, 32).abs().amax(-1) / 7).bfloat16()
+    rounded = (weight.reshape(64, 8, 32) / widest.float().unsqueeze(-1)).round().clamp(-8, 7)
+    ours, plain = error(values, scales), error(rounded, widest)
+    assert (ours <= plain).all()
+    assert ours.sum() < 0.9 * plain.sum()
+
+
+def test_quantizing_unties_the_head(scale_cache: Path) -> None:
+    register_operators()
+    recipe = Project.find().recipes["8da4w"]
+    own = load_mapped(Checkpoint.open(scale_model("gemma-3n-E2B-it", scale_cache)), dtype=torch.float32)
+    used = quantize(own, recipe, family("gemma3n"))
+    assert {scheme: count for scheme, count in used.items() if scheme.startswith("embedding")} == {
+        f"embedding {recipe.embedding}": 1,
+        f"embedding {recipe.per_layer_embedding}": 1,
+    }
+    assert isinstance(own.model.embed_tokens, QuantizedEmbedding)
+    assert isinstance(own.lm_head, DynamicLinear)
+    # AltUp's coefficient layers are 4 wide: no group of 32 fits, so they stay as they are, in the recipe's dtype.
+    assert isinstance(own.model.layers[0].altup.prediction_coefs, torch.nn.Linear)
+    assert {p.dtype for p in own.parameters()} == {torch.float32}
+
+
+def test_an_override_gives_the_layers_it_names_another_scheme(scale_cache: Path) -> None:
+    register_operators()
+    eight = Scheme(weight="int8", activation="int8")
+    recipe = (
+        Project.find()
+        .recipes["8da4w"]
+        .model_copy(
+            update={"override": (Override(pattern="model.layers.0.*", scheme=eight), Override(pattern="lm_head"))}
+        )
+    )
+    own = load_mapped(Checkpoint.open(scale_model("gemma-4-E2B-it", scale_cache)), dtype=torch.float32)
+    quantize(own, recipe, family("gemma4"))
+    bits = {name: module.bits for name, module in own.named_modules() if isinstance(module, DynamicLinear)}
+    assert {bits[name] for name in bits if name.startswith("model.layers.0.")} == {8}
+    assert {bits[name] for name in bits if not name.startswith("model.layers.0.")} == {4}
+    assert isinstance(own.lm_head, torch.nn.Linear)
