@@ -165,13 +165,16 @@ class Program(Fact):
 
 
 class Logits(Fact):
-    """Agreement of the program's logits with the eager original in float32, teacher-forced token by token.
+    """Agreement of the program's logits with the reference model's (eager, float32), teacher-forced token by token.
 
     `kl_mean` and `kl_p999` are nats; `error_max` is the largest absolute difference of a logit; `prefill_error_max`
     compares the program's own prefill with its own token-by-token decode, as `prefill_kl_mean` (nats, over the ends of
-    `prefill_rows` pieces) and `prefill_top1` do; perplexities are of the passage. The `floor` figures are of the
-    original in bfloat16 against itself in float32: what rounding alone changes. The `baseline` figures are of the
-    original with what the recipe cannot avoid: int8 activations where it has them, else bfloat16.
+    `prefill_rows` pieces) and `prefill_top1` do; perplexities are of the passage. The `baseline` figures are of
+    the reference model with what the recipe cannot avoid: int8 activations where it has them, else bfloat16.
+
+    Two names are older than the terms used elsewhere, and stay because published facts have them: the `floor` figures
+    are the bf16 baseline (the reference model in bfloat16 against itself in float32: what rounding alone changes), and
+    `perplexity_original` is the reference model's.
     """
 
     tokens: int
@@ -193,9 +196,9 @@ class Logits(Fact):
 
 
 class Greedy(Fact):
-    """Greedy continuations against the eager original: share of prompts that start and that go on the same way.
+    """Greedy continuations against the reference model: share of prompts that start and that go on the same way.
 
-    `first_token_or_tie` also counts a first token that the original holds as likely as its own, within `tie` nats.
+    `first_token_or_tie` also counts a first token that the reference model holds as likely as its own, within `tie` nats.
     """
 
     prompts: int
@@ -243,8 +246,8 @@ class TokenizerCheck(Fact):
 class RunnerCheck(Fact):
     """The LLM runner with the shipped tokenizer against our own decode loop on one prompt.
 
-    `prompt_tokens` is how many the runner made of the prompt, `prompt_tokens_original` how many the original's
-    tokenizer makes of it.
+    `prompt_tokens` is how many the runner made of the prompt, `prompt_tokens_original` how many the reference
+    model's tokenizer makes of it.
     """
 
     prompt: str
@@ -307,9 +310,9 @@ class PromptFormat(Fact):
 
 
 class Parity(Fact):
-    """The program held against the original. `runner` is None for a layout that the LLM runner does not run.
+    """The program compared with the reference model: the source checkpoint, run eagerly in float32. `runner` is None for a layout that the LLM runner does not run.
 
-    `stop_tokens` are the ids that end a generation of the original; `measuring` says in which way this was measured,
+    `stop_tokens` are the ids that end a generation of the reference model; `measuring` says in which way this was measured,
     and `sha256` on which file ("" in facts of older releases).
     """
 

@@ -52,8 +52,8 @@ def evaluate_gates(limits: Gates, parity: Parity, program: Program, vocabulary: 
             _gate("lowering_perplexity", "max", rounded(max(limits.lowering_perplexity_max, chance)), difference)
         )
     if parity.stop_tokens is not None:
-        told = program.metadata.get("get_eos_ids", program.metadata.get("get_eos_id"))
-        ids = set(told) if isinstance(told, tuple) else {told}
+        declared = program.metadata.get("get_eos_ids", program.metadata.get("get_eos_id"))
+        ids = set(declared) if isinstance(declared, tuple) else {declared}
         gates.append(_gate("eos_ids", "min", 1.0, float(ids == set(parity.stop_tokens))))
     if parity.tokenizer is not None:
         fits = parity.tokenizer

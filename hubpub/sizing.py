@@ -33,8 +33,8 @@ EXPORT_BASE = 2 * GB
 
 
 # Python, torch, and logits over a passage of up to 2,048 tokens in float32: the program's beside those of its quantized
-# weights run eagerly, and the widest of these weights in float32. The program itself is let go before, and the original
-# stays mapped where its float32 copy does not fit.
+# weights run eagerly, and the widest of these weights in float32. The program itself is let go before, and the
+# reference model stays mapped where its float32 copy does not fit.
 VALIDATE_BASE = 8 * GB
 
 

@@ -33,7 +33,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "inspect": ("programs", "what a .pte file says about itself"),
         "run": ("talking", "ask a program something, a file or one on the Hub, through ExecuTorch's LLM runner"),
         "chat": ("talking", "talk with a program, turn by turn"),
-        "validate": ("programs", "hold programs against their originals and judge their gates"),
+        "validate": ("programs", "compare programs with their reference models and evaluate their gates"),
         "bench": ("programs", "speed and memory, through the LLM runner"),
     },
     "Write cards": {

@@ -60,10 +60,12 @@ def inspect_command(terminal: Terminal, file: Path) -> None:
 
 
 def measured(function: F) -> F:
-    """What `validate` and `bench` are told of the program they measure."""
+    """The options of `validate` and `bench` that say which program is measured, and with what."""
     for option in (
         click.option("--recipe", metavar="NAME", help="What a file was made by, where its name does not say it."),
-        click.option("--source", type=PATH, metavar="DIR", help="The original's checkpoint (default: the card's)."),
+        click.option(
+            "--source", type=PATH, metavar="DIR", help="The checkpoint of the reference model (default: the card's)."
+        ),
         click.option("--rehearse", is_flag=True, help="The cells of a rehearsal, on scale models."),
         options.one_target,
     ):
@@ -73,7 +75,7 @@ def measured(function: F) -> F:
 
 @command(name="validate")
 @measured
-@click.option("--where", is_flag=True, help="Find the first layer that drifts, and its weights.")
+@click.option("--locate-drift", is_flag=True, help="Find the first layer that drifts, and its weights.")
 def validate_command(
     terminal: Terminal,
     project: Project,
@@ -82,7 +84,7 @@ def validate_command(
     rehearse: bool,
     source: Path | None,
     recipe: str | None,
-    where: bool,
+    locate_drift: bool,
 ) -> None:
     # Threads that spin while they wait take the processor from each other; read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -91,8 +93,8 @@ def validate_command(
     found = []
     with terminal.progress() as progress:
         for one in targets:
-            told = partial(progress.update, one.name)
-            found.append(existing.validate(one, workspace, told, where=where))
+            stage_of = partial(progress.update, one.name)
+            found.append(existing.validate(one, workspace, stage_of, with_drift=locate_drift))
             progress.finish(one.name, "done")
     terminal.answer({"targets": [one.as_json() for one in found]}, Group(*map(tables.validation, found)))
     if failed := [one for one in found if one.missed]:

@@ -37,8 +37,8 @@ def plan(steps: Sequence[Step]) -> RenderableType:
         style = {"export": "bold", "reuse": "dim", "skip": "dim"}[step.action]
         made.add_row(step.cell.id, step.action, step.reason, step.cell.file, step.cell.recipe.summary, style=style)
     counts = {action: sum(step.action == action for step in steps) for action in ("export", "reuse", "skip")}
-    told = f"{counts['export']} to export, {counts['reuse']} up to date, {counts['skip']} skipped"
-    return Group(made, Text(), Text(told))
+    summary = f"{counts['export']} to export, {counts['reuse']} up to date, {counts['skip']} skipped"
+    return Group(made, Text(), Text(summary))
 
 
 def checks(found: Sequence[Check]) -> RenderableType:
@@ -217,8 +217,8 @@ def program(found: Program, title: str = "program") -> RenderableType:
         caption = f"In delegates ({percent(operators.delegated_share)} of operators)"
         lists.append(_counts(caption, "operator", operators.delegated))
     if found.metadata:
-        told = {name: list(value) if isinstance(value, tuple) else value for name, value in found.metadata.items()}
-        lists.append(_grid("Metadata", ("method", "value"), [(name, str(value)) for name, value in told.items()]))
+        metadata = {name: list(value) if isinstance(value, tuple) else value for name, value in found.metadata.items()}
+        lists.append(_grid("Metadata", ("method", "value"), [(name, str(value)) for name, value in metadata.items()]))
     return Group(head, Text(""), methods, Columns(small), Columns(lists))
 
 
@@ -255,14 +255,14 @@ def validation(found: Validation) -> RenderableType:
         verdict = Text("passed", style="green") if gate.passed else Text("FAILED", style="bold red")
         made.add_row(gate.name, number(gate.measured), f"{sign} {gate.limit:g}", verdict)
     logits, greedy = found.parity.logits, found.parity.greedy
-    told = (
-        f"over {logits.tokens} tokens: perplexity {number(logits.perplexity)}, of the original "
+    compared = (
+        f"over {logits.tokens} tokens: perplexity {number(logits.perplexity)}, of the reference model "
         f"{number(logits.perplexity_original)}; KL mean {number(logits.kl_mean)}, 99.9 % {number(logits.kl_p999)}"
-        f" (of the original in bfloat16: {number(logits.floor_kl_mean or 0)})\n"
+        f" (of the reference model in bfloat16: {number(logits.floor_kl_mean or 0)})\n"
         f"{greedy.prompts} prompts: {percent(greedy.first_token)} begin alike, {percent(greedy.exact)} are alike for "
         f"{greedy.new_tokens} tokens, common beginning {number(greedy.mean_common_prefix)} tokens on average"
     )
-    lines: list[RenderableType] = [Text(found.name, style="bold"), made, Text(told, style="dim")]
+    lines: list[RenderableType] = [Text(found.name, style="bold"), made, Text(compared, style="dim")]
     if found.drift:
         lines += [Text(), drift(found.drift)]
     return Group(*lines, Text())
@@ -270,7 +270,7 @@ def validation(found: Validation) -> RenderableType:
 
 def drift(found: Drift) -> RenderableType:
     """A row per layer, weights that differ, and the verdict."""
-    made = table("residual stream after", ">recipe vs original", ">file vs recipe", "")
+    made = table("residual stream after", ">recipe vs reference", ">file vs recipe", "")
     for layer in found.layers:
         over = not layer.file <= found.limit
         mark = "drifts first" if layer.name == found.first else ""

@@ -33,10 +33,10 @@ def ci_command() -> None:
 
 
 def job(function: Callable[..., None]) -> click.Command:
-    """A job of a release: told which by options, or by the variables that the workflow sets."""
+    """A job of a release: which one is said by options, or by the variables that the workflow sets."""
 
     @wraps(function)
-    def told(
+    def run(
         terminal: Terminal,
         project: Project,
         work: Path,
@@ -50,7 +50,7 @@ def job(function: Callable[..., None]) -> click.Command:
         receipts: Path,
         **names: Any,
     ) -> None:
-        told_of = jobs.Job(
+        named = jobs.Job(
             workspace=Workspace(project, work, rehearse),
             version=jobs.tag_version(version),
             namespace=namespace,
@@ -60,9 +60,9 @@ def job(function: Callable[..., None]) -> click.Command:
             facts=facts,
             receipts=receipts,
         )
-        function(terminal, told_of, **names)
+        function(terminal, named, **names)
 
-    del told.__wrapped__
+    del run.__wrapped__
     for option in reversed(
         (
             click.option("--version", envvar="HUBPUB_VERSION", metavar="vX.Y.Z", help="Default: the tag."),
@@ -75,8 +75,8 @@ def job(function: Callable[..., None]) -> click.Command:
             click.option("--receipts", type=PATH, default="receipts", metavar="DIR", help="Default: receipts."),
         )
     ):
-        told = option(told)
-    return command(ci_command, function.__name__.removesuffix("_job").replace("_", "-"))(told)
+        run = option(run)
+    return command(ci_command, function.__name__.removesuffix("_job").replace("_", "-"))(run)
 
 
 one_cell = click.argument("cell", envvar="HUBPUB_CELL", metavar="CELL")

@@ -32,6 +32,7 @@ from hubpub.export.quantize import (
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.reader import Reader
 from hubpub.model.widened import narrow, widen
+from hubpub.progress import Progress, unseen
 
 # Readings of a text, and tokens of each. With twice as many the KL divergence of a 135M model fell by less than a
 # hundredth of it; the widest layer of Gemma 3n E2B has 8,192 inputs, of which half would be too few.
@@ -73,7 +74,7 @@ def apply_recipe(
     *,
     kept: Path | None = None,
     keep: bool = False,
-    progress: Callable[[float], None] = lambda _: None,
+    progress: Progress = unseen,
 ) -> None:
     """Turn the mapped `model` of `checkpoint` into what `recipe` makes of it, in place.
 
@@ -117,9 +118,7 @@ def _restore(model: Any, schemes: dict[str, Scheme], path: Path) -> None:
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
-def calibrate(
-    model: Any, schemes: dict[str, Scheme], tokens: torch.Tensor, progress: Callable[[float], None] = lambda _: None
-) -> None:
+def calibrate(model: Any, schemes: dict[str, Scheme], tokens: torch.Tensor, progress: Progress = unseen) -> None:
     """Replace the linear layers of `model` that `schemes` names, in the order the text reaches them.
 
     `tokens` int64 [windows, length] run through the text model together. A layer that they never reach (there is none
@@ -133,7 +132,7 @@ def calibrate(
             made = _rounded(name, model.get_submodule(name).weight, scheme, seen.of(x))
             replace(model, name, made)
             done.append(name)
-            progress(len(done) / len(schemes))
+            progress("quantize", len(done) / len(schemes))
             result: torch.Tensor = made(x)
             return result
 

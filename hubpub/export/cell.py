@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -28,8 +27,7 @@ from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.counts import layers, parameters
 from hubpub.model.decoder import CachedDecoder, Shape, WindowDecoder, cached_attention
 from hubpub.model.patches import applied, check_version, edge_passes, emitted_constants
-
-Progress = Callable[[str, float], None]
+from hubpub.progress import Progress
 
 # Of the export stack, whatever the family.
 PATCHES = (edge_passes.PATCH, emitted_constants.PATCH)
@@ -74,14 +72,12 @@ def export(
     counted = parameters(model, family)
     loaded = time.monotonic()
     progress("quantize", 0.0)
-    apply_recipe(
-        model, checkpoint, recipe, kept=kept, keep=True, progress=lambda fraction: progress("quantize", fraction)
-    )
+    apply_recipe(model, checkpoint, recipe, kept=kept, keep=True, progress=progress)
     quantized = time.monotonic()
     progress("lower", 0.0)
     with ExitStack() as stack, torch.no_grad():
         patches = stack.enter_context(applied((*family.patches(), *PATCHES)))
-        stack.enter_context(family.cheaper(model))
+        stack.enter_context(family.cheap_operators(model))
         if window is None:
             stack.enter_context(cached_attention(model))
             stack.enter_context(family.last_token_only(model))
@@ -91,7 +87,7 @@ def export(
         lowered = lower(decoder, recipe.name, _metadata(checkpoint, model.config.bos_token_id, shape, lengths, window))
     writing = time.monotonic()
     progress("write", 0.0)
-    file = write(lowered.program, path, lambda fraction: progress("write", fraction))
+    file = write(lowered.program, path, progress)
     done = time.monotonic()
     return Exported(
         file=file,

@@ -13,13 +13,14 @@ import hashlib
 import os
 import struct
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hubpub.errors import ToolchainError
 from hubpub.facts import FileFact
 from hubpub.model.patches.emitted_constants import SMALL, Stored
+from hubpub.progress import Progress, unseen
 
 
 def stored(tensor: Any) -> bytes:
@@ -97,7 +98,7 @@ def _segments(program: bytearray, parts: Sequence[bytes], base: int) -> Iterator
         yield (table.Pos + at if at else None), found
 
 
-def write(program: Any, path: Path, progress: Callable[[float], None] = lambda _: None) -> FileFact:
+def write(program: Any, path: Path, progress: Progress = unseen) -> FileFact:
     """Write an ExecuTorch program to `path` through a temporary name, flushed to disk, then renamed.
 
     Returns its name, size and SHA-256, which is computed on the way. Raises ToolchainError when the disk is full; what
@@ -115,7 +116,7 @@ def write(program: Any, path: Path, progress: Callable[[float], None] = lambda _
                     file.write(chunk)
                     digest.update(chunk)
                     done += len(chunk)
-                progress(done / total)
+                progress("write", done / total)
             file.flush()
             os.fsync(file.fileno())
         assert done == total

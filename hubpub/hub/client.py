@@ -28,14 +28,13 @@ from urllib.parse import quote, urlsplit
 
 from hubpub.errors import AccessError, ConflictError, HubError
 from hubpub.hub.names import check_path, check_repo_id, check_revision
+from hubpub.progress import Progress, unseen
 from hubpub.redaction import keep_secret, redact
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi
 
 T = TypeVar("T")
-FileProgress = Callable[[int, int], None]
-"""Progress of one file: bytes sent so far, bytes in all."""
 
 log = logging.getLogger(__name__)
 
@@ -387,16 +386,13 @@ class Client:
             return None
         return b"".join(parts)
 
-    def sha256(self, repo_id: str, revision: str, path: str, progress: FileProgress | None = None) -> str | None:
+    def sha256(self, repo_id: str, revision: str, path: str) -> str | None:
         """SHA-256 of a file, downloaded block by block and not stored; None where it does not exist."""
 
         def digest() -> str:
-            hasher, done = hashlib.sha256(), 0
+            hasher = hashlib.sha256()
             for block in self._stream(repo_id, revision, path):
                 hasher.update(block)
-                done += len(block)
-                if progress:
-                    progress(done, done)
             return hasher.hexdigest()
 
         try:
@@ -526,7 +522,7 @@ class Client:
             self._pause(failure, attempt)
         raise failure
 
-    def send(self, repo_id: str, branch: str, add: Add, *, progress: FileProgress | None, pull: bool = False) -> Sent:
+    def send(self, repo_id: str, branch: str, add: Add, *, progress: Progress = unseen, pull: bool = False) -> Sent:
         """Upload the content of `add` into the repo's storage; it shows nowhere until it is committed.
 
         What the storage already holds is not sent again. With `pull` it is meant for a pull request to `branch`.
@@ -635,14 +631,13 @@ class Sent:
         self.sent = 0
 
     @contextmanager
-    def watched(self, progress: FileProgress | None) -> Iterator[None]:
+    def watched(self, progress: Progress) -> Iterator[None]:
         """Count what is sent while the upload runs, in either transport."""
         from huggingface_hub import constants
         from huggingface_hub.utils import _xet_progress_reporting as reporting
 
         def tell(done: int) -> None:
-            if progress:
-                progress(min(done, self.add.bytes), self.add.bytes)
+            progress(f"send {self.add.path}", min(1.0, done / self.add.bytes) if self.add.bytes else 1.0)
 
         if not isinstance(self.add.source, Path):
             yield
@@ -670,13 +665,13 @@ class Sent:
                 def close(self) -> None:
                     pass
 
-            original = reporting.XetUploadProgressReporter
+            library_reporter = reporting.XetUploadProgressReporter
             reporting.XetUploadProgressReporter = Reporter  # type: ignore[assignment,misc]
             try:
                 with _bars():
                     yield
             finally:
-                reporting.XetUploadProgressReporter = original  # type: ignore[misc]
+                reporting.XetUploadProgressReporter = library_reporter  # type: ignore[misc]
                 # No report at all: bars are switched off by HF_HUB_DISABLE_PROGRESS_BARS.
                 self.sent += sum(reports) if reports else self.add.bytes
         if getattr(self.operation, "_upload_mode", None) == "regular":

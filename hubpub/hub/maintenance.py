@@ -20,7 +20,7 @@ from hubpub.hub.compare import listed_at
 from hubpub.hub.content import CARD, SUMS, CardMerge, LocalFile
 from hubpub.hub.hashing import parse_sha256sums
 from hubpub.hub.names import STAGE_PREFIX, check_path, check_repo_id, check_version
-from hubpub.hub.receipts import Progress, PullRequest, Receipt, load_receipt
+from hubpub.hub.receipts import PullRequest, Receipt, load_receipt
 
 FACTS = "facts.json"
 
@@ -86,9 +86,7 @@ def status(client: Client, repo_ids: Iterable[str], work: Path | None = None) ->
     return tuple(_status(client, check_repo_id(repo_id), work) for repo_id in repo_ids)
 
 
-def verify(
-    client: Client, repo_id: str, revision: str = "main", *, download: bool = False, progress: Progress | None = None
-) -> Verification:
+def verify(client: Client, repo_id: str, revision: str = "main", *, download: bool = False) -> Verification:
     """Check every published file of `revision` against SHA256SUMS and facts.json.
 
     Large files are compared by the hash the Hub records, small ones are downloaded; with `download` all of them are.
@@ -131,8 +129,7 @@ def verify(
         if remote.sha256 is not None and not download:
             found, how = remote.sha256, "recorded"
         else:
-            told = partial(progress, repo_id, path) if progress else None
-            found, how = client.sha256(repo_id, commit, path, told) or "", "downloaded"
+            found, how = client.sha256(repo_id, commit, path) or "", "downloaded"
         checked.append(CheckedFile(path, remote.bytes, digest, found, how))  # type: ignore[arg-type]
         if found != digest:
             problems.append(f"{path}: sha256 {found[:12]} instead of {digest[:12]}")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from hubpub.errors import AccessError, ConfigError, HubError
@@ -34,7 +35,6 @@ from hubpub.hub.receipts import (
     NoChanges,
     Outcome,
     Planned,
-    Progress,
     Published,
     PullRequest,
     Receipt,
@@ -43,6 +43,7 @@ from hubpub.hub.receipts import (
 )
 from hubpub.hub.staging import ensured_repo, stage
 from hubpub.hub.tags import make_tag, read_back
+from hubpub.progress import Display, unseen
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def publish_all(
     releases: Sequence[RepoRelease],
     work: Path,
     *,
-    progress: Progress | None = None,
+    display: Display | None = None,
     dry_run: bool = False,
     create_pr: bool = False,
     unstaged: bool = False,
@@ -108,7 +109,7 @@ def publish_all(
     dry = [_dry_run(client, release, unstaged=dry_run and unstaged) for release in releases]
     if dry_run:
         return dry
-    staged = [_stage_what_is_here(client, release, work, progress, create_pr=create_pr) for release in releases]
+    staged = [_stage_what_is_here(client, release, work, display, create_pr=create_pr) for release in releases]
     return [
         promote(client, release, work, staged=one, create_pr=create_pr)
         for release, one in zip(releases, staged, strict=True)
@@ -116,7 +117,7 @@ def publish_all(
 
 
 def _stage_what_is_here(
-    client: Client, release: RepoRelease, work: Path, progress: Progress | None, *, create_pr: bool
+    client: Client, release: RepoRelease, work: Path, display: Display | None, *, create_pr: bool
 ) -> Staged | None:
     """None where there is nothing to stage: all was staged elsewhere, or was committed and is only to be tagged."""
     if not any(file.source is not None for file in release.files if file.large):
@@ -124,6 +125,7 @@ def _stage_what_is_here(
     refs = client.refs(release.repo_id)
     if refs and "main" in refs.branches and own_commit(client, release, refs.branches["main"]):
         return None
+    progress = partial(display.update, release.repo_id) if display else unseen
     return stage(client, release, work, progress=progress, create_pr=create_pr)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,8 +15,6 @@ from hubpub.files import write_atomic
 from hubpub.hub.names import check_repo_id, check_version
 
 _STRICT = ConfigDict(extra="forbid")
-Progress = Callable[[str, str, int, int], None]
-"""FileProgress (repo id, path, bytes sent so far, bytes in all) while files travel."""
 
 
 @dataclass(frozen=True, config=_STRICT)

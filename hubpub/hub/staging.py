@@ -10,7 +10,6 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 from hubpub.errors import ConflictError, HubError, HubpubError
@@ -21,7 +20,8 @@ from hubpub.hub.content import LocalFile, RepoRelease
 from hubpub.hub.hashing import git_blob_id
 from hubpub.hub.names import STAGE_PREFIX, stage_branch
 from hubpub.hub.pulls import waiting_pull
-from hubpub.hub.receipts import Progress, Staged, StagedFile, receipt_path
+from hubpub.hub.receipts import Staged, StagedFile, receipt_path
+from hubpub.progress import Progress, unseen
 
 # As many machines as a repo has recipes stage at the same moment; each conflict costs one small commit.
 _STAGE_ATTEMPTS = 8
@@ -32,7 +32,7 @@ def stage(
     release: RepoRelease,
     work: Path,
     *,
-    progress: Progress | None = None,
+    progress: Progress = unseen,
     create_pr: bool = False,
     small_too: bool = False,
 ) -> Staged:
@@ -54,17 +54,15 @@ def stage(
     at = waiting.commit if waiting else refs.branches.get(stage_branch(release.version))
     on_branch = held_at(client, release.repo_id, at, wanted) if at else {}
     todo = [file for file in wanted if file.source is not None and file.path_in_repo not in {**on_main, **on_branch}]
-    if progress:
-        for file in wanted:
-            if file.path_in_repo in {**on_main, **on_branch}:
-                progress(release.repo_id, file.path_in_repo, file.bytes, file.bytes)
+    for file in wanted:
+        if file.path_in_repo in {**on_main, **on_branch}:
+            progress(f"send {file.path_in_repo}", 1.0)
     hashes, sent = HashCache(work / "hashes.json"), dict[str, int]()
     for group in [todo] if create_pr else by_program(todo):
         adds = [_ready(file, hashes) for file in group]
         if create_pr:
             for add in adds:
-                told = partial(progress, release.repo_id, add.path) if progress else None
-                sent[add.path] = client.send(release.repo_id, "main", add, progress=told, pull=True).sent
+                sent[add.path] = client.send(release.repo_id, "main", add, progress=progress, pull=True).sent
         else:
             sent |= _stage_group(client, release, adds, base, progress)
         for file in group:
@@ -141,7 +139,7 @@ def _ready(file: LocalFile, hashes: HashCache) -> Add:
 
 
 def _stage_group(
-    client: Client, release: RepoRelease, adds: Sequence[Add], base: str, progress: Progress | None
+    client: Client, release: RepoRelease, adds: Sequence[Add], base: str, progress: Progress
 ) -> dict[str, int]:
     """Send some files and commit them to the staging branch together. Returns the bytes that travelled, by path."""
     repo_id, branch = release.repo_id, stage_branch(release.version)
@@ -162,8 +160,7 @@ def _stage_group(
         sent = []
         try:
             for add in adds:
-                told = partial(progress, repo_id, add.path) if progress else None
-                sent.append(client.send(repo_id, branch, add, progress=told))
+                sent.append(client.send(repo_id, branch, add, progress=progress))
             what = adds[-1].path + (f" and {len(adds) - 1} more files" if len(adds) > 1 else "")
             title = f"Stage {what} for {release.version}"
             client.commit(repo_id, branch, sent, title=title, parent=None, find_committed=find_committed)

@@ -352,8 +352,8 @@ def _commits(request: Request, repo: Repo, revision: str) -> Response:
             break
         if number >= start:
             author = {"user": commit.author, "avatar": ""}
-            told = {"id": commit.oid, "title": commit.title, "message": commit.message, "authors": [author]}
-            page.append({**told, "date": isotime(commit.date)})
+            shown = {"id": commit.oid, "title": commit.title, "message": commit.message, "authors": [author]}
+            page.append({**shown, "date": isotime(commit.date)})
     return _paged(request, page, start + limit if more else None)
 
 
@@ -494,8 +494,8 @@ def _write(
     address = f"{request.base}/{repo.id}"
     if files == head.files and not as_pull:
         # As the Hub does: what changes nothing makes no commit, and the answer names the commit that holds it.
-        told = {"commitOid": head.oid, "commitUrl": f"{address}/commit/{head.oid}", "hookOutput": "", "success": True}
-        return json_response(told)
+        answer = {"commitOid": head.oid, "commitUrl": f"{address}/commit/{head.oid}", "hookOutput": "", "success": True}
+        return json_response(answer)
     if as_pull and not ref.startswith(BRANCH):
         raise HttpError(400, "A pull request needs a branch to be merged into")
     commit = repo.write_commit((head.oid,), files, title, message, user)
@@ -569,7 +569,7 @@ def _discussion(repo: Repo, pull: Pull) -> dict[str, Any]:
         events.insert(1, {"id": commit.oid, "type": "commit", "data": {"subject": commit.title, "oid": commit.oid}})
     if pull.status != "open":
         events.append({"id": f"{pull.num}-1", "type": "status-change", "data": {"status": pull.status}})
-    told = {
+    shown = {
         "num": pull.num,
         "title": pull.title,
         "author": author,
@@ -582,8 +582,8 @@ def _discussion(repo: Repo, pull: Pull) -> dict[str, Any]:
         "changes": {"base": pull.base},
     }
     if pull.merge_commit:
-        told["changes"] = {"base": pull.base, "mergeCommitId": pull.merge_commit}
-    return told
+        shown["changes"] = {"base": pull.base, "mergeCommitId": pull.merge_commit}
+    return shown
 
 
 def _discussions(request: Request, repo: Repo) -> Response:
@@ -598,8 +598,8 @@ def _discussions(request: Request, repo: Repo) -> Response:
         and (not author or pull.author == author)
     ]
     start = page * size
-    told = [_discussion(repo, pull) for pull in found[start : start + size]]
-    return json_response({"discussions": told, "count": len(found), "start": start})
+    discussions = [_discussion(repo, pull) for pull in found[start : start + size]]
+    return json_response({"discussions": discussions, "count": len(found), "start": start})
 
 
 def _replace_pull(repo: Repo, pull: Pull) -> tuple[Pull, ...]:

@@ -31,24 +31,24 @@ def batch(site: Site, request: Request, namespace: str, name: str) -> Response:
         repo, _ = site.writable(request, namespace, name)
     else:
         repo = site.readable(request, namespace, name)
-    told = []
+    answers = []
     for item in objects:
         if not isinstance(item, dict):
             raise HttpError(400, "Each of 'objects' must be an object")
         sha256, size = check_sha256(item.get("oid")), check_size(item.get("size"))
         about = _offer if uploads else _origin
-        told.append(about(site, request, repo, sha256, size))
-    return json_response({"transfer": "basic", "objects": told, "hash_algo": "sha256"}, headers=_LFS)
+        answers.append(about(site, request, repo, sha256, size))
+    return json_response({"transfer": "basic", "objects": answers, "hash_algo": "sha256"}, headers=_LFS)
 
 
 def _offer(site: Site, request: Request, repo: Repo, sha256: str, size: int) -> dict[str, Any]:
-    told: dict[str, Any] = {"oid": sha256, "size": size, "authenticated": True}
+    answer: dict[str, Any] = {"oid": sha256, "size": size, "authenticated": True}
     if size > site.options.max_file:
-        return {**told, "error": {"code": 422, "message": f"Files may have {site.options.max_file} bytes at most"}}
+        return {**answer, "error": {"code": 422, "message": f"Files may have {site.options.max_file} bytes at most"}}
     if repo.owns(sha256) and site.store.blob_size(sha256) is not None:
         if site.store.blob_size(sha256) != size:
-            return {**told, "error": {"code": 422, "message": "The stored object of this sha256 has another size"}}
-        return told
+            return {**answer, "error": {"code": 422, "message": "The stored object of this sha256 has another size"}}
+        return answer
     place = f"/_lfs/{repo.id}/{sha256}"
     verify = {"href": f"{request.base}/{repo.id}.git/info/lfs/objects/verify", "header": {}}
     if size < site.options.multipart_from or size == 0:
@@ -63,16 +63,16 @@ def _offer(site: Site, request: Request, repo: Repo, sha256: str, size: int) -> 
             header[str(number)] = f"{request.base}{place}/{number}?size={length}&{query}"
         query = site.tokens.signed_query(f"{place}/complete|{size}")
         upload = {"href": f"{request.base}{place}/complete?size={size}&{query}", "header": header}
-    return {**told, "actions": {"upload": upload, "verify": verify}}
+    return {**answer, "actions": {"upload": upload, "verify": verify}}
 
 
 def _origin(site: Site, request: Request, repo: Repo, sha256: str, size: int) -> dict[str, Any]:
-    told: dict[str, Any] = {"oid": sha256, "size": size, "authenticated": True}
+    answer: dict[str, Any] = {"oid": sha256, "size": size, "authenticated": True}
     if not repo.owns(sha256) or not site.store.has_blob(sha256):
-        return {**told, "error": {"code": 404, "message": "Object does not exist"}}
+        return {**answer, "error": {"code": 404, "message": "Object does not exist"}}
     place = f"/_lfs/{repo.id}/{sha256}"
     query = site.tokens.signed_query(f"{place}|get")
-    return {**told, "actions": {"download": {"href": f"{request.base}{place}?{query}", "header": {}}}}
+    return {**answer, "actions": {"download": {"href": f"{request.base}{place}?{query}", "header": {}}}}
 
 
 def verify(site: Site, request: Request, namespace: str, name: str) -> Response:

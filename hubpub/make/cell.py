@@ -21,9 +21,9 @@ from hubpub.measure.inspect import inspect
 from hubpub.measure.parity import SCALE_TOKENS, measure, text_length
 from hubpub.measure.prompting import prompt_format
 from hubpub.model.checkpoint import TOKENIZER_FILES, Checkpoint, digest
+from hubpub.progress import Progress
 from hubpub.workspace import integers_of
 
-Progress = Callable[[str, float], None]
 Measured = TypeVar("Measured", Parity, Speed)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,13 +22,13 @@ from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.reader import Reader
 from hubpub.model.scale import build
 from hubpub.plan import Step, plan
+from hubpub.progress import Progress
 from hubpub.workspace import Workspace
 
 if TYPE_CHECKING:
     from hubpub.measure.drift import Drift
 
-Progress = Callable[[str, float], None]
-WHERE_TOKENS = 96
+DRIFT_TOKENS = 96
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Validation:
-    """What holding one program against its source showed."""
+    """How one program compares with its reference model."""
 
     name: str
     parity: Parity
@@ -62,7 +61,7 @@ class Validation:
             "passed": not self.missed,
             "gates": [gate.model_dump(mode="json") for gate in self.gates],
             "parity": self.parity.model_dump(mode="json"),
-            "where": self.drift.as_json() if self.drift else None,
+            "drift": self.drift.as_json() if self.drift else None,
         }
 
 
@@ -111,13 +110,14 @@ def source_of(variant: Variant, workspace: Workspace) -> Path:
     return download_source(variant.source, revision=variant.revision)
 
 
-def validate(target: Target, workspace: Workspace, progress: Progress, *, where: bool) -> Validation:
-    """Compare the program with its source and evaluate its recipe's gates; with `where`, look for what broke."""
+def validate(target: Target, workspace: Workspace, progress: Progress, *, with_drift: bool) -> Validation:
+    """Compare the program with its source and evaluate its recipe's gates; `with_drift` also says which
+    layer drifts first and which weights are wrong."""
     recipe = target.recipe
     if recipe is None:
         raise UsageError(f"{target.name} does not say which recipe it was made by", "add --recipe NAME, e.g. 8da4w")
     if target.source is None:
-        raise UsageError(f"{target.name}: what should it agree with?", "add --source DIR, the original's checkpoint")
+        raise UsageError(f"{target.name}: no reference model to compare with", "add --source DIR, its checkpoint")
     checkpoint = Checkpoint.open(target.source)
     program = inspect(target.pte)
     vocabulary = int(checkpoint.family.shape(_text_config(checkpoint)).vocabulary)
@@ -131,10 +131,10 @@ def validate(target: Target, workspace: Workspace, progress: Progress, *, where:
     parity = measure(target.pte, checkpoint, recipe, tokens, references, progress)
     parity = parity.model_copy(update={"sha256": workspace.hashes.sha256(target.pte)})
     drift = None
-    if where:
-        progress("where", 0.0)
+    if with_drift:
+        progress("locate drift", 0.0)
         reader = Reader(checkpoint.folder, checkpoint.family.begins_with_bos)
-        drift = locate_drift(target.pte, checkpoint, recipe, reader.encode(data.passage())[:WHERE_TOKENS])
+        drift = locate_drift(target.pte, checkpoint, recipe, reader.encode(data.passage())[:DRIFT_TOKENS])
     return Validation(target.name, parity, evaluate_gates(recipe.gates, parity, program, vocabulary), drift)
 
 

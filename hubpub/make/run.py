@@ -18,13 +18,13 @@ from hubpub.gates import missed_gates
 from hubpub.hub.sources import download_source
 from hubpub.machine import processes_that_fit
 from hubpub.make import cell as one_cell
-from hubpub.make.cell import Job, Progress
+from hubpub.make.cell import Job
 from hubpub.make.pool import run_all
 from hubpub.matrix import Cell
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.scale import build
 from hubpub.plan import Step, remember
-from hubpub.progress import Display
+from hubpub.progress import Display, Progress
 from hubpub.sizing import Size, need_of, sizes
 from hubpub.workspace import Workspace, integers_of
 

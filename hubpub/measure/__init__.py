@@ -1,1 +1,1 @@
-"""What is measured: the file itself, its agreement with the original, its speed."""
+"""What is measured: the file itself, its agreement with the reference model, its speed."""

@@ -173,8 +173,8 @@ class _Process:
         except OSError:
             raise self._failure() from None
         said = self._child.stdout.fileno()
-        told = b""
-        while not told.endswith(b"\n"):
+        figures = b""
+        while not figures.endswith(b"\n"):
             ready, _, _ = select.select([said, self._figures], [], [])
             # Figures come last: what was said until then is read first.
             if said in ready and (piece := os.read(said, 1 << 16)):
@@ -184,8 +184,8 @@ class _Process:
             elif self._figures in ready:
                 if not (piece := os.read(self._figures, 1 << 16)):
                     raise self._failure()
-                told += piece
-        return Reply(text=answer.said, **json.loads(told))
+                figures += piece
+        return Reply(text=answer.said, **json.loads(figures))
 
     def _failure(self) -> ExportError:
         code = self._child.wait()
@@ -201,8 +201,8 @@ class _Process:
 def _context(pte: Path) -> int:
     from hubpub.measure.inspect import inspect
 
-    told = inspect(pte).metadata
-    return int(str(told.get("get_max_context_len", told.get("get_max_seq_len", 128))))
+    metadata = inspect(pte).metadata
+    return int(str(metadata.get("get_max_context_len", metadata.get("get_max_seq_len", 128))))
 
 
 def _wants_bos(folder: Path) -> bool | None:

@@ -1,8 +1,8 @@
-"""Where a program leaves its original: which of its weights are wrong, and the first layer that drifts.
+"""Where a program drifts from the reference model: which of its weights are wrong, and the first layer that drifts.
 
 A `.pte` does not show its residual stream. So the weights are read back from the file into the eager model, which runs
-in the decoder that was exported, and its residual streams are compared layer by layer: with the original for what
-quantization did, and with the same recipe applied to the source for what happened after that.
+in the decoder that was exported, and its residual streams are compared layer by layer: with the reference model for
+what quantization did, and with the same recipe applied to the source for what happened after that.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Weight:
 
 @dataclass(frozen=True)
 class Layer:
-    """Relative errors of the residual stream after a layer: the recipe against the original, the file against the
+    """Relative errors of the residual stream after a layer: the recipe against the reference, the file against the
     recipe."""
 
     name: str
@@ -83,13 +83,13 @@ def locate_drift(pte: Path, checkpoint: Checkpoint, recipe: Recipe, tokens: Sequ
     from hubpub.model import loader
 
     with torch.no_grad():
-        original = _residuals(loader.load(checkpoint, dtype=torch.float32), tokens)
+        reference = _residuals(loader.load(checkpoint, dtype=torch.float32), tokens)
         model = _quantized(checkpoint, recipe, integers_of(pte))
         healthy = _residuals(model, tokens)
         total, found, differing = _read_back(pte, model)
         suspect = _exported_residuals(model, checkpoint, recipe, tokens)
     layers = tuple(
-        Layer(name, _error(original[name], healthy[name]), _error(healthy[name], suspect[name])) for name in original
+        Layer(name, _error(reference[name], healthy[name]), _error(healthy[name], suspect[name])) for name in reference
     )
     schemes = [one for one in (recipe.linear, recipe.head) if one and one.activation]
     limit = ROUNDED if recipe.dtype == "bf16" or schemes else EXACT
@@ -123,7 +123,7 @@ def _exported_residuals(model: Any, checkpoint: Checkpoint, recipe: Recipe, toke
 
     shape = checkpoint.family.shape(model.config)
     ids = torch.tensor([list(tokens)])
-    with applied(checkpoint.family.patches()), checkpoint.family.cheaper(model):
+    with applied(checkpoint.family.patches()), checkpoint.family.cheap_operators(model):
         if recipe.layout == "window":
             decoder: Any = WindowDecoder(model, shape, len(tokens))
             return _captured(model, lambda: decoder(ids))

@@ -42,6 +42,7 @@ from hubpub.measure.prompting import chat_template_fits
 from hubpub.measure.runtime import Session
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.reader import Reader
+from hubpub.progress import Progress
 from hubpub.workspace import integers_of
 
 NEW_TOKENS = 24
@@ -53,7 +54,6 @@ _ROWS = 64
 # Two first tokens that the reference holds this close, in nats (a factor of 1.1 in probability), are a tie: whoever
 # rounds differently decides it otherwise, as the source in bfloat16 does for one prompt of 16.
 TIE = 0.1
-Progress = Callable[[str, float], None]
 # Logits [end - begin, vocabulary] of the rows begin to end.
 Rows = Callable[[int, int], Any]
 
@@ -104,8 +104,8 @@ def measure(
     """Run the file against its reference, and once through ExecuTorch's LLM runner with the shipped tokenizer.
 
     `length` is how many tokens of text are compared (see `text_length`); `references` a folder that keeps what the
-    original said; `tokenizer_file` the tokenizer.json that is shipped (default: the checkpoint's); `texts` what to
-    read and the prompts to continue (default: those of hubpub.data).
+    reference model said; `tokenizer_file` the tokenizer.json that is shipped (default: the checkpoint's); `texts` what
+    to read and the prompts to continue (default: those of hubpub.data).
     """
     from hubpub import data
     from hubpub.measure import bench

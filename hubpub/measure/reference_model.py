@@ -1,4 +1,4 @@
-"""The original model in float32, on machines that could not hold it so.
+"""The reference model: the source checkpoint in float32, on machines that could not hold it so.
 
 A float32 copy of a bfloat16 checkpoint is twice its size and says nothing new: every bfloat16 value is a float32 value.
 Where memory is short, the weights stay mapped as they are stored and are widened while they are used (see

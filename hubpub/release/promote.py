@@ -52,9 +52,6 @@ def publish(
     A dry run only reads; with `unstaged`, it takes files that are nowhere to be had for those others have yet to stage.
     """
 
-    def told(repo: str, path: str, sent: int, total: int) -> None:
-        display.update(repo, f"send {path}", sent / total if total else 1.0)
-
     client, root = to.client, workspace.root
     releases, facts, kept_back = [], {}, {}
     for one in ready:
@@ -69,7 +66,7 @@ def publish(
         # Whatever stops one repo is found before the first request is merged.
         publish_all(client, releases, root, dry_run=True, create_pr=create_pr)
     merged = [promote_pull(client, to.repo_id(card), version, root, dry_run=dry_run) for card in pulls]
-    made = publish_all(client, releases, root, progress=told, dry_run=dry_run, create_pr=create_pr, unstaged=unstaged)
+    made = publish_all(client, releases, root, display=display, dry_run=dry_run, create_pr=create_pr, unstaged=unstaged)
     receipts = [*(one for one in merged if one), *made]
     for receipt in receipts:
         display.finish(receipt.repo_id, receipt.summary)

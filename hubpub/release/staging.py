@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from hubpub.cards import licenses
 from hubpub.facts import CellFacts, dump
@@ -31,9 +32,6 @@ def stage(
     finds what they speak of.
     """
 
-    def told(repo: str, path: str, sent: int, total: int) -> None:
-        display.update(repo, f"stage {path}", sent / total if total else 1.0)
-
     done = []
     for card in {step.cell.card.repo: step.cell.card for step in steps if step.cell.id in facts}.values():
         own = [step for step in steps if step.cell.card is card and step.cell.id in facts]
@@ -42,7 +40,9 @@ def stage(
         files += [LocalFile.text(note_of(one.file.name), dump(one)) for one in measured]
         files += [LocalFile.text(name, data) for name, data in licenses.files(card.variant).items()]
         release = RepoRelease(to.repo_id(card), version, tuple(files), f"Release {version}")
-        staged = stage_files(to.client, release, workspace.root, progress=told, small_too=True)
+        staged = stage_files(
+            to.client, release, workspace.root, progress=partial(display.update, release.repo_id), small_too=True
+        )
         hand_over(workspace.receipts / version, measured)
         display.finish(staged.repo_id, staged.summary)
         done.append(staged)

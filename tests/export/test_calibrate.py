@@ -105,9 +105,9 @@ def test_a_calibrated_model_is_nearer_to_its_original(source: Checkpoint) -> Non
         model = loader.load_mapped(source, dtype=torch.float32)
         schemes = layer_schemes(model, recipe)
         if calibrated:
-            told: list[float] = []
-            calibrate(model, schemes, readings(source), told.append)
-            assert told == sorted(told) and told[-1] == 1.0
+            seen: list[float] = []
+            calibrate(model, schemes, readings(source), lambda _, fraction, seen=seen: seen.append(fraction))
+            assert seen == sorted(seen) and seen[-1] == 1.0
         quantize(model, recipe, source.family)
         assert all(isinstance(model.get_submodule(name), DynamicLinear) for name in schemes)
         got = model(input_ids=tokens).logits.log_softmax(-1)

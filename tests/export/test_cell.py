@@ -49,6 +49,7 @@ ELSEWHERE = {
     "hubpub.errors": "messages",
     "hubpub.redaction": "what messages leave out",
     "hubpub.facts": "records of what was done",
+    "hubpub.progress": "how far work is",
     "hubpub.files": "how files are written, not what is in them",
     "hubpub.machine": "versions, which are in the fingerprint, and memory",
 }

@@ -27,6 +27,22 @@ FAST = Retry(attempts=6, first=0.05, longest=0.2)
 CARD = "---\nlicense: apache-2.0\n---\n# Title\n\n<!-- made -->one<!-- /made -->\n"
 
 
+class Seen:
+    """Keeps what it is shown: the fractions of each stage of each piece of work."""
+
+    def __init__(self) -> None:
+        self.stages: dict[tuple[str, str], list[float]] = {}
+
+    def update(self, name: str, stage: str, fraction: float) -> None:
+        self.stages.setdefault((name, stage), []).append(fraction)
+
+    def finish(self, name: str, outcome: str) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[LocalHub]:
     with LocalHub(tmp_path / "hub") as running:

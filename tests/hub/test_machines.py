@@ -97,7 +97,7 @@ def site(hub: LocalHub, client: Client, tmp_path: Path, transport: str) -> Site:
     client.create_repo(source, private=False)
     for name, data in {**TOKENIZER, "config.json": b"{}"}.items():
         add = Add(name, data, len(data), hashlib.sha256(data).hexdigest())
-        client.commit(source, "main", [client.send(source, "main", add, progress=None)], title=name, parent=None,
+        client.commit(source, "main", [client.send(source, "main", add)], title=name, parent=None,
                       find_committed=lambda: None)  # fmt: skip
     folder = tmp_path / "cards" / "small-pte"
     folder.mkdir(parents=True)

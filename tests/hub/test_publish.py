@@ -28,7 +28,7 @@ from hubpub.hub.receipts import NoChanges, Planned, Published, PullRequest, TagO
 from hubpub.hub.staging import stage, unstage
 from hubpub.localhub import Fault, LocalHub
 
-from .conftest import CARD, FAST, SIZES, Maker, both, random_files, sent_to
+from .conftest import CARD, FAST, SIZES, Maker, Seen, both, random_files, sent_to
 
 
 def history(client: Client, repo: str, revision: str = "main") -> list[str]:
@@ -52,13 +52,8 @@ def by_hand(client: Client, repo: str, path: str, content: bytes, title: str = "
 
 @both
 def test_one_commit_and_one_tag_on_it(client: Client, make: Maker, work: Path) -> None:
-    seen: dict[str, list[int]] = {}
-
-    def note(repo: str, path: str, sent: int, total: int) -> None:
-        assert repo == make.repo and total == SIZES.get(path, 6)
-        seen.setdefault(path, []).append(sent)
-
-    (receipt,) = publish_all(client, [make()], work, progress=note)
+    display = Seen()
+    (receipt,) = publish_all(client, [make()], work, display=display)
     assert isinstance(receipt.outcome, Published)
     commit = receipt.outcome.commit
     assert refs_of(client, make.repo) == ({"main": commit}, {"v1.0.0": commit})
@@ -69,7 +64,8 @@ def test_one_commit_and_one_tag_on_it(client: Client, make: Maker, work: Path) -
     assert sums.keys() == paths - {"README.md", "SHA256SUMS"}
     for name, size in SIZES.items():
         assert client.read(make.repo, "v1.0.0", name) == (make.folder / name).read_bytes()
-        assert seen[name] == sorted(seen[name]) and seen[name][-1] == size
+        fractions = display.stages[make.repo, f"send {name}"]
+        assert fractions == sorted(fractions) and fractions[-1] == 1.0 and size > 0
     assert load_receipt(work, "v1.0.0", make.repo) == receipt
     assert sum(SIZES.values()) <= receipt.bytes_sent < sum(SIZES.values()) * 1.05
 
@@ -414,9 +410,7 @@ def test_what_another_machine_replaced_while_it_was_staged_is_not_promoted(
                 held = client.files(make.repo, branch, [mine.path_in_repo]).get(mine.path_in_repo)
                 if held and held.sha256 == mine.sha256:
                     file = LocalFile.text(mine.path_in_repo, other)
-                    add = client.send(
-                        make.repo, branch, Add(file.path_in_repo, other, file.bytes, file.sha256), progress=None
-                    )
+                    add = client.send(make.repo, branch, Add(file.path_in_repo, other, file.bytes, file.sha256))
                     client.commit(make.repo, branch, [add], title="Other", parent=None, find_committed=lambda: None)
                     return
             time.sleep(0.02)

@@ -17,7 +17,7 @@ from hubpub.hub.receipts import Published
 from hubpub.hub.staging import by_program, stage, staged_versions
 from hubpub.localhub import Fault, LocalHub
 
-from .conftest import FAST, SIZES, Maker, both, random_files, sent_to
+from .conftest import FAST, SIZES, Maker, Seen, both, random_files, sent_to
 from .test_publish import history, refs_of
 
 
@@ -62,15 +62,14 @@ def test_a_file_that_changes_while_it_is_sent(create_pr: bool, client: Client, m
     release = make("v2", seed=2)
     path = make.folder / "model-int8.pte"
 
-    done: list[int] = []
-
-    def meddle(_repo: str, name: str, sent: int, total: int) -> None:
-        if name == path.name and sent == total and not done:
-            done.append(sent)
-            path.write_bytes(path.read_bytes()[::-1])
+    class Meddling(Seen):
+        def update(self, name: str, stage: str, fraction: float) -> None:
+            if stage == f"send {path.name}" and fraction == 1.0 and not self.stages:
+                super().update(name, stage, fraction)
+                path.write_bytes(path.read_bytes()[::-1])
 
     with pytest.raises(HubpubError, match=r"model-int8\.pte changed while it was sent"):
-        publish_all(client, [release], work, progress=meddle, create_pr=create_pr)
+        publish_all(client, [release], work, display=Meddling(), create_pr=create_pr)
     assert history(client, make.repo) == ["Release v1.0.0"] and refs_of(client, make.repo)[1].keys() == {"v1.0.0"}
 
 

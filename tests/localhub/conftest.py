@@ -100,8 +100,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
         )
         started.append(process)
         assert process.stdout
-        told = json.loads(process.stdout.readline())
-        return Process(told["url"], Path(told["token_file"]).read_text(), process)
+        found = json.loads(process.stdout.readline())
+        return Process(found["url"], Path(found["token_file"]).read_text(), process)
 
     yield starter
     for process in started:

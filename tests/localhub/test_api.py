@@ -28,13 +28,13 @@ def commit(api: HfApi, repo: str, files: dict[str, bytes], **more: Any) -> str:
     return str(api.create_commit(repo, [add(*item) for item in files.items()], commit_message="Add", **more).oid)
 
 
-def told_of(api: HfApi, repo: str, path: str, revision: str | None = None) -> RepoFile:
+def info_of(api: HfApi, repo: str, path: str, revision: str | None = None) -> RepoFile:
     """What the Hub tells of one file."""
     from huggingface_hub import RepoFile
 
-    (told,) = api.get_paths_info(repo, path, revision=revision)
-    assert isinstance(told, RepoFile)
-    return told
+    (found,) = api.get_paths_info(repo, path, revision=revision)
+    assert isinstance(found, RepoFile)
+    return found
 
 
 # Contents that travel differently by xet: random (stored), repetitive (LZ4), numbers (grouped bytes), some of each.
@@ -65,9 +65,9 @@ def test_files_arrive_and_come_back_as_they_were(
     assert folder.name == done.oid
     for name, content in CONTENTS.items():
         assert (folder / name).read_bytes() == content
-        told = told_of(api, repo, name)
-        assert told.lfs and told.lfs.sha256 == hashlib.sha256(content).hexdigest() and told.size == len(content)
-        assert (told.xet_hash is not None) == (transport == "xet")
+        found = info_of(api, repo, name)
+        assert found.lfs and found.lfs.sha256 == hashlib.sha256(content).hexdigest() and found.size == len(content)
+        assert (found.xet_hash is not None) == (transport == "xet")
     assert (folder / "sub/config.json").read_bytes() == b"{}\n"
     assert (folder / "empty.bin").read_bytes() == b""
     used = {entry.path.split("/")[1] for entry in hub.requests}
@@ -79,11 +79,11 @@ def test_a_download_by_xet_needs_no_more_than_a_part(hub: LocalHub, api: HfApi, 
 
     content = noise(1_500_000)
     commit(api, repo, {"a.pte": content})
-    told = told_of(api, repo, "a.pte")
+    found = info_of(api, repo, "a.pte")
     access = httpx2.get(
         f"{hub.url}/api/models/{repo}/xet-read-token/main", headers={"Authorization": f"Bearer {hub.token}"}
     ).json()
-    address = f"{access['casUrl']}/v1/reconstructions/{told.xet_hash}"
+    address = f"{access['casUrl']}/v1/reconstructions/{found.xet_hash}"
     headers = {"Authorization": f"Bearer {access['accessToken']}", "Range": "bytes=700000-700009"}
     plan = httpx2.get(address, headers=headers).json()
     assert len(plan["terms"]) == 1 and plan["terms"][0]["unpacked_length"] < 300_000
@@ -106,7 +106,7 @@ def test_what_is_there_already_is_not_sent_again(transport: str, hub: LocalHub, 
     api.create_repo("local/other")
     commit(api, "local/other", {"b.pte": content})
     assert (hub.bytes_received() - before > len(content)) == (transport == "lfs")
-    assert told_of(api, "local/other", "b.pte").size == len(content)
+    assert info_of(api, "local/other", "b.pte").size == len(content)
 
 
 def test_large_uploads_come_in_parts(
@@ -128,7 +128,7 @@ def test_uploads_from_a_file_object_take_lfs_where_xet_is_on(
     with (tmp_path / "a.pte").open("rb") as file:
         api.upload_file(path_or_fileobj=file, path_in_repo="a.pte", repo_id=repo)
     assert any(entry.path.startswith("/_lfs/") for entry in hub.requests)
-    assert told_of(api, repo, "a.pte").size == 100_000
+    assert info_of(api, repo, "a.pte").size == 100_000
 
 
 def test_repos(hub: LocalHub, api: HfApi) -> None:
@@ -184,7 +184,7 @@ def test_changes_of_all_kinds(transport: str, api: HfApi, repo: str) -> None:
         commit_message="Copy",
     )
     assert {f.path for f in api.list_repo_tree(repo, recursive=True)} >= {"x/a.pte", "x", "b.txt"}
-    assert told_of(api, repo, "x/a.pte").lfs == told_of(api, repo, "a.pte", revision="stage").lfs
+    assert info_of(api, repo, "x/a.pte").lfs == info_of(api, repo, "a.pte", revision="stage").lfs
     api.create_commit(
         repo, [CommitOperationDelete("n/"), CommitOperationDelete("d.txt")], commit_message="Less", revision="stage"
     )
@@ -341,4 +341,4 @@ def test_a_server_in_a_process_of_its_own(transport: str, start: Callable[..., P
     assert server.process.wait(10) == 0
     again = start()
     assert again.token == server.token
-    assert told_of(api_of(again.url, again.token), "local/model", "a.pte").size == 300_000
+    assert info_of(api_of(again.url, again.token), "local/model", "a.pte").size == 300_000

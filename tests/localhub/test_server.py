@@ -25,7 +25,7 @@ from hubpub.errors import HubError
 from hubpub.localhub import LocalHub
 
 from .conftest import REPO, Process, api_of, noise
-from .test_api import commit, told_of
+from .test_api import commit, info_of
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -426,7 +426,7 @@ def test_killed_at_any_moment(seed: int, transport: str, start: Callable[..., Pr
     assert history[: len(answered)] == answered and len(history) - len(answered) in (0, 1)
     for number, oid in enumerate(history):
         content = noise(200_000, number)
-        lfs = told_of(api, REPO, f"{number}.pte", oid).lfs
+        lfs = info_of(api, REPO, f"{number}.pte", oid).lfs
         assert lfs and lfs.sha256 == hashlib.sha256(content).hexdigest()
         assert httpx2.get(f"{again.url}/{REPO}/resolve/{oid}/n.txt").text == str(number)
     if history:

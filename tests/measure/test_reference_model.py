@@ -1,4 +1,4 @@
-"""The original in float32 without a float32 copy: the same numbers, and no wide weights in memory."""
+"""The reference model in float32 without a float32 copy: the same numbers, and no wide weights in memory."""
 
 from __future__ import annotations
 

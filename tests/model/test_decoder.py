@@ -1,4 +1,4 @@
-"""The exported decoder, run eagerly: the same logits as the original, whatever the chunks, to the last position."""
+"""The exported decoder, run eagerly: the same logits as the reference model, whatever the chunks, to the last position."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def tokens(model: Any) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def wanted(model: Any, tokens: torch.Tensor) -> torch.Tensor:
-    """The original's logits at every position."""
+    """The reference model's logits at every position."""
     with torch.no_grad():
         logits: torch.Tensor = model(tokens).logits[0]
     return logits
@@ -51,7 +51,7 @@ def wanted(model: Any, tokens: torch.Tensor) -> torch.Tensor:
 def decoder(request: pytest.FixtureRequest, model: Any, wanted: torch.Tensor) -> Iterator[CachedDecoder]:
     """The model with an empty cache; it takes pieces of up to 9 tokens, or as the test says."""
     prefill = getattr(request, "param", 9)
-    with cached_attention(model), of(model).last_token_only(model), of(model).cheaper(model), torch.no_grad():
+    with cached_attention(model), of(model).last_token_only(model), of(model).cheap_operators(model), torch.no_grad():
         yield CachedDecoder(model, of(model).shape(model.config), CONTEXT, prefill, torch.float32)
 
 
@@ -60,7 +60,7 @@ def decoder(request: pytest.FixtureRequest, model: Any, wanted: torch.Tensor) ->
     [(CONTEXT - 1, 1), (CONTEXT - 1, CONTEXT - 1), (33, 33), (9, 1), (9, 7), (9, 9)],
     indirect=["decoder"],
 )
-def test_chunks_of_any_size_give_the_originals_logits(
+def test_chunks_of_any_size_give_the_logits_of_the_reference(
     decoder: CachedDecoder, tokens: torch.Tensor, wanted: torch.Tensor, chunk: int
 ) -> None:
     for first in range(0, CONTEXT, chunk):
@@ -80,8 +80,8 @@ def test_only_layers_that_own_keys_have_buffers_and_sliding_ones_small_ones(deco
         assert decoder.buffers_.get_buffer(f"keys_{owner.index}").shape[1] == positions
 
 
-def test_cheaper_is_the_same(model: Any, tokens: torch.Tensor, wanted: torch.Tensor) -> None:
-    with of(model).cheaper(model), torch.no_grad():
+def test_cheap_operators_compute_the_same(model: Any, tokens: torch.Tensor, wanted: torch.Tensor) -> None:
+    with of(model).cheap_operators(model), torch.no_grad():
         logits = model(tokens).logits[0]
     assert (logits - wanted).abs().max() < 1e-3
 
@@ -98,8 +98,8 @@ def test_what_an_earlier_text_left_in_the_cache_is_never_seen(
         assert (logits - wanted[end - 1]).abs().max() < 1e-3
 
 
-def test_the_original_attends_as_before_afterwards(model: Any, tokens: torch.Tensor, wanted: torch.Tensor) -> None:
-    with cached_attention(model), of(model).last_token_only(model), of(model).cheaper(model):
+def test_the_reference_model_attends_as_before_afterwards(model: Any, tokens: torch.Tensor, wanted: torch.Tensor) -> None:
+    with cached_attention(model), of(model).last_token_only(model), of(model).cheap_operators(model):
         pass
     with torch.no_grad():
         assert torch.equal(model(tokens).logits[0], wanted)

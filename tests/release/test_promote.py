@@ -62,7 +62,7 @@ def world(hub: LocalHub, client: Client, tmp_path: Path, monkeypatch: pytest.Mon
     client.create_repo("local/source", private=False)
     for name, data in {**TOKENIZER, "config.json": b"{}"}.items():
         add = Add(name, data, len(data), hashlib.sha256(data).hexdigest())
-        sent = client.send("local/source", "main", add, progress=None)
+        sent = client.send("local/source", "main", add)
         client.commit("local/source", "main", [sent], title=name, parent=None, find_committed=lambda: None)
     refs = client.refs("local/source")
     assert refs
@@ -286,7 +286,7 @@ def test_what_people_wrote_into_a_generated_part_is_not_overwritten(world: World
     edited = card.replace("small-8da4w.pte", "small-8da4w.pte (the best)", 1).encode()
     assert edited != card.encode()
     add = Add("README.md", edited, len(edited), hashlib.sha256(edited).hexdigest())
-    sent = world.client.send(world.repo, "main", add, progress=None)
+    sent = world.client.send(world.repo, "main", add)
     world.client.commit(world.repo, "main", [sent], title="By hand", parent=None, find_committed=lambda: None)
     with pytest.raises(ConflictError, match="edited by hand"):
         publish(world.workspace, world.to, [world.ready()], "v1.1.0", DISPLAY)
@@ -297,7 +297,7 @@ def test_what_was_published_is_verified(world: World) -> None:
     """A program that nobody vouches for lies beside it: whoever downloads the repo takes it for ours."""
     publish(world.workspace, world.to, [world.ready()], "v1.0.0", DISPLAY)
     add = Add("stray.pte", b"stray", 5, hashlib.sha256(b"stray").hexdigest())
-    sent = world.client.send(world.repo, "main", add, progress=None)
+    sent = world.client.send(world.repo, "main", add)
     world.client.commit(world.repo, "main", [sent], title="By hand", parent=None, find_committed=lambda: None)
     with pytest.raises(HubError, match=r"v1\.1\.0 is not intact: stray\.pte is not in SHA256SUMS"):
         publish(world.workspace, world.to, [world.ready()], "v1.1.0", DISPLAY)

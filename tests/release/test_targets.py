@@ -23,7 +23,7 @@ def put(client: Client, repo: str, text: str, tag: str | None = None, message: s
         client.create_repo(repo, private=False)
     data = text.encode()
     add = Add("facts.json", data, len(data), hashlib.sha256(data).hexdigest())
-    sent = client.send(repo, "main", add, progress=None)
+    sent = client.send(repo, "main", add)
     client.commit(repo, "main", [sent], title="Facts", message=message, parent=None, find_committed=lambda: None)
     if tag:
         refs = client.refs(repo)

@@ -33,7 +33,7 @@ class Family:
     whether the models want <bos> at the start of a text, None where that is as their tokenizers have it.
 
     While `last_token_only(model)` is open, layers without keys and values of their own compute just a prompt's last
-    token; while `cheaper(model)` is open, the model computes the same with operators that cost less in the runtime.
+    token; while `cheap_operators(model)` is open, the model computes the same by operators that cost less to run.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Family:
     per_layer_embedding: str | None = None
     ignored: str = r"(?!)"
     last_token_only: Callable[[Any], AbstractContextManager[None]] = _unchanged
-    cheaper: Callable[[Any], AbstractContextManager[None]] = _unchanged
+    cheap_operators: Callable[[Any], AbstractContextManager[None]] = _unchanged
 
     @property
     def multimodal(self) -> bool:

@@ -55,7 +55,7 @@ def _last_token_only(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _cheaper(model: Any) -> Iterator[None]:
+def _cheap_operators(model: Any) -> Iterator[None]:
     """AltUp mixes its streams as sums of rows. Upstream's product has the streams innermost, and moves every number
     three times per layer to have them there, which in the runtime costs more than the product.
 
@@ -99,5 +99,5 @@ FAMILY = Family(
     license="gemma",
     begins_with_bos=True,
     last_token_only=_last_token_only,
-    cheaper=_cheaper,
+    cheap_operators=_cheap_operators,
 )

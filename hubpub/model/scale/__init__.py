@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
@@ -24,17 +24,16 @@ from hubpub.config import Variant
 from hubpub.data import corpus
 from hubpub.model.families import family
 from hubpub.model.scale.stand_in import CONTEXT, StandIn
+from hubpub.progress import Progress, unseen
 
-Progress = Callable[[str, float], None]
 
-
-def build(variant: Variant, cache: Path, *, progress: Progress | None = None) -> Path:
+def build(variant: Variant, cache: Path, *, progress: Progress = unseen) -> Path:
     """The checkpoint folder that stands in for `variant`, made below `cache` unless it is there already.
 
-    `progress` is told a stage ("train", "write") and the finished fraction of the whole. Building is safe against being
+    `progress` gets the stages "train" and "write". Building is safe against being
     killed and against another process that builds the same model at the same time.
     """
-    return _build(variant.family, variant.size, variant.chat, cache, progress or (lambda *_: None))
+    return _build(variant.family, variant.size, variant.chat, cache, progress)
 
 
 def scale_key(variant: Variant) -> str:
@@ -121,8 +120,8 @@ def _make(plan: StandIn, folder: Path, progress: Progress, tuned: Path | None) -
             shutil.copy2(path, folder)
         return
     with repeatable(plan.name):
-        model = trained(plan, folder, lambda fraction: progress("train", 0.98 * fraction))
-        progress("write", 0.98)
+        model = trained(plan, folder, progress)
+        progress("write", 0.0)
         _write_weights(plan, model, folder)
     progress("write", 1.0)
 

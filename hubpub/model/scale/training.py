@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from hubpub.data import corpus
 from hubpub.model.families import family
 from hubpub.model.scale.stand_in import StandIn, Training
+from hubpub.progress import Progress
 
 # Share of the training rows that do not begin at the start of a passage.
 _ANYWHERE = 0.125
@@ -44,7 +45,7 @@ def repeatable(seed: str) -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def trained(stand_in: StandIn, folder: Path, progress: Callable[[float], None]) -> Any:
+def trained(stand_in: StandIn, folder: Path, progress: Progress) -> Any:
     """The text model with its head, trained on what its tokenizer in `folder` makes of the corpus.
 
     It is float32, and every weight is a bfloat16 value.
@@ -64,7 +65,7 @@ def trained(stand_in: StandIn, folder: Path, progress: Callable[[float], None]) 
     return model.eval()
 
 
-def _train(model: Any, readers: list[_Reader], how: Training, progress: Callable[[float], None]) -> None:
+def _train(model: Any, readers: list[_Reader], how: Training, progress: Progress) -> None:
     """Next-token training in place."""
     import torch
 
@@ -98,7 +99,7 @@ def _train(model: Any, readers: list[_Reader], how: Training, progress: Callable
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        progress((step + 1) / how.steps)
+        progress("train", (step + 1) / how.steps)
 
 
 def _initialize(model: Any, stand_in: StandIn) -> None:
