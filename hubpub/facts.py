@@ -198,7 +198,8 @@ class Logits(Fact):
 class Greedy(Fact):
     """Greedy continuations against the reference model: share of prompts that start and that go on the same way.
 
-    `first_token_or_tie` also counts a first token that the reference model holds as likely as its own, within `tie` nats.
+    `first_token_or_tie` also counts a first token that the reference model finds as likely as its own, within `tie`
+    nats.
     """
 
     prompts: int
@@ -310,10 +311,10 @@ class PromptFormat(Fact):
 
 
 class Parity(Fact):
-    """The program compared with the reference model: the source checkpoint, run eagerly in float32. `runner` is None for a layout that the LLM runner does not run.
+    """The program compared with the reference model: the source checkpoint, run eagerly in float32.
 
-    `stop_tokens` are the ids that end a generation of the reference model; `measuring` says in which way this was measured,
-    and `sha256` on which file ("" in facts of older releases).
+    `runner` is None for a layout that the LLM runner does not run, `stop_tokens` are the ids that end a generation of
+    the reference model; `measuring` says in which way this was measured, and `sha256` on which file ("" in facts of older releases).
     """
 
     logits: Logits

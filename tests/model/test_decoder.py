@@ -1,4 +1,4 @@
-"""The exported decoder, run eagerly: the same logits as the reference model, whatever the chunks, to the last position."""
+"""The exported decoder, run eagerly: the the logits of the reference model, whatever the chunks, to the end."""
 
 from __future__ import annotations
 
@@ -98,7 +98,9 @@ def test_what_an_earlier_text_left_in_the_cache_is_never_seen(
         assert (logits - wanted[end - 1]).abs().max() < 1e-3
 
 
-def test_the_reference_model_attends_as_before_afterwards(model: Any, tokens: torch.Tensor, wanted: torch.Tensor) -> None:
+def test_the_reference_model_attends_as_before_afterwards(
+    model: Any, tokens: torch.Tensor, wanted: torch.Tensor
+) -> None:
     with cached_attention(model), of(model).last_token_only(model), of(model).cheap_operators(model):
         pass
     with torch.no_grad():
