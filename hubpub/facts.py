@@ -314,7 +314,8 @@ class Parity(Fact):
     """The program compared with the reference model: the source checkpoint, run eagerly in float32.
 
     `runner` is None for a layout that the LLM runner does not run, `stop_tokens` are the ids that end a generation of
-    the reference model; `measuring` says in which way this was measured, and `sha256` on which file ("" in facts of older releases).
+    the reference model; `measuring` says in which way this was measured, and `sha256` on which file ("" in facts of
+    older releases).
     """
 
     logits: Logits
