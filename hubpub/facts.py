@@ -375,6 +375,44 @@ class DeviceSpeed(Fact):
     decode_tokens_per_second: float
 
 
+class Score(Fact):
+    """One figure of a task, as its metric gives it; `interval` holds the true value 95 times of 100."""
+
+    metric: str
+    value: float
+    stderr: float | None = None
+    interval: tuple[float, float] | None = None
+    higher_is_better: bool = True
+
+
+class Evaluation(Fact):
+    """A benchmark that this very file was put through. `dataset` is where its items are on the Hub ("": elsewhere).
+
+    `shots` are the examples before each item, `chat`: as messages of the chat template. `items` of `items_of_task` were
+    asked; of `truncated` requests the beginning did not fit the context.
+    """
+
+    task: str
+    version: str
+    dataset: str
+    subset: str
+    split: str
+    shots: int
+    chat: bool
+    items: int
+    items_of_task: int
+    truncated: int
+    scores: tuple[Score, ...]
+    harness: str
+    runtime: str
+    sha256: str
+
+    @property
+    def whole(self) -> bool:
+        """Whether every item of the task was asked, and read from its beginning."""
+        return self.items == self.items_of_task and not self.truncated
+
+
 class Rebuilt(Fact):
     """This very file, byte for byte, exported again from its source: on which day (ISO), under which Python, where."""
 
@@ -467,6 +505,7 @@ class CellFacts(Fact):
     stages: Stages
     workflow: Workflow | None = None
     devices: tuple[DeviceSpeed, ...] = ()
+    evaluations: tuple[Evaluation, ...] = ()
     rebuilt: tuple[Rebuilt, ...] = ()
     prompt: PromptFormat | None = None
 

@@ -91,5 +91,10 @@ def select(declared: Sequence[Cell], selectors: Sequence[str]) -> tuple[Cell, ..
     return tuple(cell for cell in declared if any(_matches(selector, cell) for selector in selectors))
 
 
+def matching(declared: Sequence[Cell], selector: str) -> tuple[Cell, ...]:
+    """The cells that `selector` means, as in `select`; none where it matches nothing."""
+    return tuple(cell for cell in declared if _matches(selector, cell))
+
+
 def _matches(selector: str, cell: Cell) -> bool:
     return any(fnmatchcase(name, selector) for name in (cell.id, cell.variant.name, cell.card.repo))

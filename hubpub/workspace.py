@@ -35,6 +35,10 @@ class Workspace:
         """Where it is kept what reference models say; `marks` name the source and the code that ran it."""
         return self.root.joinpath("references", *marks)
 
+    def answers(self, sha256: str) -> Path:
+        """Where it is kept what the program with this hash answered to benchmarks, wherever the file lies."""
+        return self.root / "answers" / f"{sha256}.jsonl"
+
     def rebuilds(self, cell: str) -> Path:
         """Where a published file is exported again, to be compared."""
         return self.root / "rebuilds" / cell

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubpub.cards import charts, choice, licenses, usage, words
+from hubpub.cards import benchmarks, charts, choice, licenses, usage, words
 from hubpub.cards.blocks import BLOCK, Conflict, Merged, block, front, merge, unified
 from hubpub.cards.linking import Links, links
 from hubpub.cards.metadata import metadata
@@ -55,8 +55,12 @@ def render(
         if len(shown) > 1:
             for name, theme in CHARTS.items():
                 files[name] = charts.choice(shown, card.export.recommended, theme).encode()
+        files |= benchmarks.eval_results(facts, card.export.recommended)
     text = _tidy(_expand(templates, "card.md.jinja", _values(card, facts, namespace, previous)))
-    readme = front(metadata(card)) + "\n" + text
+    about = metadata(card)
+    if facts is not None and (index := benchmarks.model_index(facts, card.export.recommended)):
+        about["model-index"] = index
+    readme = front(about) + "\n" + text
     return Rendered({"README.md": readme.encode(), **files, **licenses.files(card.variant)})
 
 
@@ -136,6 +140,7 @@ def _values(card: Card, facts: CardFacts | None, namespace: str, previous: CardF
         "planned": {cell.cell: choice.planned(cell) for cell in facts.cells},
         "floors": _floors(facts.cells),
         "hosts": list(dict.fromkeys((cell.speed.host, cell.speed.threads) for cell in facts.cells)),
+        "harnesses": list(dict.fromkeys(one.harness for cell in facts.cells for one in cell.evaluations)),
         "gates": list(dict.fromkeys(gate.name for cell in facts.cells for gate in cell.gates)),
         "patches": list({p.name: p for cell in facts.cells for p in cell.patches if p.applied}.values()),
         "links": _links(facts),

@@ -35,6 +35,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "chat": ("talking", "talk with a program, turn by turn"),
         "validate": ("programs", "compare programs with their reference models and evaluate their gates"),
         "bench": ("programs", "speed and memory, through the LLM runner"),
+        "eval": ("evaluating", "put programs through benchmarks of lm-evaluation-harness"),
     },
     "Write cards": {
         "render": ("cards", "render the committed cards from their facts"),

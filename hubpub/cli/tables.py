@@ -18,7 +18,7 @@ from hubpub.units import number, percent, rate, seconds, size, valued
 if TYPE_CHECKING:
     from hubpub.cards.diff import CardChange
     from hubpub.doctor import Check
-    from hubpub.facts import Program, Speed, Tensor
+    from hubpub.facts import Evaluation, Program, Speed, Tensor
     from hubpub.hub.maintenance import RepoStatus, Verification
     from hubpub.hub.receipts import Receipt
     from hubpub.make.existing import Validation
@@ -301,6 +301,19 @@ def speed(name: str, found: Speed) -> RenderableType:
         made.add_row(*row)
     note = Text("representative") if found.representative else Text(f"not representative: {found.reason}", "yellow")
     return Group(Text(name, style="bold"), made, note, Text())
+
+
+def evaluations(found: Mapping[str, Sequence[Evaluation]]) -> RenderableType:
+    """One row per figure of each task, by program."""
+    made = table("program", "task", "shots", ">items", "metric", ">value", ">95% of the time")
+    for name, evaluated in found.items():
+        for one in evaluated:
+            items = f"{one.items:,}" if one.items == one.items_of_task else f"{one.items:,} of {one.items_of_task:,}"
+            items += f", {one.truncated:,} cut" if one.truncated else ""
+            for score in one.scores:
+                spread = f"{number(score.interval[0])} to {number(score.interval[1])}" if score.interval else ""
+                made.add_row(name, one.task, str(one.shots), items, score.metric, number(score.value), spread)
+    return made
 
 
 def difference(found: CardDiff) -> RenderableType:

@@ -35,7 +35,7 @@ def program(function: F) -> F:
     return function
 
 
-def _program(terminal: Terminal, target: str, recipe: str | None, hub: str | None, work: Path) -> Path:
+def published(terminal: Terminal, target: str, recipe: str | None, hub: str | None, work: Path) -> Path:
     """The file that `target` names: one on this disk, or one that is downloaded from the Hub once."""
     named = address(target)
     if Path(target).exists() or named is None:
@@ -71,7 +71,7 @@ def run_command(
 
     A program is a file, or a repo that hubpub published: someone/SmolLM2-135M-Instruct-pte, at a tag or as it is now.
     """
-    pte = _program(terminal, target, recipe, hub, work)
+    pte = published(terminal, target, recipe, hub, work)
     reply = run(
         pte, prompt, tokenizer=tokenizer, new_tokens=max_new_tokens, temperature=temperature, chat=chat,
         stream=not terminal.json,
@@ -99,7 +99,7 @@ def chat_command(
 
     A program is a file, or a repo that hubpub published. When the context is full, the oldest turns are left out.
     """
-    pte = _program(terminal, target, recipe, hub, work)
+    pte = published(terminal, target, recipe, hub, work)
     replies = []
     with Conversation(pte, tokenizer=tokenizer, temperature=temperature, system=system) as conversation:
         for message in _messages(terminal):

@@ -198,6 +198,20 @@ class _Process:
         )
 
 
+def reader_beside(pte: Path, given: Path | None) -> tuple[Reader, tuple[int, ...]]:
+    """What encodes texts for the file at `pte` (default: the tokenizer beside it), and the ids that end an answer.
+
+    Raises SourceError where no tokenizer is found.
+    """
+    from hubpub.measure.inspect import inspect
+
+    folder = _tokenizer(pte, given).parent
+    told = inspect(pte).metadata
+    stop = told.get("get_eos_ids", told.get("get_eos_id", ()))
+    ids = stop if isinstance(stop, tuple) else (stop,)
+    return Reader(folder, _wants_bos(folder)), tuple(map(int, ids))
+
+
 def _context(pte: Path) -> int:
     from hubpub.measure.inspect import inspect
 

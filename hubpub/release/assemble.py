@@ -17,6 +17,7 @@ from hubpub.hub.content import LocalFile, RepoRelease
 from hubpub.hub.history import commit_of
 from hubpub.hub.sources import download_source
 from hubpub.make.devices import with_devices
+from hubpub.make.evaluations import with_evaluations
 from hubpub.make.rebuild import with_rebuilds
 from hubpub.matrix import Cell, cells_of
 from hubpub.plan import Step
@@ -125,7 +126,7 @@ def assemble(project: Project, ready: Ready, to: Destination, version: str) -> t
         variant=card.variant.name,
         cells=ready.cells,
     )
-    facts = with_rebuilds(with_devices(facts, card), card)
+    facts = with_rebuilds(with_evaluations(with_devices(facts, card), card), card)
     if previous is not None:
         facts = facts.model_copy(update={"accepted": check_regressions(previous, facts, card)})
     rendered = render(card, facts, namespace=to.namespace, templates=project.templates_dir, previous=previous)
