@@ -328,6 +328,26 @@ class Parity(Fact):
     sha256: str = ""
 
 
+class Resident(Fact):
+    """Bytes of a process that are in memory: `anonymous`, which the system cannot take back and an app is killed for,
+    and `mapped` from files, which it can read again."""
+
+    anonymous: int
+    mapped: int
+
+
+class Memory(Fact):
+    """What a file took of memory: after loading, after the prompt, and after `generated_tokens` new tokens.
+
+    On this machine: beyond what the process held before; of a device: all of the process.
+    """
+
+    loaded: Resident
+    prefilled: Resident
+    generated: Resident
+    generated_tokens: int
+
+
 class Speed(Fact):
     """Speed in a fresh process on `host`: medians over `runs`, with the slowest and fastest run as the range.
 
@@ -362,6 +382,7 @@ class DeviceSpeed(Fact):
     """Speed of this very file on another device, from the statistics the C++ LLM runner printed there.
 
     `stats` is the file they came from: its SHA-256 says which. `runs` is how many it holds; figures are medians.
+    `celsius` is how warm its processor was before and after all runs; None where it does not say.
     """
 
     device: str
@@ -373,6 +394,9 @@ class DeviceSpeed(Fact):
     prefill_tokens_per_second: float
     decode_tokens: int
     decode_tokens_per_second: float
+    threads: int | None = None
+    memory: Memory | None = None
+    celsius: tuple[float, float] | None = None
 
 
 class Score(Fact):

@@ -39,6 +39,10 @@ class Workspace:
         """Where it is kept what the program with this hash answered to benchmarks, wherever the file lies."""
         return self.root / "answers" / f"{sha256}.jsonl"
 
+    def phone_log(self, sha256: str) -> Path:
+        """Where it is kept what the runner printed on a phone of the program with this hash."""
+        return self.root / "phones" / f"{sha256[:12]}.log"
+
     def rebuilds(self, cell: str) -> Path:
         """Where a published file is exported again, to be compared."""
         return self.root / "rebuilds" / cell

@@ -20,6 +20,7 @@ from hubpub.errors import GateError, UsageError
 from hubpub.make import devices, existing
 from hubpub.make.run import export_from
 from hubpub.matrix import cells, select
+from hubpub.measure.bench import read_stats
 from hubpub.measure.inspect import inspect
 from hubpub.units import seconds, size
 from hubpub.workspace import Workspace
@@ -107,6 +108,11 @@ def validate_command(
 @click.option("--tokenizer", type=PATH, metavar="FILE", help="tokenizer.json (default: beside the file).")
 @click.option("--import", "stats", type=PATH, metavar="STATS", help="Keep what the C++ runner measured elsewhere.")
 @click.option("--device", metavar="NAME", help='Where that was, e.g. "Pixel 9".')
+@click.option(
+    "--adb", is_flag=False, flag_value="", metavar="[SERIAL]", help="On the phone that adb reaches (put it last)."
+)
+@click.option("--runner", type=PATH, metavar="PATH", help="ExecuTorch's llama_main for Android.")
+@click.option("--threads", type=POSITIVE, metavar="N", help="Threads on the phone (default: as the runner chooses).")
 def bench_command(
     terminal: Terminal,
     project: Project,
@@ -119,15 +125,35 @@ def bench_command(
     tokenizer: Path | None,
     stats: Path | None,
     device: str | None,
+    adb: str | None,
+    runner: Path | None,
+    threads: int | None,
 ) -> None:
+    workspace = Workspace(project, work, rehearse)
     if stats:
         if not device:
             raise UsageError("--import needs the name of the device", 'add --device, e.g. --device "Pixel 9"')
-        path = devices.import_stats(Workspace(project, work, rehearse), target, stats, device)
+        path = devices.import_stats(workspace, target, read_stats(stats, device))
         terminal.answer({"written": str(path)}, f"kept in {path}; 'hubpub render' shows it on the card")
         return
-    workspace = Workspace(project, work, rehearse)
+    if adb is None and (runner or threads):
+        raise UsageError("--runner and --threads are of a phone", "add --adb")
     targets = existing.find(workspace, target, source=source, recipe=recipe)
+    if adb is not None:
+        of_cell = {cell.id for cell in cells(project)}
+        told, kept = {}, ""
+        with terminal.progress() as progress:
+            for one in targets:
+                stage_of = partial(progress.update, one.name)
+                how = devices.Runs(adb or None, runner, threads, runs)
+                told[one.name] = devices.on_phone(workspace, one, tokenizer, how, stage_of)
+                progress.finish(one.name, "done")
+                if one.name in of_cell and not rehearse:
+                    kept = f"kept in {devices.import_stats(workspace, one.name, told[one.name])}; "
+                    kept += "'hubpub render' shows it on the card"
+        value = {name: one.model_dump(mode="json") for name, one in told.items()}
+        terminal.answer(value, Group(*(tables.device(name, one) for name, one in told.items()), kept))
+        return
     found = {one.name: existing.bench(one, tokenizer, runs) for one in targets}
     terminal.answer(
         {name: one.model_dump(mode="json") for name, one in found.items()},

@@ -18,7 +18,7 @@ from hubpub.units import number, percent, rate, seconds, size, valued
 if TYPE_CHECKING:
     from hubpub.cards.diff import CardChange
     from hubpub.doctor import Check
-    from hubpub.facts import Evaluation, Program, Speed, Tensor
+    from hubpub.facts import DeviceSpeed, Evaluation, Program, Speed, Tensor
     from hubpub.hub.maintenance import RepoStatus, Verification
     from hubpub.hub.receipts import Receipt
     from hubpub.make.existing import Validation
@@ -301,6 +301,23 @@ def speed(name: str, found: Speed) -> RenderableType:
         made.add_row(*row)
     note = Text("representative") if found.representative else Text(f"not representative: {found.reason}", "yellow")
     return Group(Text(name, style="bold"), made, note, Text())
+
+
+def device(name: str, found: DeviceSpeed) -> RenderableType:
+    """The speed and memory of one program on another device."""
+    made = Table.grid(padding=(0, 2))
+    made.add_row("device", found.device)
+    made.add_row("load", seconds(found.load_seconds))
+    made.add_row("first token", f"{seconds(found.first_token_seconds)} after {found.prefill_tokens} tokens")
+    made.add_row("prefill", rate(found.prefill_tokens_per_second))
+    made.add_row("decode", f"{rate(found.decode_tokens_per_second)}, {found.decode_tokens} tokens")
+    made.add_row("runs", f"{found.runs}, median" + (f", {found.threads} threads" if found.threads else ""))
+    for when in ("loaded", "prefilled", "generated") if found.memory else ():
+        one = getattr(found.memory, when)
+        made.add_row(f"memory, {when}", f"{size(one.anonymous)} anonymous, {size(one.mapped)} mapped")
+    if found.celsius:
+        made.add_row("processor", f"{found.celsius[0]:.0f} °C before, {found.celsius[1]:.0f} °C after")
+    return Group(Text(name, style="bold"), made, Text())
 
 
 def evaluations(found: Mapping[str, Sequence[Evaluation]]) -> RenderableType:

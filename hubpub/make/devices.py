@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
+from hubpub import data
 from hubpub.config import Card
 from hubpub.errors import UsageError
 from hubpub.facts import CardFacts, CellFacts, DeviceSpeed, Fact, load, save
+from hubpub.make.existing import Target
 from hubpub.matrix import cells, select
-from hubpub.measure.bench import read_stats
+from hubpub.measure import phone
+from hubpub.measure.bench import GENERATED, PREFILL
+from hubpub.measure.chat import reader_beside
+from hubpub.measure.inspect import inspect
 from hubpub.plan import plan
+from hubpub.progress import Progress
 from hubpub.workspace import Workspace
 
 DEVICES = "devices.json"
@@ -29,8 +36,8 @@ class Devices(Fact):
     measured: tuple[DeviceRecord, ...] = ()
 
 
-def import_stats(workspace: Workspace, selector: str, stats: Path, device: str) -> Path:
-    """Keep what the C++ runner measured on `device` beside the card of the one cell `selector` names.
+def import_stats(workspace: Workspace, selector: str, speed: DeviceSpeed) -> Path:
+    """Keep what the C++ runner measured on a device beside the card of the one cell `selector` names.
 
     The figures are bound to the bytes of its file, from the work folder or else the last recorded release: a release
     of another file does not show them. Returns the file they were written to; the card's committed facts, where they
@@ -49,7 +56,7 @@ def import_stats(workspace: Workspace, selector: str, stats: Path, device: str) 
         facts = next((one for one in committed.cells if one.cell == cell.id), None)
     if facts is None:
         raise UsageError(f"{cell.id} has not been made", "release it first: figures belong to one file")
-    record = DeviceRecord(cell=cell.id, sha256=facts.file.sha256, speed=read_stats(stats, device))
+    record = DeviceRecord(cell=cell.id, sha256=facts.file.sha256, speed=speed)
     path = cell.card.folder / DEVICES
     kept = load(Devices, path).measured if path.exists() else ()
     same = (record.cell, record.sha256, record.speed.device)
@@ -58,6 +65,45 @@ def import_stats(workspace: Workspace, selector: str, stats: Path, device: str) 
     if committed is not None:
         save(with_devices(committed, cell.card), recorded)
     return path
+
+
+@dataclass(frozen=True)
+class Runs:
+    """How a phone runs a program: which phone and runner (None: the only one), how many threads, how often."""
+
+    serial: str | None
+    runner: Path | None
+    threads: int | None
+    runs: int
+
+
+def on_phone(
+    workspace: Workspace, target: Target, tokenizer: Path | None, how: Runs, progress: Progress
+) -> DeviceSpeed:
+    """Run the program on a phone over adb; what the runner printed is kept in the work folder.
+
+    Raises UsageError for a program that the runner cannot run, and what `hubpub.measure.phone.measure` raises.
+    """
+    device = phone.Phone.find(how.serial)
+    runner = phone.runner(how.runner)
+    program = inspect(target.pte)
+    context = program.metadata.get("get_max_context_len", program.metadata.get("get_max_seq_len"))
+    if not isinstance(context, int) or not program.metadata.get("use_kv_cache", True):
+        raise UsageError(f"{target.name} is no program for the LLM runner", "choose one with a KV cache")
+    reader, _ = reader_beside(target.pte, tokenizer or target.source)
+    read = max(2, min(PREFILL, context // 2))
+    ids = reader.tokenizer.encode(data.passage(), add_special_tokens=False)[: read - 1]
+    ask = phone.Ask(
+        prompt=reader.written_bos + str(reader.tokenizer.decode(ids)),
+        num_bos=reader.num_bos,
+        new_tokens=min(GENERATED, context - read),
+        runs=how.runs,
+        threads=how.threads,
+    )
+    sha256 = workspace.hashes.sha256(target.pte)
+    tokens = tokenizer or target.source or target.pte.parent
+    file = tokens / "tokenizer.json" if tokens.is_dir() else tokens
+    return phone.measure(device, target.pte, file, runner, ask, workspace.phone_log(sha256), progress)
 
 
 def with_devices(facts: CardFacts, card: Card) -> CardFacts:

@@ -27,6 +27,8 @@ from hubpub.machine import export_environment, host, peak_resident_bytes, versio
 from hubpub.model.reader import Reader
 
 PREFILL, DECODE = 128, 32
+# How long an answer is after which memory is looked at.
+GENERATED = 256
 RUNS = 5
 # No further run is begun after this many seconds: a slow program is timed less often.
 SECONDS = 60.0
@@ -105,7 +107,7 @@ def read_stats(path: Path, device: str) -> DeviceSpeed:
             f"{path} cannot be read: {error.strerror}", "give the file the runner's output is in"
         ) from None
     hint = "give the log of ExecuTorch's llama_main, or the JSON behind its 'PyTorchObserver'"
-    found = [_timed(one, path, hint) for one in _stats_in(data.decode("utf-8", "replace"))]
+    found = [_timed(one, path, hint) for one in statistics(data.decode("utf-8", "replace"))]
     if not found:
         raise UsageError(f"{path} holds no statistics of the LLM runner", hint)
     file = FileFact(name=path.name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
@@ -123,7 +125,8 @@ def read_stats(path: Path, device: str) -> DeviceSpeed:
     )
 
 
-def _stats_in(text: str) -> list[dict[str, Any]]:
+def statistics(text: str) -> list[dict[str, Any]]:
+    """What the runner printed of each run in `text`: its JSON, a list of them, or a whole log."""
     try:
         whole = json.loads(text)
     except ValueError:

@@ -16,6 +16,7 @@ from hubpub.errors import UsageError
 from hubpub.facts import CardFacts, load, save
 from hubpub.make.devices import import_stats
 from hubpub.matrix import cells, select
+from hubpub.measure.bench import read_stats
 from hubpub.plan import plan
 from hubpub.workspace import Workspace
 
@@ -52,9 +53,9 @@ def made(workspace: Workspace) -> str:
 def test_a_card_without_committed_facts(workspace: Workspace) -> None:
     stats = workspace.root.parent / "stats.json"
     with pytest.raises(UsageError, match="has not been made"):
-        import_stats(workspace, CELL, stats, "Pixel 9")
+        import_stats(workspace, CELL, read_stats(stats, "Pixel 9"))
     sha256 = made(workspace)
-    path = import_stats(workspace, CELL, stats, "Pixel 9")
+    path = import_stats(workspace, CELL, read_stats(stats, "Pixel 9"))
     (kept,) = json.loads(path.read_text())["measured"]
     assert (kept["cell"], kept["sha256"], kept["speed"]["device"]) == (CELL, sha256, "Pixel 9")
     assert not (workspace.project.cards[0].folder / "facts.json").exists()
@@ -64,9 +65,9 @@ def test_what_was_made_here_comes_before_what_was_recorded(workspace: Workspace)
     folder = workspace.project.cards[0].folder
     shutil.copy(ROOT / "cards" / CARD / "facts.json", folder)
     stats = workspace.root.parent / "stats.json"
-    path = import_stats(workspace, CELL, stats, "Pixel 9")
+    path = import_stats(workspace, CELL, read_stats(stats, "Pixel 9"))
     recorded = next(one for one in load(CardFacts, folder / "facts.json").cells if one.cell == CELL)
     assert [one["sha256"] for one in json.loads(path.read_text())["measured"]] == [recorded.file.sha256]
     sha256 = made(workspace)
-    import_stats(workspace, CELL, stats, "Pixel 9")
+    import_stats(workspace, CELL, read_stats(stats, "Pixel 9"))
     assert sha256 in [one["sha256"] for one in json.loads(path.read_text())["measured"]]

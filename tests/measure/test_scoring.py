@@ -65,7 +65,7 @@ def wanted(model: Any) -> list[tuple[float, bool]]:
 @pytest.fixture
 def decoder(model: Any, wanted: object) -> Iterator[Decoder]:
     of = family(model.config.model_type.removesuffix("_text"))
-    with cached_attention(model), of.last_token_only(model), of.cheaper(model), torch.no_grad():
+    with cached_attention(model), of.last_token_only(model), of.cheap_operators(model), torch.no_grad():
         yield Decoder(CachedDecoder(model, of.shape(model.config), CONTEXT, PREFILL, torch.float32))
 
 
