@@ -183,7 +183,7 @@ def plain(opened: Any, path: Path, context: int) -> dict[str, Any]:
 
     model = loader.load(opened, dtype=torch.bfloat16)
     stage("load")
-    with applied(opened.family.patches()), cached_attention(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+    with applied(opened.family.patches), cached_attention(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         decoder = CachedDecoder(model, opened.family.shape(model.config), context, PREFILL, torch.bfloat16)
         example = (torch.ones(1, 8, dtype=torch.long), torch.tensor([0]))
         dynamic = ({1: torch.export.Dim("S", min=1, max=PREFILL)}, {})

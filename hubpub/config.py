@@ -10,6 +10,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -373,8 +374,6 @@ def _validate(model: type[T], data: dict[str, Any], path: Path, prefix: tuple[st
 
 
 def _nearest(model: type[BaseModel], keys: tuple[str, ...]) -> str | None:
-    from difflib import get_close_matches
-
     for key in keys[:-1]:
         field = model.model_fields.get(key)
         inner = [t for t in _types(field.annotation) if issubclass(t, BaseModel)] if field else []

@@ -10,15 +10,23 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import psutil
+from packaging.requirements import Requirement
+
 from hubpub import units
+from hubpub.cards.licenses import files
 from hubpub.config import PACKAGE, Card, locate
 from hubpub.errors import AccessError, HubpubError, ToolchainError
-from hubpub.sizing import GB, Size, agrees, need_of, sizes
+from hubpub.hub.source_sizes import sizes
+from hubpub.hub.sources import cached_source
+from hubpub.sizing import GB, Size, agrees, need_of
 
 if TYPE_CHECKING:
     from hubpub.hub.client import Client
@@ -69,18 +77,12 @@ def examine(
 
 
 def _is_cached(cards: Sequence[Card], variant: str) -> bool:
-    from hubpub.hub.sources import cached_source
-
     card = next(card for card in cards if card.variant.name == variant)
     return cached_source(card.variant.source, card.variant.revision) is not None
 
 
 def versions() -> list[Check]:
     """Every required package against the range that was tested."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    from packaging.requirements import Requirement
-
     checks = [
         Check("python", "ok", platform.python_version())
         if platform.python_version_tuple() >= ("3", "11")
@@ -107,9 +109,6 @@ def versions() -> list[Check]:
 
 def _requirements() -> list[str]:
     """hubpub's own requirements: of the checkout this file lies in, else of the installed package."""
-    import tomllib
-    from importlib.metadata import PackageNotFoundError, requires
-
     project = PACKAGE.parent / "pyproject.toml"
     if project.is_file() and (data := tomllib.loads(project.read_text("utf-8"))["project"])["name"] == "hubpub":
         return list(data["dependencies"])
@@ -120,8 +119,6 @@ def _requirements() -> list[str]:
 
 
 def _licenses(cards: Sequence[Card]) -> list[Check]:
-    from hubpub.cards.licenses import files
-
     checks = []
     for card in cards:
         try:
@@ -155,8 +152,6 @@ def _source(card: Card, size: Size | HubpubError, client: Client | None) -> Chec
 
 
 def _room(work: Path, disk: int, memory: int, what: str, instead: str) -> list[Check]:
-    import psutil
-
     place = next(path for path in (work.absolute(), *work.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
     total = psutil.virtual_memory().total + psutil.swap_memory().total

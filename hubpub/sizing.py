@@ -7,19 +7,15 @@ models that are known, from a table.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from math import prod
 from typing import TYPE_CHECKING
 
 from hubpub.config import PACKAGE, Recipe, Scheme
-from hubpub.errors import HubpubError, SourceError
-from hubpub.matrix import Cell
 
 if TYPE_CHECKING:
-    from hubpub.hub.client import Client
-    from hubpub.plan import Step
+    pass
 
 Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
 """Tensors of a checkpoint by name: dtype as safetensors names it, and shape."""
@@ -38,7 +34,7 @@ EXPORT_BASE = 2 * GB
 VALIDATE_BASE = 8 * GB
 
 
-_WIDTH = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1}
+WIDTH = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1}
 
 
 @dataclass(frozen=True)
@@ -77,30 +73,6 @@ class Need:
         return max(self.export_memory, self.validate_memory)
 
 
-def size_of(tensors: Tensors, family: str) -> Size:
-    """The size of a checkpoint of `family` from its headers alone. Raises SourceError where it holds no text model."""
-    from hubpub.model.families import family as find
-
-    known = find(family)
-    counts = {"embedding": 0, "per_layer_embedding": 0, "matrices": 0, "vectors": 0}
-    prefix, widths = known.text_prefix, []
-    tables = {f"{known.embedding}.weight": "embedding"}
-    if known.per_layer_embedding is not None:
-        tables[f"{known.per_layer_embedding}.weight"] = "per_layer_embedding"
-    for name, (dtype, shape) in tensors.items():
-        if name.startswith(prefix):
-            below = "model." + name.removeprefix(prefix)
-            kind = tables.get(below, "matrices" if len(shape) > 1 else "vectors")
-            counts[kind] += prod(shape)
-            widths.append(_WIDTH.get(dtype, 4))
-    if not counts["embedding"]:
-        raise SourceError(
-            f"the checkpoint holds no {prefix}*: it is no {family} checkpoint", "look at variant.family in card.toml"
-        )
-    stored = sum(prod(shape) * _WIDTH.get(dtype, 4) for dtype, shape in tensors.values())
-    return Size(stored, **counts, width=max(widths))
-
-
 def need_of(size: Size, recipe: Recipe) -> Need:
     """What a cell of `recipe` needs.
 
@@ -130,17 +102,6 @@ def _bytes_each(scheme: Scheme | None, plain: int) -> float:
     return {"int8": 1.0, "int4": 0.5}[scheme.weight] + (2 / scheme.group if scheme.group else 0)
 
 
-def sizes(steps: Sequence[Step], client: Client | None) -> dict[str, Size | HubpubError]:
-    """The size of every planned variant's source by variant, or why it is not known."""
-    found: dict[str, Size | HubpubError] = {}
-    for cell in {step.cell.variant.name: step.cell for step in steps if step.action != "skip"}.values():
-        try:
-            found[cell.variant.name] = size_of(_tensors(cell, client), cell.variant.family)
-        except HubpubError as error:
-            found[cell.variant.name] = error
-    return found
-
-
 @cache
 def known_sizes() -> Mapping[str, Size]:
     """Sizes of published source models by their id on the Hub, from sizes.toml: asked of nobody."""
@@ -155,20 +116,3 @@ def agrees(size: Size, source: str) -> bool:
     """
     known = known_sizes().get(source)
     return known is None or (abs(size.text - known.text) < 0.03 * known.text and size.checkpoint <= known.checkpoint)
-
-
-def _tensors(cell: Cell, client: Client | None) -> Tensors:
-    from hubpub.hub.sources import cached_source
-    from hubpub.model.checkpoint import Checkpoint
-
-    variant = cell.variant
-    folder = cached_source(variant.source, variant.revision)
-    if folder is not None:
-        try:
-            return {name: (one.dtype, one.shape) for name, one in Checkpoint.open(folder).tensors.items()}
-        except SourceError:
-            if client is None:
-                raise
-    if client is None:
-        raise SourceError(f"{variant.source} is not in the local cache", "run without --offline")
-    return client.stored_tensors(variant.source, variant.revision or "main")

@@ -11,8 +11,9 @@ from conftest import ROOT, hubpub
 from hubpub.config import Project
 from hubpub.errors import SourceError
 from hubpub.hub.client import Client
+from hubpub.hub.source_sizes import size_of
 from hubpub.localhub import LocalHub
-from hubpub.sizing import GB, Tensors, need_of, size_of
+from hubpub.sizing import GB, Tensors, need_of
 
 TEXT = "model.language_model."
 # Gemma 3n E4B as it is published: the tables by their shapes, the decoder's 3.95 billion other weights as one matrix.

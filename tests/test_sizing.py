@@ -12,7 +12,8 @@ import pytest
 from conftest import ROOT
 
 from hubpub.config import Project
-from hubpub.sizing import Size, Tensors, agrees, known_sizes, size_of
+from hubpub.hub.source_sizes import size_of
+from hubpub.sizing import Size, Tensors, agrees, known_sizes
 
 
 def real_size() -> ModuleType:

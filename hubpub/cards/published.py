@@ -13,6 +13,8 @@ from hubpub.config import Card, Project
 from hubpub.errors import ConfigError
 from hubpub.facts import CardFacts, FileFact
 from hubpub.hub.hashing import parse_sha256sums
+from hubpub.matrix import cells_of
+from hubpub.plan import plan
 
 if TYPE_CHECKING:
     from hubpub.hub.client import Client
@@ -42,9 +44,6 @@ def candidate(workspace: Workspace, card: Card) -> tuple[CardFacts | None, str]:
 
     Those measured in the work folder, where every cell of the card is up to date there; else the committed ones.
     """
-    from hubpub.matrix import cells_of
-    from hubpub.plan import plan
-
     measured = [step.facts() for step in plan(cells_of(workspace.project, card), workspace)]
     found = tuple(one for one in measured if one is not None)
     if found and len(found) == len(measured):

@@ -16,8 +16,9 @@ from hubpub.config import Card, locate
 from hubpub.errors import HubpubError, ToolchainError, UsageError
 from hubpub.facts import CellFacts, Workflow
 from hubpub.hub.client import Client, Retry
+from hubpub.hub.source_sizes import sizes
 from hubpub.plan import Step
-from hubpub.sizing import GB, Size, known_sizes, need_of, sizes
+from hubpub.sizing import GB, Size, known_sizes, need_of
 
 # What GitHub's standard Linux runner has: memory as documented, disk as seen after `hubpub ci free-disk`.
 STANDARD_MEMORY, STANDARD_DISK = 16 * GB, 60 * GB

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 import hubpub
+from hubpub.cli.terminal import Terminal
 from hubpub.errors import HubpubError, UsageError, place
 from hubpub.redaction import redact
 
@@ -94,8 +95,6 @@ def root() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (see hubpub.errors)."""
-    from hubpub.cli.terminal import Terminal
-
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "_HUBPUB_COMPLETE" in os.environ:
         root.main(arguments, prog_name="hubpub")

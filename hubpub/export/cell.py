@@ -25,8 +25,9 @@ from hubpub.machine import peak_resident_bytes, system, versions
 from hubpub.model import loader
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.counts import layers, parameters
-from hubpub.model.decoder import CachedDecoder, Shape, WindowDecoder, cached_attention
+from hubpub.model.decoder import CachedDecoder, WindowDecoder, cached_attention
 from hubpub.model.patches import applied, check_version, edge_passes, emitted_constants
+from hubpub.model.shape import Shape
 from hubpub.progress import Progress
 
 # Of the export stack, whatever the family.
@@ -76,7 +77,7 @@ def export(
     quantized = time.monotonic()
     progress("lower", 0.0)
     with ExitStack() as stack, torch.no_grad():
-        patches = stack.enter_context(applied((*family.patches(), *PATCHES)))
+        patches = stack.enter_context(applied((*family.patches, *PATCHES)))
         stack.enter_context(family.cheap_operators(model))
         if window is None:
             stack.enter_context(cached_attention(model))

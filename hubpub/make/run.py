@@ -15,6 +15,7 @@ from hubpub.config import Variant
 from hubpub.errors import HubpubError, SourceError, ToolchainError, UsageError
 from hubpub.facts import CellFacts, Exported
 from hubpub.gates import missed_gates
+from hubpub.hub.source_sizes import sizes
 from hubpub.hub.sources import download_source
 from hubpub.machine import processes_that_fit
 from hubpub.make import cell as one_cell
@@ -25,7 +26,7 @@ from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.scale import build
 from hubpub.plan import Step, remember
 from hubpub.progress import Display, Progress
-from hubpub.sizing import Size, need_of, sizes
+from hubpub.sizing import Size, need_of
 from hubpub.workspace import Workspace, integers_of
 
 # Memory of a process beside its source: Python, the export stack and graphs of a scale model.

@@ -21,9 +21,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psutil
+
+from hubpub import data
 from hubpub.errors import ExportError, UsageError
 from hubpub.facts import MEASURING, DeviceSpeed, FileFact, RunnerCheck, Speed
 from hubpub.machine import export_environment, host, peak_resident_bytes, versions
+from hubpub.measure.runtime import Session, register_kernels
 from hubpub.model.reader import Reader
 
 PREFILL, DECODE = 128, 32
@@ -197,10 +201,7 @@ class _Timing:
 
 
 def _speed(pte: str, tokenizer: str | None, prefill: int, decode: int, runs: int) -> dict[str, Any]:
-    import psutil
     import torch
-
-    from hubpub.measure.runtime import Session, register_kernels
 
     register_kernels()
     if tokenizer:
@@ -243,8 +244,6 @@ def _runner_timer(pte: str, tokenizer: str, prefill: int, decode: int) -> Callab
     """One run through the LLM runner; None where the model ends its answer at once, so that nothing can be timed."""
     from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
     from tokenizers import Tokenizer
-
-    from hubpub import data
 
     # A text cut after so many tokens: <bos> is put before it by the runner.
     ids = Tokenizer.from_file(tokenizer).encode(data.passage(), add_special_tokens=False).ids[: max(1, prefill - 1)]
@@ -315,8 +314,6 @@ class _Watch:
 
     def reason(self) -> str:
         """Why what was timed meanwhile is not representative; "" where it is."""
-        import psutil
-
         busy, ours, clock = (after - before for after, before in zip(self._now(), self.started, strict=True))
         cores = psutil.cpu_count() or 1
         others = max(0.0, busy - ours) / max(clock, 1e-9)
@@ -326,8 +323,6 @@ class _Watch:
 
     @staticmethod
     def _now() -> tuple[float, float, float]:
-        import psutil
-
         times, own = psutil.cpu_times(), psutil.Process().cpu_times()
         idle = times.idle + getattr(times, "iowait", 0.0)
         # Time of guests is counted as the user's already.
@@ -337,8 +332,6 @@ class _Watch:
 
 def _runner(pte: str, tokenizer: str, prompt: str, new_tokens: int, num_bos: int) -> dict[str, Any]:
     from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
-
-    from hubpub.measure.runtime import register_kernels
 
     register_kernels()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import ctypes
 import json
 import os
 import select
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from hubpub.errors import ExportError, SourceError, UsageError
+from hubpub.measure.inspect import inspect
+from hubpub.measure.runtime import register_kernels
 from hubpub.model.families import FAMILIES, family
 from hubpub.model.reader import Reader
 
@@ -213,8 +216,6 @@ def reader_beside(pte: Path, given: Path | None) -> tuple[Reader, tuple[int, ...
 
 
 def _context(pte: Path) -> int:
-    from hubpub.measure.inspect import inspect
-
     metadata = inspect(pte).metadata
     return int(str(metadata.get("get_max_context_len", metadata.get("get_max_seq_len", 128))))
 
@@ -281,11 +282,7 @@ def _tokenizer(pte: Path, given: Path | None) -> Path:
 
 def _serve(pte: str, tokenizer: str, temperature: float, figures: int) -> None:
     """Answer requests, one JSON object a line on stdin: the text to stdout, then its cost as a line to `figures`."""
-    import ctypes
-
     from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
-
-    from hubpub.measure.runtime import register_kernels
 
     register_kernels()
     runner = TextLLMRunner(pte, tokenizer)

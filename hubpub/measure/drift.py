@@ -15,7 +15,9 @@ from typing import Any
 
 from hubpub.config import Recipe
 from hubpub.errors import UsageError
+from hubpub.measure.pte import opened
 from hubpub.model.checkpoint import Checkpoint
+from hubpub.model.patches import applied
 from hubpub.workspace import integers_of
 
 # What the order of additions may change of a residual stream, as a share of its norm; where values are rounded to
@@ -119,11 +121,10 @@ def _exported_residuals(model: Any, checkpoint: Checkpoint, recipe: Recipe, toke
 
     from hubpub.model.decoder import CachedDecoder, WindowDecoder, cached_attention
     from hubpub.model.loader import DTYPES
-    from hubpub.model.patches import applied
 
     shape = checkpoint.family.shape(model.config)
     ids = torch.tensor([list(tokens)])
-    with applied(checkpoint.family.patches()), checkpoint.family.cheap_operators(model):
+    with applied(checkpoint.family.patches), checkpoint.family.cheap_operators(model):
         if recipe.layout == "window":
             decoder: Any = WindowDecoder(model, shape, len(tokens))
             return _captured(model, lambda: decoder(ids))
@@ -166,8 +167,6 @@ def _read_back(pte: Path, model: Any) -> tuple[int, int, list[Weight]]:
     A weight that XNNPACK computes with is stored under its name. The others have none: one whose bytes are nowhere in
     the file is taken to be the constant of its size that belongs to no other.
     """
-    from hubpub.measure.pte import opened
-
     found, differing = 0, []
     with opened(pte) as (file, plans):
         free: dict[tuple[int, str], list[tuple[int, int]]] = {}

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hubpub import data
 from hubpub.config import Recipe
 from hubpub.errors import SourceError
 from hubpub.facts import (
@@ -38,7 +39,10 @@ from hubpub.facts import (
     rounded,
 )
 from hubpub.files import write_atomic
+from hubpub.measure import bench
+from hubpub.measure.baselines import int8_activations, perturbed
 from hubpub.measure.prompting import chat_template_fits
+from hubpub.measure.reference_model import reference_model
 from hubpub.measure.runtime import Session
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.reader import Reader
@@ -107,9 +111,6 @@ def measure(
     reference model said; `tokenizer_file` the tokenizer.json that is shipped (default: the checkpoint's); `texts` what
     to read and the prompts to continue (default: those of hubpub.data).
     """
-    from hubpub import data
-    from hubpub.measure import bench
-
     reader = Reader(checkpoint.folder, checkpoint.family.begins_with_bos)
     shipped = tokenizer_file or checkpoint.folder / "tokenizer.json"
     texts = texts or (data.passage(), [prompt.text for prompt in data.prompts()])
@@ -191,8 +192,6 @@ def reference(
     name = f"reference-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
     table, data = folder / f"{name}.json", folder / f"{name}.safetensors"
     if not table.exists() or not data.exists():
-        from hubpub.measure.baselines import int8_activations
-        from hubpub.measure.reference_model import reference_model
         from hubpub.model.loader import load
 
         model = reference_model(checkpoint)
@@ -416,7 +415,6 @@ def compare_lowering(
     import torch
 
     from hubpub.export.calibrate import apply_recipe
-    from hubpub.measure.baselines import perturbed
     from hubpub.model import loader
 
     count = ours.shape[0]
@@ -453,8 +451,6 @@ def compare_greedy(session: Session, checkpoint: Checkpoint, known: Reference, p
     Up to the first difference that is what its own greedy continuation says, at a fraction of the time.
     """
     import torch
-
-    from hubpub.measure.reference_model import reference_model
 
     answers = []
     for number, prompt in enumerate(known.prompts):

@@ -7,7 +7,10 @@ hubpub.model.widened), which takes longer and gives the same numbers.
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
+
+import psutil
 
 from hubpub.model.checkpoint import Checkpoint
 
@@ -16,9 +19,6 @@ ROOM = 4_000_000_000
 
 def reference_model(checkpoint: Checkpoint) -> Any:
     """The eager model of `checkpoint` that computes in float32: in memory where it fits, else `mapped`."""
-    from math import prod
-
-    import psutil
     import torch
 
     from hubpub.model.loader import load

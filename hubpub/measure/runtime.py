@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import import_module
@@ -118,9 +120,6 @@ def native_log() -> Iterator[None]:
     The runtime writes "E ... No temp allocator provided" for every operator that would like scratch memory, and
     cpuinfo complains about files that only exist on phones; neither is an error.
     """
-    import sys
-    import tempfile
-
     sys.stderr.flush()
     saved = os.dup(2)
     with tempfile.TemporaryFile() as log:

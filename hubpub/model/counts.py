@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from hubpub.facts import Layers, Parameters
-from hubpub.model.decoder import FULL, SLIDING, Shape
 from hubpub.model.families import Family
+from hubpub.model.shape import FULL, SLIDING, Shape
 
 
 def parameters(model: Any, family: Family) -> Parameters:

@@ -20,6 +20,8 @@ from hubpub.make.devices import with_devices
 from hubpub.make.evaluations import with_evaluations
 from hubpub.make.rebuild import with_rebuilds
 from hubpub.matrix import Cell, cells_of
+from hubpub.model.checkpoint import TOKENIZER_FILES
+from hubpub.model.scale import build
 from hubpub.plan import Step
 from hubpub.release.connect import Destination
 
@@ -87,8 +89,6 @@ def _checked(cell: Cell, facts: CellFacts, *, rehearsal: bool) -> CellFacts:
 
 def sources_here(card: Card, steps: Iterable[Step]) -> dict[str, Path]:
     """Where the programs of `steps`, all of one card, and their tokenizer lie on this machine, by name."""
-    from hubpub.model.checkpoint import TOKENIZER_FILES
-
     found = {step.cell.file: step.pte for step in steps}
     tokenizer = next(_tokenizer_folder(card, step) for step in steps)
     return {**{name: tokenizer / name for name in TOKENIZER_FILES}, **found}
@@ -97,8 +97,6 @@ def sources_here(card: Card, steps: Iterable[Step]) -> dict[str, Path]:
 def _tokenizer_folder(card: Card, step: Step) -> Path:
     """Where the tokenizer's files of a card's source lie: a scale model, or the downloaded checkpoint."""
     if step.workspace.rehearsal:
-        from hubpub.model.scale import build
-
         return build(card.variant, step.workspace.scale_models)
     return download_source(card.variant.source, revision=card.variant.revision)
 

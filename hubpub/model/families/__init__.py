@@ -10,11 +10,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from hubpub.model.decoder import Shape
-    from hubpub.model.patches import Patch
+from hubpub.model.patches import Patch
+from hubpub.model.shape import Shape
 
 
 def _unchanged(_: Any) -> AbstractContextManager[None]:
@@ -41,7 +40,7 @@ class Family:
     text_class: str
     text_prefix: str
     shape: Callable[[Any], Shape]
-    patches: Callable[[], tuple[Patch, ...]]
+    patches: tuple[Patch, ...]
     license: str | None
     begins_with_bos: bool | None
     embedding: str = "model.embed_tokens"

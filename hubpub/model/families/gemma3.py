@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hubpub.model.families import Family
-
-if TYPE_CHECKING:
-    from hubpub.model.decoder import Shape
-    from hubpub.model.patches import Patch
+from hubpub.model.patches import layer_type_order, sdpa_meta
+from hubpub.model.shape import KVLayer, Shape
 
 
 def _shape(config: Any) -> Shape:
-    from hubpub.model.decoder import KVLayer, Shape
-
     kinds = tuple(config.layer_types)
     owners = tuple(
         KVLayer(index, kind, config.num_key_value_heads, config.head_dim) for index, kind in enumerate(kinds)
     )
     return Shape(kinds, owners, config.sliding_window, config.vocab_size, config.max_position_embeddings)
-
-
-def _patches() -> tuple[Patch, ...]:
-    from hubpub.model.patches import layer_type_order, sdpa_meta
-
-    return (layer_type_order.GEMMA3, sdpa_meta.PATCH)
 
 
 FAMILY = Family(
@@ -33,7 +23,7 @@ FAMILY = Family(
     text_class="Gemma3ForCausalLM",
     text_prefix="model.",
     shape=_shape,
-    patches=_patches,
+    patches=(layer_type_order.GEMMA3, sdpa_meta.PATCH),
     license="gemma",
     begins_with_bos=True,
 )

@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hubpub.model.families import Family
-
-if TYPE_CHECKING:
-    from hubpub.model.decoder import Shape
-    from hubpub.model.patches import Patch
+from hubpub.model.patches import gaussian_topk, layer_type_order, sdpa_meta
+from hubpub.model.shape import KVLayer, Shape
 
 
 def _shape(config: Any) -> Shape:
-    from hubpub.model.decoder import KVLayer, Shape
-
     owners = tuple(
         KVLayer(index, kind, config.num_key_value_heads, config.head_dim)
         for index, (kind, mode) in enumerate(zip(config.layer_types, config.kv_sharing_modes, strict=True))
@@ -25,12 +21,6 @@ def _shape(config: Any) -> Shape:
     return Shape(
         tuple(config.layer_types), owners, config.sliding_window, config.vocab_size, config.max_position_embeddings
     )
-
-
-def _patches() -> tuple[Patch, ...]:
-    from hubpub.model.patches import gaussian_topk, layer_type_order, sdpa_meta
-
-    return (gaussian_topk.PATCH, layer_type_order.GEMMA3N, sdpa_meta.PATCH)
 
 
 @contextmanager
@@ -95,7 +85,7 @@ FAMILY = Family(
     ignored=r"layers\.\d+\.self_attn\.(k_proj|v_proj|k_norm|v_norm)\.weight",
     per_layer_embedding="model.embed_tokens_per_layer",
     shape=_shape,
-    patches=_patches,
+    patches=(gaussian_topk.PATCH, layer_type_order.GEMMA3N, sdpa_meta.PATCH),
     license="gemma",
     begins_with_bos=True,
     last_token_only=_last_token_only,

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hubpub.model.families import Family
-
-if TYPE_CHECKING:
-    from hubpub.model.decoder import Shape
-    from hubpub.model.patches import Patch
+from hubpub.model.patches import layer_type_order, sdpa_meta
+from hubpub.model.shape import KVLayer, Shape
 
 
 def _shape(config: Any) -> Shape:
-    from hubpub.model.decoder import KVLayer, Shape
-
     owners = tuple(
         KVLayer(
             index, kind, config.per_layer_config[index].num_key_value_heads, config.per_layer_config[index].head_dim
@@ -26,12 +22,6 @@ def _shape(config: Any) -> Shape:
     )
 
 
-def _patches() -> tuple[Patch, ...]:
-    from hubpub.model.patches import layer_type_order, sdpa_meta
-
-    return (layer_type_order.GEMMA4, sdpa_meta.PATCH)
-
-
 # Rows of a prompt that no shared layer needs are left out by the model itself when one row of logits is asked for.
 FAMILY = Family(
     name="gemma4",
@@ -41,7 +31,7 @@ FAMILY = Family(
     ignored=r"layers\.\d+\.self_attn\.(k_proj|v_proj|k_norm|v_norm)\.weight",
     per_layer_embedding="model.embed_tokens_per_layer",
     shape=_shape,
-    patches=_patches,
+    patches=(layer_type_order.GEMMA4, sdpa_meta.PATCH),
     license="apache-2.0",
     begins_with_bos=True,
 )

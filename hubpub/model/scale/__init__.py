@@ -24,6 +24,7 @@ from hubpub.config import Variant
 from hubpub.data import corpus
 from hubpub.model.families import family
 from hubpub.model.scale.stand_in import CONTEXT, StandIn
+from hubpub.model.scale.training import repeatable, trained
 from hubpub.progress import Progress, unseen
 
 
@@ -110,8 +111,6 @@ def _lock(path: Path) -> Iterator[None]:
 
 def _make(plan: StandIn, folder: Path, progress: Progress, tuned: Path | None) -> None:
     """Every file of the checkpoint; a base model has the weights of its `tuned` sibling and its own settings."""
-    from hubpub.model.scale.training import repeatable, trained
-
     plan.tokenizer.write(folder, corpus(), plan.chat_template, CONTEXT)
     _json(folder / "config.json", plan.config)
     _json(folder / "generation_config.json", plan.generation)

@@ -1,0 +1,62 @@
+"""How large source models are: from the headers of checkpoints in the local cache, or a few kilobytes over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from hubpub.errors import HubpubError, SourceError
+from hubpub.hub.client import Client
+from hubpub.hub.sources import cached_source
+from hubpub.matrix import Cell
+from hubpub.model import families
+from hubpub.model.checkpoint import Checkpoint
+from hubpub.plan import Step
+from hubpub.sizing import WIDTH, Size, Tensors
+
+
+def size_of(tensors: Tensors, family: str) -> Size:
+    """The size of a checkpoint of `family` from its headers alone. Raises SourceError where it holds no text model."""
+    known = families.family(family)
+    counts = {"embedding": 0, "per_layer_embedding": 0, "matrices": 0, "vectors": 0}
+    prefix, widths = known.text_prefix, []
+    tables = {f"{known.embedding}.weight": "embedding"}
+    if known.per_layer_embedding is not None:
+        tables[f"{known.per_layer_embedding}.weight"] = "per_layer_embedding"
+    for name, (dtype, shape) in tensors.items():
+        if name.startswith(prefix):
+            below = "model." + name.removeprefix(prefix)
+            kind = tables.get(below, "matrices" if len(shape) > 1 else "vectors")
+            counts[kind] += prod(shape)
+            widths.append(WIDTH.get(dtype, 4))
+    if not counts["embedding"]:
+        raise SourceError(
+            f"the checkpoint holds no {prefix}*: it is no {family} checkpoint", "look at variant.family in card.toml"
+        )
+    stored = sum(prod(shape) * WIDTH.get(dtype, 4) for dtype, shape in tensors.values())
+    return Size(stored, **counts, width=max(widths))
+
+
+def sizes(steps: Sequence[Step], client: Client | None) -> dict[str, Size | HubpubError]:
+    """The size of every planned variant's source by variant, or why it is not known."""
+    found: dict[str, Size | HubpubError] = {}
+    for cell in {step.cell.variant.name: step.cell for step in steps if step.action != "skip"}.values():
+        try:
+            found[cell.variant.name] = size_of(_tensors(cell, client), cell.variant.family)
+        except HubpubError as error:
+            found[cell.variant.name] = error
+    return found
+
+
+def _tensors(cell: Cell, client: Client | None) -> Tensors:
+    variant = cell.variant
+    folder = cached_source(variant.source, variant.revision)
+    if folder is not None:
+        try:
+            return {name: (one.dtype, one.shape) for name, one in Checkpoint.open(folder).tensors.items()}
+        except SourceError:
+            if client is None:
+                raise
+    if client is None:
+        raise SourceError(f"{variant.source} is not in the local cache", "run without --offline")
+    return client.stored_tensors(variant.source, variant.revision or "main")
