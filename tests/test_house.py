@@ -12,8 +12,8 @@ from conftest import ROOT
 
 # Imported where they are used, because each takes longer to load than a light command may take.
 HEAVY = {
-    "executorch", "flatbuffers", "httpx2", "huggingface_hub", "safetensors", "tokenizers", "torch", "torchao",
-    "transformer_lens", "transformers",
+    "datasets", "executorch", "flatbuffers", "httpx2", "huggingface_hub", "lm_eval", "safetensors", "tokenizers",
+    "torch", "torchao", "transformer_lens", "transformers",
 }  # fmt: skip
 # Imported where they are used, for another reason.
 LATE = {

@@ -206,11 +206,9 @@ def reader_beside(pte: Path, given: Path | None) -> tuple[Reader, tuple[int, ...
 
     Raises SourceError where no tokenizer is found.
     """
-    from hubpub.measure.inspect import inspect
-
     folder = _tokenizer(pte, given).parent
-    told = inspect(pte).metadata
-    stop = told.get("get_eos_ids", told.get("get_eos_id", ()))
+    metadata = inspect(pte).metadata
+    stop = metadata.get("get_eos_ids", metadata.get("get_eos_id", ()))
     ids = stop if isinstance(stop, tuple) else (stop,)
     return Reader(folder, _wants_bos(folder)), tuple(map(int, ids))
 

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from math import sqrt
 from pathlib import Path
 from statistics import NormalDist
@@ -112,8 +113,6 @@ def _manager(asked: Asked) -> tuple[TaskManager, frozenset[str]]:
     manager = TaskManager(include_path=str(asked.include) if asked.include else None)
     unknown = [name for name in asked.tasks if name not in manager.all_tasks]
     if unknown:
-        from difflib import get_close_matches
-
         near = get_close_matches(unknown[0], manager.all_tasks, 3)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise UsageError(f"there is no task '{unknown[0]}'", f"{hint}'lm-eval ls tasks' lists them")
