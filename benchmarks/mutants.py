@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import dataclasses
 import json
 import os
 import shutil
@@ -344,11 +343,13 @@ class Bench:
             "PYTHONPATH": str(self.root),
             "PYTHONHASHSEED": "0",
             "MUTANTS_PRELOAD": preload,
+            "PYTEST_DEBUG_TEMPROOT": str(folder / "tests"),
             # Read where the library is imported, which is once for all mutants.
             "HF_HOME": str(folder / "hf"),
             "HF_XET_CACHE": str(folder / "xet"),
             "HF_XET_CLIENT_RETRY_BASE_DELAY": "100ms",
         }
+        (folder / "tests").mkdir()
         self._server: subprocess.Popen[str] | None = None
 
     def put(self, path: str, source: bytes) -> None:
@@ -440,6 +441,16 @@ def is_explained(mutant: Mutant, known: list[dict[str, str]], source: bytes) -> 
     )
 
 
+def keys_of(found: list[Mutant], sources: dict[str, bytes]) -> Iterator[str]:
+    """What names each mutant from one run to the next, wherever its line moves to."""
+    seen = Counter[str]()
+    for mutant in found:
+        line = sources[mutant.path].splitlines()[mutant.line - 1].decode().strip()
+        key = f"{mutant.path} {mutant.function} | {line} | {_short(mutant.was)} -> {_short(mutant.now)}"
+        seen[key] += 1
+        yield f"{key} | {seen[key]}"
+
+
 def tests_for(mutant: Mutant, survey: Survey, source: bytes, *, only_reached: bool) -> list[str]:
     """The tests that reach a mutant's lines, the quickest first; for a line that none reaches, all of them."""
     lines = survey.reached.get(mutant.path, {})
@@ -475,7 +486,8 @@ def main() -> None:
     parser.add_argument(
         "--preload", default="pydantic,httpx2,yaml,rich,filelock,huggingface_hub.hf_api", help="imported once"
     )
-    parser.add_argument("--keep", type=Path, help="a JSON file of results: survivors of it are tried again, no others")
+    parser.add_argument("--keep", type=Path, help="a JSON file of results: what it names as killed is not tried again")
+    parser.add_argument("--seconds", type=float, help="begin no mutant after this; with --keep the next run goes on")
     parser.add_argument("--table", action="store_true", help="end with a table in Markdown")
     options = parser.parse_args()
     modules = [str(Path(module).resolve().relative_to(ROOT.resolve())) for module in options.modules]
@@ -484,13 +496,9 @@ def main() -> None:
     if options.lines:
         first, _, last = options.lines.partition("-")
         todo = [mutant for mutant in todo if int(first) <= mutant.line <= int(last or first)]
-    endings: dict[Mutant, Ending] = {}
-    if options.keep and options.keep.exists():
-        before = json.loads(options.keep.read_text())
-        done = {(one["path"], one["function"], one["was"], one["now"]) for one in before if one["end"] != "survived"}
-        for mutant in todo:
-            if (mutant.path, mutant.function, mutant.was, mutant.now) in done:
-                endings[mutant] = "killed"
+    keys = dict(zip(todo, keys_of(todo, sources), strict=True))
+    before: dict[str, Ending] = json.loads(options.keep.read_text()) if options.keep and options.keep.exists() else {}
+    endings = {mutant: before[key] for mutant, key in keys.items() if before.get(key, "survived") != "survived"}
     known = explained()
     endings |= {mutant: "explained" for mutant in todo if is_explained(mutant, known, sources[mutant.path])}
     left = [mutant for mutant in todo if mutant not in endings]
@@ -506,7 +514,9 @@ def main() -> None:
         benches.put(first_bench)
         print(f"{len(survey.seconds)} tests in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
 
-        def attempt(mutant: Mutant) -> tuple[Mutant, Ending]:
+        def attempt(mutant: Mutant) -> tuple[Mutant, Ending | None]:
+            if options.seconds and time.monotonic() - began > options.seconds:
+                return mutant, None
             source = sources[mutant.path]
             tests = tests_for(mutant, survey, source, only_reached=options.reached)[: options.most]
             if not tests:
@@ -522,14 +532,18 @@ def main() -> None:
 
         with ThreadPoolExecutor(options.jobs) as pool:
             for mutant, end in pool.map(attempt, left):
+                if end is None:
+                    continue
                 endings[mutant] = end
                 if end == "survived":
                     print(mutant, flush=True)
         while not benches.empty():
             benches.get().close()
     if options.keep:
-        rows = [{**dataclasses.asdict(mutant), "end": endings[mutant]} for mutant in todo]
-        options.keep.write_text(json.dumps(rows, indent=1) + "\n")
+        before |= {keys[mutant]: end for mutant, end in endings.items() if end != "explained"}
+        options.keep.write_text(json.dumps(before, indent=1) + "\n")
+    if len(endings) < len(todo):
+        print(f"{len(todo) - len(endings)} mutants are left to try", file=sys.stderr)
     report(modules, todo, endings, table=options.table)
     sys.exit(1 if "survived" in endings.values() else 0)
 
@@ -540,7 +554,7 @@ def report(modules: list[str], todo: list[Mutant], endings: dict[Mutant, Ending]
     if table:
         print("| module | tried | " + " | ".join(columns) + " |\n|---|---:" + "|---:" * len(columns) + "|")
     for module in modules:
-        found = Counter(endings[mutant] for mutant in todo if mutant.path == module)
+        found = Counter(endings[mutant] for mutant in todo if mutant.path == module and mutant in endings)
         counts = [found.total(), *(found[name] for name in columns)]
         if table:
             print(f"| {module} | " + " | ".join(map(str, counts)) + " |")
