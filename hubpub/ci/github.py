@@ -164,6 +164,11 @@ def annotation(error: HubpubError) -> str:
     return f"::error {where}::{_escaped(text)}"
 
 
+def warning(text: str) -> str:
+    """A sentence that GitHub shows with the run, which stays green."""
+    return f"::warning title=hubpub::{_escaped(text)}"
+
+
 def _escaped(text: str, *, property_: bool = False) -> str:
     text = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
     return text.replace(":", "%3A").replace(",", "%2C") if property_ else text

@@ -26,6 +26,7 @@ from hubpub.ci.github import (
     job_matrix,
     output,
     summary,
+    warning,
     workflow,
 )
 from hubpub.config import Card, Project
@@ -323,7 +324,10 @@ def promote(job: Job, repo: str, display: Display) -> dict[str, Any]:
     write_atomic(job.receipts / f"{repo}.json", (json.dumps(record, indent=2) + "\n").encode())
     page = f"{receipt.endpoint}/{receipt.repo_id}/tree/{job.version}"
     measured = [facts for facts in handed_over(job.facts).values() if facts.variant == card.variant.name]
-    summary("\n".join([f"## [{receipt.repo_id}]({page})", "", receipt.summary, "", *cell_table(measured)]))
+    said = [receipt.summary, *(f"> {note}" for note in receipt.notes)]
+    summary("\n\n".join([f"## [{receipt.repo_id}]({page})", *said, "\n".join(cell_table(measured))]))
+    for note in receipt.notes:
+        print(warning(f"{receipt.repo_id}: {note}"))
     return record
 
 

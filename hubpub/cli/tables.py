@@ -107,6 +107,7 @@ def receipts(found: Sequence[Receipt]) -> RenderableType:
     lines: list[RenderableType] = []
     for receipt in found:
         lines.append(Text(f"{receipt.repo_id}: {receipt.summary}"))
+        lines += [Text(f"{receipt.repo_id}: {note}", style="yellow") for note in receipt.notes]
         if receipt.outcome.kind == "planned":
             lines += _planned(receipt)
     return Group(*lines)

@@ -136,8 +136,8 @@ def promote(
 
     Without `staged` the release is compared with the commit its staging branch began at. Raises ConflictError where
     somebody else changed a file of this release meanwhile, the version is taken or a newer one is out, HubError where
-    a file is neither staged nor on main. Nothing is changed in either case. What does not work once the tag was read
-    back is a note on the receipt.
+    a file is neither staged nor on main. Nothing is changed in either case. What does not work once the tag is there
+    is a note on the receipt.
     """
     began, retried = time.monotonic(), client.retries - (staged.retries if staged else 0)
     repo_id, tag, user = release.repo_id, release.version, client.whoami().user
@@ -147,13 +147,14 @@ def promote(
         made = _Made(NoChanges(refs.tags[tag], tag), files)
     else:
         made = _committed(client, release, staged.base if staged else stage_base(client, release, refs), create_pr)
-    outcome = made.outcome
+    outcome, notes = made.outcome, tuple[str, ...]()
     if isinstance(outcome, Published | TagOnly):
         commit = make_tag(client, release, outcome.commit)
         outcome = Published(commit, tag) if isinstance(outcome, Published) else TagOnly(commit, tag)
-        read_back(client, release, commit, made.files, card=isinstance(outcome, Published))
+        notes = read_back(client, release, commit, made.files, card=isinstance(outcome, Published))
     done = not isinstance(outcome, PullRequest) and stage_branch(tag) in refs.branches
-    notes = _without_branch(client, repo_id, stage_branch(tag)) if done else ()
+    if done:
+        notes += _without_branch(client, repo_id, stage_branch(tag))
     sent = {file.path: file.sent_bytes for file in staged.files} if staged else {}
     sent |= {f.path_in_repo: f.bytes for f in made.files if f.path_in_repo in made.carried - sent.keys()}
     receipt = Receipt(

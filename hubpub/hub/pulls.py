@@ -40,6 +40,7 @@ def promote_pull(client: Client, repo_id: str, version: str, work: Path, *, dry_
     if not merged:
         refuse_older(client, repo_id, version, refs)
     outcome: Outcome
+    notes: tuple[str, ...] = ()
     if version in refs.tags:
         refuse_unless_same(client, release, refs.tags[version], release.files)
         outcome = NoChanges(refs.tags[version], version)
@@ -59,7 +60,7 @@ def promote_pull(client: Client, repo_id: str, version: str, work: Path, *, dry_
                 "look at what was committed since, then publish the next version",
             )
         commit = make_tag(client, release, commit)
-        read_back(client, release, commit, release.files, card=False)
+        notes = read_back(client, release, commit, release.files, card=False)
         outcome = TagOnly(commit, version) if merged else Published(commit, version)
     changed = isinstance(outcome, Published | Planned) and not merged
     receipt = Receipt(
@@ -73,6 +74,7 @@ def promote_pull(client: Client, repo_id: str, version: str, work: Path, *, dry_
         retries=client.retries - retried,
         seconds=round(time.monotonic() - began, 3),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        notes=notes,
     )
     return receipt if dry_run else receipt.kept(work)
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hubpub.config import Card
 from hubpub.errors import GateError, HubError
 from hubpub.facts import CardFacts, CellFacts
+from hubpub.hub.client import Client
 from hubpub.hub.maintenance import verify
 from hubpub.hub.publish import publish_all
 from hubpub.hub.pulls import promote_pull
 from hubpub.hub.receipts import PullRequest, Receipt
 from hubpub.hub.staging import staged_versions
+from hubpub.hub.tags import unverified
 from hubpub.matrix import cells, select
 from hubpub.progress import Display
 from hubpub.release.assemble import Ready, assemble, complete_card, record
@@ -54,32 +56,49 @@ def publish(
 
     client, root = to.client, workspace.root
     releases, facts, kept_back = [], {}, {}
-    for one in ready:
-        try:
-            release, facts[one.card.repo] = assemble(workspace.project, one, to, version)
-        except GateError as error:
-            kept_back[one.card.repo] = error
-            display.finish(one.card.repo, f"not published: {error.message}")
-        else:
-            releases.append(release)
-    if pulls and not dry_run:
-        # Whatever stops one repo is found before the first request is merged.
-        publish_all(client, releases, root, dry_run=True, create_pr=create_pr)
-    merged = [promote_pull(client, to.repo_id(card), version, root, dry_run=dry_run) for card in pulls]
-    made = publish_all(client, releases, root, display=display, dry_run=dry_run, create_pr=create_pr, unstaged=unstaged)
-    receipts = [*(one for one in merged if one), *made]
-    for receipt in receipts:
-        display.finish(receipt.repo_id, receipt.summary)
-    for receipt in receipts:
-        if dry_run or isinstance(receipt.outcome, PullRequest):
-            continue
-        checked = verify(client, receipt.repo_id, version)
-        if not checked.ok:
-            raise HubError(
-                f"{receipt.repo_id}@{version} is not intact: {checked.problems[0]}",
-                f"'hubpub verify {receipt.repo_id}@{version}' lists everything; mend it with the next version",
-            )
+    with workspace.locked(display.note):
+        for one in ready:
+            try:
+                release, facts[one.card.repo] = assemble(workspace.project, one, to, version)
+            except GateError as error:
+                kept_back[one.card.repo] = error
+                display.finish(one.card.repo, f"not published: {error.message}")
+            else:
+                releases.append(release)
+        if pulls and not dry_run:
+            # Whatever stops one repo is found before the first request is merged.
+            publish_all(client, releases, root, dry_run=True, create_pr=create_pr)
+        merged = [promote_pull(client, to.repo_id(card), version, root, dry_run=dry_run) for card in pulls]
+        made = publish_all(
+            client, releases, root, display=display, dry_run=dry_run, create_pr=create_pr, unstaged=unstaged
+        )
+        receipts = [*(one for one in merged if one), *made]
+        for receipt in receipts:
+            display.finish(receipt.repo_id, receipt.summary)
+        if not dry_run:
+            receipts = [_verified(client, receipt, root) for receipt in receipts]
     return Publication(tuple(receipts), facts, kept_back)
+
+
+def _verified(client: Client, receipt: Receipt, work: Path) -> Receipt:
+    """The receipt of what was looked at as whoever downloads it would. Raises HubError where it is not intact.
+
+    A Hub that does not answer any more is a note on the receipt: what is published is published.
+    """
+    repo_id, version = receipt.repo_id, receipt.version
+    if isinstance(receipt.outcome, PullRequest):
+        return receipt
+    try:
+        checked = verify(client, repo_id, version)
+    except HubError as error:
+        notes = dict.fromkeys([*receipt.notes, unverified(repo_id, version, error)])
+        return replace(receipt, notes=tuple(notes)).kept(work)
+    if not checked.ok:
+        raise HubError(
+            f"{repo_id}@{version} is not intact: {checked.problems[0]}",
+            f"'hubpub verify {repo_id}@{version}' lists everything; mend it with the next version",
+        )
+    return receipt
 
 
 def promote(
@@ -122,10 +141,9 @@ def promote(
         for card in cards
         if card not in pulls
     ]
-    with workspace.locked(display.note):
-        done = publish(
-            workspace, to, ready, version, display, pulls=pulls, dry_run=dry_run, create_pr=create_pr, unstaged=unstaged
-        )
+    done = publish(
+        workspace, to, ready, version, display, pulls=pulls, dry_run=dry_run, create_pr=create_pr, unstaged=unstaged
+    )
     if keep:
         for card in cards:
             if card.repo in done.facts:

@@ -114,8 +114,7 @@ def run(
             sources = sources_here(card, own)
             ready.append(complete_card(project, card, made.facts, sources, rehearsal=workspace.rehearsal))
     version = version or rehearsal_version(project, ready)
-    with workspace.locked(display.note):
-        done = publish(workspace, to, ready, version, display, dry_run=dry_run, create_pr=create_pr)
+    done = publish(workspace, to, ready, version, display, dry_run=dry_run, create_pr=create_pr)
     for one in ready:
         if error := done.kept_back.get(one.card.repo):
             failures[f"{one.card.variant.name}/*"] = error
@@ -144,8 +143,7 @@ def make_and_stage(
     _check(to, steps, version, force=force, create_pr=False, over_rehearsal=over_rehearsal)
     made = make(steps, workspace, display, jobs=jobs, force=force)
     passed = {name: facts for name, facts in made.facts.items() if name not in made.failures}
-    with workspace.locked(display.note):
-        staged = stage(workspace, to, steps, passed, version, display)
+    staged = stage(workspace, to, steps, passed, version, display)
     pages = tuple(f"{to.client.endpoint}/{one.repo_id}" for one in staged)
     seconds = monotonic() - started
     return Report(version, steps, made.facts, made.failures, (), pages, to.store, seconds, staged)

@@ -33,17 +33,18 @@ def stage(
     """
 
     done = []
-    for card in {step.cell.card.repo: step.cell.card for step in steps if step.cell.id in facts}.values():
-        own = [step for step in steps if step.cell.card is card and step.cell.id in facts]
-        measured = [facts[step.cell.id] for step in own]
-        files = files_of(measured, sources_here(card, own))
-        files += [LocalFile.text(note_of(one.file.name), dump(one)) for one in measured]
-        files += [LocalFile.text(name, data) for name, data in licenses.files(card.variant).items()]
-        release = RepoRelease(to.repo_id(card), version, tuple(files), f"Release {version}")
-        staged = stage_files(
-            to.client, release, workspace.root, progress=partial(display.update, release.repo_id), small_too=True
-        )
-        hand_over(workspace.receipts / version, measured)
-        display.finish(staged.repo_id, staged.summary)
-        done.append(staged)
+    with workspace.locked(display.note):
+        for card in {step.cell.card.repo: step.cell.card for step in steps if step.cell.id in facts}.values():
+            own = [step for step in steps if step.cell.card is card and step.cell.id in facts]
+            measured = [facts[step.cell.id] for step in own]
+            files = files_of(measured, sources_here(card, own))
+            files += [LocalFile.text(note_of(one.file.name), dump(one)) for one in measured]
+            files += [LocalFile.text(name, data) for name, data in licenses.files(card.variant).items()]
+            release = RepoRelease(to.repo_id(card), version, tuple(files), f"Release {version}")
+            staged = stage_files(
+                to.client, release, workspace.root, progress=partial(display.update, release.repo_id), small_too=True
+            )
+            hand_over(workspace.receipts / version, measured)
+            display.finish(staged.repo_id, staged.summary)
+            done.append(staged)
     return tuple(done)

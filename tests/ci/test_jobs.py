@@ -14,6 +14,8 @@ from release.test_promote import DISPLAY, World, world
 from hubpub.ci import jobs
 from hubpub.errors import ConflictError, ExportError, GateError, UsageError
 from hubpub.facts import CellFacts
+from hubpub.hub.client import Client
+from hubpub.localhub import Fault
 from hubpub.release.handover import handed_over
 from hubpub.release.promote import publish
 from hubpub.release.staging import stage
@@ -128,6 +130,26 @@ def test_what_a_job_makes_is_staged_and_listed_for_the_attestation(world: World,
     jobs.stage(job, "small/8da8w", DISPLAY)
     receipt = jobs.promote(job, "small-pte", DISPLAY)
     assert receipt["outcome"]["kind"] == "published" and (job.receipts / "small-pte.json").exists()
+
+
+def test_what_could_not_be_verified_is_a_warning_on_a_green_job(
+    world: World, job: jobs.Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for cell in (CELL, "small/8da8w"):
+        jobs.stage(job, cell, DISPLAY)
+    create_tag = Client.create_tag
+
+    def then_silent(self: Client, repo_id: str, tag: str, commit: str) -> None:
+        create_tag(self, repo_id, tag, commit)
+        world.hub.arm(Fault(path="/paths-info/", status=400, times=100))
+
+    monkeypatch.setattr(Client, "create_tag", then_silent)
+    receipt = jobs.promote(job, "small-pte", DISPLAY)
+    world.hub.disarm()
+    assert receipt["outcome"]["kind"] == "published" and len(receipt["notes"]) == 1
+    warned = f"::warning title=hubpub::{world.repo}: published, but could not be verified"
+    assert warned in capsys.readouterr().out
+    assert "> published, but could not be verified" in (job.facts.parent / "summary").read_text()
 
 
 def test_nothing_to_attest_is_an_error(job: jobs.Job) -> None:

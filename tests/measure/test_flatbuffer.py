@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from measure.hostile_programs import WIDEST, program
 
 from hubpub.measure.flatbuffer import Buffer, Malformed
+from measure.hostile_programs import WIDEST, program
 
 MEMORY = 512 << 20
 """Bytes of address space that reading a program of half a megabyte may take, Python and what it imports included."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import random
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from hubpub.errors import AccessError, ConfigError, ConflictError, GateError, Hu
 from hubpub.facts import CellFacts, FileFact, dump, save
 from hubpub.hub.client import Add, Client
 from hubpub.hub.maintenance import verify
+from hubpub.hub.receipts import load_receipt
 from hubpub.localhub import Fault, LocalHub
 from hubpub.matrix import cells
 from hubpub.plan import Step, plan
@@ -229,6 +231,68 @@ def test_no_request_is_merged_where_another_repo_cannot_be_published(world: Worl
         publish(world.workspace, world.to, [missing], "v1.1.0", DISPLAY, pulls=[other.card])
     refs = world.client.refs(f"{world.hub.user}/other-pte")
     assert refs and set(refs.tags) == {"v1.0.0"}
+
+
+@pytest.mark.parametrize("answers", [0, 1])
+def test_a_hub_that_falls_silent_once_the_tag_is_there_does_not_unpublish(
+    world: World, answers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Silent at once, or when what the tag holds was read back and the whole release is verified."""
+    create_tag = Client.create_tag
+
+    def then_silent(self: Client, repo_id: str, tag: str, commit: str) -> None:
+        create_tag(self, repo_id, tag, commit)
+        world.hub.arm(Fault(path="/paths-info/", status=503, times=100, skip=answers))
+
+    monkeypatch.setattr(Client, "create_tag", then_silent)
+    report = run(world.workspace, world.to, (), "v1.0.0", DISPLAY)
+    world.hub.disarm()
+    report.raise_for_failures()
+    (receipt,) = report.receipts
+    assert receipt.outcome.kind == "published" and world.tags() == {"v1.0.0"}
+    (note,) = receipt.notes
+    assert note.startswith("published, but could not be verified (") and "503" in note
+    assert note.endswith(f"run 'hubpub verify {world.repo}@v1.0.0'")
+    kept = load_receipt(world.workspace.root, "v1.0.0", world.repo)
+    assert kept == receipt
+    (again,) = run(world.workspace, world.to, (), "v1.0.0", DISPLAY).receipts
+    assert again.outcome.kind == "no-changes" and not again.notes
+
+
+def test_a_request_is_merged_by_a_hub_that_then_falls_silent(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(world.workspace, world.to, [world.ready()], "v1.0.0", DISPLAY)
+    run(world.workspace, world.to, (), "v1.1.0", DISPLAY, create_pr=True)
+    create_tag = Client.create_tag
+
+    def then_silent(self: Client, repo_id: str, tag: str, commit: str) -> None:
+        create_tag(self, repo_id, tag, commit)
+        world.hub.arm(Fault(path="/paths-info/", status=503, times=100))
+
+    monkeypatch.setattr(Client, "create_tag", then_silent)
+    (merged,) = promote(world.workspace, world.to, (), "v1.1.0", DISPLAY)
+    world.hub.disarm()
+    assert merged.outcome.kind == "published" and world.tags() == {"v1.0.0", "v1.1.0"}
+    assert [note.partition(" (")[0] for note in merged.notes] == ["published, but could not be verified"]
+
+
+@pytest.mark.parametrize("door", ["stage", "publish"])
+def test_every_door_waits_for_the_process_that_has_the_work_folder(world: World, door: str) -> None:
+    with (world.workspace.root / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        said = []
+
+        class Waiting(Quiet):
+            def note(self, text: str) -> None:
+                said.append((text, world.client.refs(world.repo)))
+                fcntl.flock(lock, fcntl.LOCK_UN)
+
+        if door == "stage":
+            stage(world.workspace, world.to, world.steps(), world.known(), "v1.0.0", Waiting())
+        else:
+            publish(world.workspace, world.to, [world.ready()], "v1.0.0", Waiting())
+    ((text, before),) = said
+    assert "in use by another process: waiting" in text and before is None
+    assert world.client.refs(world.repo)
 
 
 def test_every_door_looks_at_what_lies_there(world: World) -> None:
