@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import random
 import resource
 import struct
@@ -10,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import flatbuffers
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -170,3 +173,89 @@ def test_what_is_required_is_missed_by_name() -> None:
     with pytest.raises(Malformed, match="its data is missing"):
         table.required(1, "its data")
     assert table.union(0) == (0, None)
+
+
+def test_what_the_flatbuffers_library_writes_is_read_as_it_was_meant() -> None:
+    """Every kind of field, written by the format's own library; the buffer lies in the middle of other bytes."""
+    builder = flatbuffers.Builder()
+    text, code = builder.CreateString("grüße"), builder.CreateNumpyVector(np.array([1.5, -2.25], "<f8"))
+    integers = builder.CreateNumpyVector(np.array([-1, 2**31 - 1], "<i4"))
+    inner = []
+    for number in (11, 22, 33):
+        builder.StartObject(1)
+        builder.PrependInt32Slot(0, number, 0)
+        inner.append(builder.EndObject())
+    builder.StartVector(4, 3, 4)
+    for one in reversed(inner):
+        builder.PrependUOffsetTRelative(one)
+    listed = builder.EndVector()
+    builder.StartObject(14)
+    builder.PrependUint8Slot(0, 200, 0)
+    builder.PrependInt8Slot(1, -100, 0)
+    builder.PrependInt16Slot(2, -30_000, 0)
+    builder.PrependInt32Slot(3, -(2**31), 0)
+    builder.PrependUint32Slot(4, 2**32 - 1, 0)
+    builder.PrependInt64Slot(5, -(2**63), 0)
+    builder.PrependUint64Slot(6, 2**64 - 1, 0)
+    builder.PrependFloat64Slot(7, -0.125, 0)
+    for slot, offset in ((8, text), (9, code), (10, integers), (11, listed), (13, inner[1])):
+        builder.PrependUOffsetTRelativeSlot(slot, offset, 0)
+    builder.PrependUint8Slot(12, 2, 0)
+    builder.Finish(builder.EndObject(), file_identifier=b"HUB1")
+    made = bytes(builder.Output())
+    buffer = Buffer(b"\xff" * 64 + made + b"\xff" * 64, 64, 64 + len(made))
+    assert buffer.identifier == b"HUB1"
+    table = buffer.root()
+    assert (table.u8(0), table.i8(1), table.i16(2), table.i32(3)) == (200, -100, -30_000, -(2**31))
+    assert (table.u32(4), table.i64(5), table.u64(6), table.f64(7)) == (2**32 - 1, -(2**63), 2**64 - 1, -0.125)
+    assert table.string(8) == "grüße" and table.floats(9) == (1.5, -2.25)
+    assert table.numbers(10, "i") == (-1, 2**31 - 1) and table.extent(10, 4)[1] == 2
+    assert [one.i32(0) for one in table.tables(11)] == [11, 22, 33]
+    kind, chosen = table.union(12)
+    assert kind == 2 and chosen and chosen.i32(0) == 22
+    assert table.required(13, "it").i32(0) == 22
+    # A union without a kind has no table, whatever lies in its slot; what was left out is nothing.
+    assert table.union(14) == (0, None) and table.floats(14) == () and list(table.tables(14)) == []
+
+
+def test_a_table_without_fields_is_one() -> None:
+    assert _table(b"", ()).root().u32(0) == 0
+
+
+def test_a_field_never_reaches_over_its_table_into_the_next() -> None:
+    buffer = _table(b"\1\0\0\0", (8, 9))
+    longer = Buffer(bytes(buffer.data) + b"\7\0\0\0" * 4, 0, len(buffer.data) + 16)
+    for slot in (0, 1):
+        with pytest.raises(Malformed, match=f"field {slot} of the table at 12 lies outside it"):
+            longer.root().u32(slot)
+
+
+@pytest.mark.parametrize(("count", "item"), [(3, 4), (2, 5), (9, 1), (2**32 - 1, 8)])
+def test_a_vector_longer_than_the_buffer_is_refused_before_it_is_read(count: int, item: int) -> None:
+    table = _table(struct.pack("<II", 4, count) + bytes(8), (4,)).root()
+    with pytest.raises(Malformed, match="outside"):
+        table.extent(0, item)
+    fits = _table(struct.pack("<II", 4, 2) + bytes(8), (4,)).root()
+    assert fits.extent(0, 4)[1] == 2 and fits.extent(0, 1)[1] == 2
+
+
+def test_what_may_be_asked_of_a_buffer_follows_its_size() -> None:
+    for data, budget in ((b"", 4096), (bytes(1000), 4 * 1000 + 4096), (mmap.mmap(-1, 32 << 20), 64 << 20)):
+        buffer = Buffer(data, 0, len(data))
+        buffer.charge(budget)
+        with pytest.raises(Malformed, match="overlap"):
+            buffer.charge(1)
+    part = Buffer(bytes(1000), 400, 500)
+    part.charge(4 * 100 + 4096)
+    with pytest.raises(Malformed, match="overlap"):
+        part.charge(1)
+
+
+@pytest.mark.parametrize(("code", "each"), [("b", 8), ("i", 8), ("q", 8)])
+def test_a_table_costs_what_it_takes_and_an_element_at_least_a_reference(code: str, each: int) -> None:
+    buffer = _table(struct.pack("<II", 4, 3) + bytes(24), (4,))
+    budget = 4 * len(buffer.data) + 4096
+    buffer.charge(budget - 8 - 3 * each)
+    assert buffer.root().numbers(0, code) == (0, 0, 0)
+    with pytest.raises(Malformed, match="overlap"):
+        buffer.charge(1)

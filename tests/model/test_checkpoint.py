@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import resource
@@ -198,7 +199,7 @@ def test_what_is_nested_too_deep_is_refused(where: str, deep: bytes, tmp_path: P
         (tensor(shape="4"), "a number is none"),
         (tensor(shape=7), "not a safetensors file"),
         (tensor(shape=(10**30,)), "a number is none"),
-        (tensor(shape=(1,) * 17 + (4,)), "18 dimensions"),
+        (tensor(shape=(1,) * 16 + (4,)), "17 dimensions"),
         (tensor(shape=(5,)), "8 bytes where its shape needs 10"),
         (tensor(offsets=(-8, 0)), "a number is none"),
         (tensor(offsets=(8, 0)), "-8 bytes where its shape needs 8"),
@@ -261,3 +262,98 @@ def test_damaged_bytes_are_refused_in_bounded_memory(tmp_path: Path) -> None:
         folders.append(folder)
     outcomes = read(*folders)
     assert len(outcomes) == 300 and outcomes.count("refused") > 100
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width"),
+    [("F64", 8), ("F32", 4), ("F16", 2), ("BF16", 2), ("I64", 8), ("I32", 4), ("I16", 2), ("I8", 1), ("U8", 1),
+     ("BOOL", 1)],
+)  # fmt: skip
+def test_a_tensor_takes_as_many_bytes_as_its_dtype_says(dtype: str, width: int, tmp_path: Path) -> None:
+    header = tensor((3, 5), (0, 15 * width), dtype)
+    found = Checkpoint.open(checkpoint(tmp_path, header, bytes(15 * width))).tensors["x"]
+    assert (found.dtype, found.shape) == (dtype, (3, 5))
+    with pytest.raises(SourceError, match=f"{15 * width + 1} bytes where its shape needs {15 * width}"):
+        Checkpoint.open(checkpoint(tmp_path, tensor((3, 5), (0, 15 * width + 1), dtype), bytes(15 * width + 1)))
+
+
+def test_tensors_are_of_the_shard_that_holds_them_and_as_long_as_it_is(tmp_path: Path) -> None:
+    header = {**tensor(), "y": {"dtype": "F32", "shape": [2], "data_offsets": [8, 16]}}
+    assert set(Checkpoint.open(checkpoint(tmp_path, header, bytes(16))).tensors) == {"x", "y"}
+    assert Checkpoint.open(checkpoint(tmp_path, tensor((1,) * 15 + (4,)))).tensors["x"].shape[-1] == 4
+    with pytest.raises(SourceError, match="is truncated"):
+        Checkpoint.open(checkpoint(tmp_path, header, bytes(15)))
+
+
+@pytest.mark.parametrize(("more", "says"), [(0, None), (1, "truncated or not a safetensors file")])
+def test_a_header_may_be_sixteen_mebibytes_long(more: int, says: str | None, tmp_path: Path) -> None:
+    header = json.dumps(tensor()).encode()
+    checkpoint(tmp_path, header + b" " * ((16 << 20) + more - len(header)))
+    if says is None:
+        assert set(Checkpoint.open(tmp_path).tensors) == {"x"}
+    else:
+        with pytest.raises(SourceError, match=says):
+            Checkpoint.open(tmp_path)
+
+
+@pytest.mark.parametrize(("more", "says"), [(0, None), (1, "larger than any file of its name")])
+def test_a_config_may_be_sixteen_mebibytes_long(more: int, says: str | None, tmp_path: Path) -> None:
+    config = json.dumps(CONFIG).encode()
+    checkpoint(tmp_path, tensor(), config=config + b" " * ((16 << 20) + more - len(config)))
+    if says is None:
+        assert Checkpoint.open(tmp_path).config == CONFIG
+    else:
+        with pytest.raises(SourceError, match=says):
+            Checkpoint.open(tmp_path)
+
+
+def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=f"no checkpoint at {tmp_path / 'away'}"):
+        Checkpoint.open(tmp_path / "away")
+    with pytest.raises(SourceError, match=r"config\.json is missing"):
+        Checkpoint.open(tmp_path)
+
+
+@pytest.mark.parametrize("index", [{}, {"weight_map": []}, {"weight_map": {"x": ["y"]}}])
+def test_an_index_without_a_map_is_refused(index: object, tmp_path: Path) -> None:
+    checkpoint(tmp_path, tensor())
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(SourceError, match=r"index\.json cannot be read"):
+        Checkpoint.open(tmp_path)
+
+
+def test_an_empty_map_names_no_shards(tmp_path: Path) -> None:
+    checkpoint(tmp_path, tensor())
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    with pytest.raises(SourceError, match="no safetensors"):
+        Checkpoint.open(tmp_path)
+
+
+def test_a_model_may_name_no_stop_tokens_or_the_first_of_all(tmp_path: Path) -> None:
+    found = Checkpoint.open(checkpoint(tmp_path, tensor()))
+    assert found.stop_tokens() == []
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 0}')
+    assert found.stop_tokens() == [0]
+
+
+def test_files_are_those_that_are_there_with_what_they_hash_to(tmp_path: Path) -> None:
+    checkpoint(tmp_path, tensor())
+    (tmp_path / "tokenizer.json").write_bytes(b"{}")
+    listed = Checkpoint.open(tmp_path).files()
+    assert [one.name for one in listed] == ["config.json", "tokenizer.json", "model.safetensors"]
+    assert listed[1].bytes == 2 and listed[1].sha256 == hashlib.sha256(b"{}").hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "read"),
+    [("blobs", "a" * 64, False), ("blobs", "a" * 40, True), ("blobs", "a" * 65, True), ("other", "a" * 64, True)],
+)
+def test_the_blob_of_a_cache_is_believed_to_be_what_it_is_called(
+    folder: str, name: str, read: bool, tmp_path: Path
+) -> None:
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / name).write_bytes(b"content")
+    (tmp_path / "file").symlink_to(tmp_path / folder / name)
+    found = digest(tmp_path / "file")
+    assert (found.name, found.bytes) == ("file", 7)
+    assert found.sha256 == (hashlib.sha256(b"content").hexdigest() if read else name)
