@@ -6,7 +6,7 @@
 Versions are those of Linux on Python 3.12, which the workflows run. Hashes are of every file of a version, so that an
 ARM runner is served too. Of torch there are two builds: PyPI's, and the CPU one, a tenth of its size, which pip takes
 where PIP_EXTRA_INDEX_URL names its index; both are listed. Where that index cannot be reached, the hashes that the file
-holds for the same version are kept.
+notes for the same version are kept; for another version nothing is written, as every job would stop at its install.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ CUDA = ("nvidia-", "cuda-", "triton")
 # Some packages come as source: setuptools builds them, and is installed before them.
 BUILDERS = ["setuptools>=77"]
 MARK = "# of: "
+CPU_BUILD = "# CPU build of torch=="
 
 
 def wanted() -> dict[str, list[str]]:
@@ -69,6 +70,30 @@ def cpu_hashes(version: str) -> list[str]:
     return [f"sha256:{digest}" for digest in re.findall(wheel, page)]
 
 
+def noted(text: str) -> tuple[str, list[str]]:
+    """The version of torch whose CPU build a lock lists, and the hashes of it."""
+    found = re.search(rf"(?m)^{CPU_BUILD}(\S+): (.*)$", text)
+    return (found[1], found[2].split()) if found else ("", [])
+
+
+def cpu_build(version: str, text: str) -> list[str]:
+    """Hashes of the CPU build of `version`: from its index, else as the lock `text` notes them. Exits without any."""
+    why = "it lists no such wheel"
+    try:
+        if hashes := cpu_hashes(version):
+            return hashes
+    except OSError as error:
+        why = str(error)
+    before, hashes = noted(text)
+    if before != version:
+        sys.exit(
+            f"nothing was written: {CPU_INDEX} does not say what the CPU build of torch=={version} hashes to ({why}).\n"
+            "Jobs install that build, and pip would refuse it in each of them: run this where the index can be reached."
+        )
+    print(f"{CPU_INDEX}: {why}; the hashes noted for torch=={version} are kept", file=sys.stderr)
+    return hashes
+
+
 def stale() -> list[str]:
     """What is wrong with the files, in a sentence each."""
     found = []
@@ -82,23 +107,22 @@ def stale() -> list[str]:
             version = pins.get(canonicalize_name(one.name))
             if version is None or not one.specifier.contains(version, prereleases=True):
                 found.append(f"{name} has {version or 'nothing'} for {one}")
+        torch, hashes = pinned(text).get("torch", ("", []))
+        if torch and (noted(text)[0] != torch or not noted(text)[1] or not set(noted(text)[1]) <= set(hashes)):
+            found.append(f"{name} lists no hash of the CPU build of torch=={torch}: no job could install it")
     return found
 
 
 def write() -> None:
     for name, requirements in wanted().items():
         path = HERE / name
-        kept = pinned(path.read_text("utf-8")) if path.exists() else {}
         pins = resolve(requirements)
+        lines = [f"# Written by .github/lock.py for Python {PYTHON}; do not edit.", f"{MARK}{mark(requirements)}"]
         if "torch" in pins:
             version, hashes = pins["torch"]
-            try:
-                more = cpu_hashes(version)
-            except OSError as error:
-                print(f"{CPU_INDEX} cannot be reached ({error}): the hashes known so far are kept", file=sys.stderr)
-                more = kept["torch"][1] if kept.get("torch", ("",))[0] == version else []
+            more = cpu_build(version, path.read_text("utf-8") if path.exists() else "")
             pins["torch"] = version, sorted({*hashes, *more})
-        lines = [f"# Written by .github/lock.py for Python {PYTHON}; do not edit.", f"{MARK}{mark(requirements)}"]
+            lines.append(f"{CPU_BUILD}{version}: {' '.join(more)}")
         for one, (version, hashes) in sorted(pins.items()):
             lines.append(" \\\n    ".join([f"{one}=={version}", *(f"--hash={digest}" for digest in hashes)]))
         path.write_text("\n".join(lines) + "\n", "utf-8")

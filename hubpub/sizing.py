@@ -10,12 +10,8 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
 
 from hubpub.config import PACKAGE, Recipe, Scheme
-
-if TYPE_CHECKING:
-    pass
 
 Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
 """Tensors of a checkpoint by name: dtype as safetensors names it, and shape."""
@@ -28,10 +24,11 @@ GB = 1_000_000_000
 EXPORT_BASE = 2 * GB
 
 
-# Python, torch, and logits over a passage of up to 2,048 tokens in float32: the program's beside those of its quantized
-# weights run eagerly, and the widest of these weights in float32. The program itself is let go before, and the
-# reference model stays mapped where its float32 copy does not fit.
-VALIDATE_BASE = 8 * GB
+# Python, torch and what a model's layers make of the passage. The program is let go before its quantized weights are
+# run eagerly, and the reference model stays mapped where its float32 copy does not fit.
+VALIDATE_BASE = 2 * GB
+# Tables of logits in float32: the program's over the whole passage, beside those of the reference.
+PASSAGE, TABLES = 2048, 2
 
 
 WIDTH = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1}
@@ -41,10 +38,11 @@ WIDTH = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1}
 class Size:
     """A source checkpoint: bytes of all its shards, and text weights (each counted once) by what a recipe tells apart.
 
-    `width` is the bytes of one stored weight.
+    `vocabulary` counts tokens, `width` the bytes of one stored weight.
     """
 
     checkpoint: int
+    vocabulary: int
     embedding: int
     per_layer_embedding: int
     matrices: int
@@ -78,7 +76,8 @@ def need_of(size: Size, recipe: Recipe) -> Need:
 
     The file holds every weight in its recipe's form; the head is stored beside the embedding where the two differ.
     Weights whose form is the stored one stream from the mapped source to the file and are never held; the others are
-    held from quantization until they are written. Validation holds the quantized weights once more, and logits.
+    held from quantization until they are written. Validation holds the quantized weights once more, its head in float32
+    while that is used, and logits of the passage for every token of the vocabulary.
     """
     plain = {"fp32": 4, "bf16": 2}[recipe.dtype]
     parts = [
@@ -92,7 +91,9 @@ def need_of(size: Size, recipe: Recipe) -> Need:
     stored = [(int(count * _bytes_each(scheme, plain)), scheme) for count, scheme in parts]
     file = sum(size for size, _ in stored)
     held = sum(bytes_ for bytes_, scheme in stored if scheme is not None or plain != size.width)
-    return Need(file, size.checkpoint + file, EXPORT_BASE + held, VALIDATE_BASE + held)
+    logits = TABLES * 4 * PASSAGE * size.vocabulary
+    head = 4 * size.embedding if recipe.head is not None else 0
+    return Need(file, size.checkpoint + file, EXPORT_BASE + held, VALIDATE_BASE + held + head + logits)
 
 
 def _bytes_each(scheme: Scheme | None, plain: int) -> float:

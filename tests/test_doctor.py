@@ -13,7 +13,8 @@ from hubpub.errors import SourceError
 from hubpub.hub.client import Client
 from hubpub.hub.source_sizes import size_of
 from hubpub.localhub import LocalHub
-from hubpub.sizing import GB, Tensors, need_of
+from hubpub.measure import parity
+from hubpub.sizing import GB, PASSAGE, Tensors, known_sizes, need_of
 
 TEXT = "model.language_model."
 # Gemma 3n E4B as it is published: the tables by their shapes, the decoder's 3.95 billion other weights as one matrix.
@@ -33,7 +34,20 @@ def test_a_file_in_the_source_dtype_is_as_large_as_its_weights_and_is_never_held
     assert need.export_memory == 2 * GB
     assert need.disk == size.checkpoint + need.file == pytest.approx(29.3 * GB, rel=1e-2)
     # The original is mapped where a float32 copy of it would not fit: what is left are logits.
-    assert need.validate_memory == 8 * GB
+    assert need.validate_memory == 2 * GB + 2 * 4 * 2048 * 262_400
+
+
+def test_validating_takes_what_the_vocabulary_and_the_recipe_make_of_it(project: Project) -> None:
+    known, recipes = known_sizes(), project.recipes
+    small, large = known["HuggingFaceTB/SmolLM2-135M"], known["google/gemma-3-270m"]
+    assert parity.TOKENS == PASSAGE
+    for size in (small, large):
+        logits = 2 * 4 * 2048 * size.vocabulary
+        assert need_of(size, recipes["bf16"]).validate_memory == 2 * GB + logits
+        held = need_of(size, recipes["8da8w"]).export_memory - 2 * GB
+        assert held > size.matrices
+        assert need_of(size, recipes["8da8w"]).validate_memory == 2 * GB + held + 4 * size.embedding + logits
+    assert need_of(small, recipes["8da4w"]).validate_memory < 3.2 * GB
 
 
 def test_quantized_files_follow_the_recipe(project: Project) -> None:

@@ -62,4 +62,4 @@ def test_a_checkpoint_of_another_size_than_the_table_says_is_noticed() -> None:
     assert agrees(replace(known, matrices=known.matrices + 31_760_384), "google/gemma-3n-E4B")
     assert not agrees(replace(known, matrices=known.matrices * 11 // 10), "google/gemma-3n-E4B")
     assert not agrees(replace(known, checkpoint=known.checkpoint + 1), "google/gemma-3n-E4B")
-    assert not agrees(Size(1, 1, 0, 0, 0, 2), "google/gemma-3n-E4B")
+    assert not agrees(Size(1, 1, 1, 0, 0, 0, 2), "google/gemma-3n-E4B")

@@ -19,7 +19,7 @@ def size_of(tensors: Tensors, family: str) -> Size:
     """The size of a checkpoint of `family` from its headers alone. Raises SourceError where it holds no text model."""
     known = families.family(family)
     counts = {"embedding": 0, "per_layer_embedding": 0, "matrices": 0, "vectors": 0}
-    prefix, widths = known.text_prefix, []
+    prefix, widths, vocabulary = known.text_prefix, [], 0
     tables = {f"{known.embedding}.weight": "embedding"}
     if known.per_layer_embedding is not None:
         tables[f"{known.per_layer_embedding}.weight"] = "per_layer_embedding"
@@ -28,13 +28,15 @@ def size_of(tensors: Tensors, family: str) -> Size:
             below = "model." + name.removeprefix(prefix)
             kind = tables.get(below, "matrices" if len(shape) > 1 else "vectors")
             counts[kind] += prod(shape)
+            if kind == "embedding":
+                vocabulary = shape[0] if shape else 0
             widths.append(WIDTH.get(dtype, 4))
     if not counts["embedding"]:
         raise SourceError(
             f"the checkpoint holds no {prefix}*: it is no {family} checkpoint", "look at variant.family in card.toml"
         )
     stored = sum(prod(shape) * WIDTH.get(dtype, 4) for dtype, shape in tensors.values())
-    return Size(stored, **counts, width=max(widths))
+    return Size(stored, vocabulary, **counts, width=max(widths))
 
 
 def sizes(steps: Sequence[Step], client: Client | None) -> dict[str, Size | HubpubError]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -42,6 +43,40 @@ def test_a_lock_of_other_requirements_is_stale(tmp_path: Path, old: str, new: st
     (tmp_path / "pyproject.toml").write_text(text.replace(old, new))
     done = check(tmp_path)
     assert done.returncode == 1 and said in done.stdout and "fix: python .github/lock.py" in done.stdout
+
+
+NOTE = "# CPU build of torch==2.13.0: "
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [(NOTE, "# "), (NOTE, "# CPU build of torch==2.12.0: "), (f"{NOTE}sha256:4", f"{NOTE}sha256:5")],
+    ids=["not noted", "of another version", "noted and not listed"],
+)
+def test_a_lock_that_no_job_could_install_is_stale(old: str, new: str, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    shutil.copytree(GITHUB, tmp_path / ".github")
+    path = tmp_path / ".github" / "requirements.txt"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    done = check(tmp_path)
+    assert done.returncode == 1 and "no hash of the CPU build of torch==2.13.0" in done.stdout
+
+
+def test_without_its_index_the_hashes_of_the_same_torch_are_kept_and_none_are_made_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = importlib.util.spec_from_file_location("lock", GITHUB / "lock.py")
+    assert spec and spec.loader
+    lock = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(lock)
+    monkeypatch.setattr(lock, "CPU_INDEX", "http://127.0.0.1:9/")
+    text = (GITHUB / "requirements.txt").read_text()
+    assert lock.cpu_build("2.13.0", text) == ["sha256:4ca4a9394b0c771238a4f73590fdbbc4debad85ed0fa63d026ae1b085da7d6e2"]
+    assert "the hashes noted for torch==2.13.0 are kept" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=r"nothing was written: .*torch==2\.14\.0"):
+        lock.cpu_build("2.14.0", text)
 
 
 def test_every_line_of_a_lock_has_a_hash() -> None:

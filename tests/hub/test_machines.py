@@ -200,7 +200,7 @@ def test_what_cannot_end_well_is_said_before_anything_is_made(
     from hubpub.sizing import Size
 
     steps = plan(cells(site.project), Workspace(site.project, work, rehearsal=False))
-    monkeypatch.setattr(run, "sizes", lambda *_: {"small": Size(10**15, 10**14, 0, 10**15, 0, 2)})
+    monkeypatch.setattr(run, "sizes", lambda *_: {"small": Size(10**15, 10**5, 10**14, 0, 10**15, 0, 2)})
     with pytest.raises(ToolchainError, match="GB are free"):
         run._check_disk(steps, work)
 
