@@ -110,3 +110,14 @@ def rehearsal(rehearsed: Project, work: Path) -> Ran:
     ran = hubpub("release", "--all", "--rehearse", "--json", work=work, cwd=rehearsed.root)
     assert ran.code == 0, ran.err[-4000:]
     return replace(ran, root=rehearsed.root)
+
+
+# What stands behind these takes more than a second: training, an export, a browser, a whole release.
+SLOW_FIXTURES = {"browser", "programs", "rehearsal", "scale_cache"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that ask for something slow are slow; what else is, says so. `-m "not slow"` leaves all of it out."""
+    for item in items:
+        if isinstance(item, pytest.Function) and SLOW_FIXTURES.intersection(item.fixturenames):
+            item.add_marker("slow")

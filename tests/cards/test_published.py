@@ -20,6 +20,8 @@ from hubpub.hub.client import Client
 from hubpub.localhub import LocalHub
 from hubpub.localhub.metadata import Findings, check
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def diff(mine: Project, hub: LocalHub, tmp_path: Path) -> Callable[..., Ran]:

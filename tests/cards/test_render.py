@@ -261,6 +261,7 @@ def test_all_cards_render_in_a_second(project: Project) -> None:
     assert time.process_time() - started < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["render", "diff", "preview"])
 def test_help_takes_no_time(command: str) -> None:
     spent = []

@@ -26,6 +26,8 @@ from hubpub.localhub import LocalHub
 from hubpub.measure.prompting import prompt_format
 from hubpub.model.checkpoint import TOKENIZER_FILES, digest
 
+pytestmark = pytest.mark.slow
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 

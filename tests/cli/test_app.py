@@ -84,6 +84,7 @@ def test_a_group_alone_shows_its_commands(typed: list[str]) -> None:
     assert "Usage: hubpub" in ran.stderr
 
 
+@pytest.mark.slow
 def test_a_shell_completes_commands_options_cells_and_cards() -> None:
     def completed(*words: str) -> list[str]:
         ran = run(_HUBPUB_COMPLETE="bash_complete", COMP_WORDS=" ".join(["hubpub", *words]), COMP_CWORD=str(len(words)))

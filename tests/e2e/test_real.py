@@ -12,7 +12,7 @@ from real_weights import REPO, smollm2
 
 from hubpub.localhub import LocalHub
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 CARD = "SmolLM2-135M-Instruct-pte"
 CELL = "SmolLM2-135M-Instruct/8da4w"

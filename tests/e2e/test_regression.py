@@ -6,11 +6,14 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from conftest import ROOT, Ran, hubpub
 from huggingface_hub import HfApi, hf_hub_download
 
 from hubpub.facts import CardFacts
 from hubpub.localhub import LocalHub
+
+pytestmark = pytest.mark.slow
 
 REPO = "only-int8-pte"
 

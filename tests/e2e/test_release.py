@@ -23,6 +23,8 @@ from hubpub.facts import CardFacts, CellFacts, load
 from hubpub.localhub import LocalHub
 from hubpub.matrix import cells
 
+pytestmark = pytest.mark.slow
+
 
 def test_every_cell_is_made_measured_and_passes(rehearsal: Ran, rehearsed: Project) -> None:
     made = rehearsal.json["cells"]

@@ -21,6 +21,8 @@ from hubpub.config import PACKAGE, Project
 from hubpub.localhub import LocalHub
 from hubpub.localhub.tokens import Publisher
 
+pytestmark = pytest.mark.slow
+
 RELEASE = ROOT / ".github" / "workflows" / "release.yml"
 PAIR = ("gemma-3n-E2B-it-pte", "gemma-3n-E4B-it-pte")
 RECIPE = "bf16"

@@ -25,6 +25,7 @@ class Mixed(torch.nn.Module):
         return torch.where(scaled > 0, scaled, 0.5) - torch.arange(size * 4) * 3 + count.to(torch.int32).unsqueeze(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stacked", [True, False])
 def test_one_retrace_gives_the_same_bytes(stacked: bool) -> None:
     dynamic: tuple[dict[int, object], ...] = ({0: torch.export.Dim("S", min=2, max=64)}, {})

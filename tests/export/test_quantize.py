@@ -72,6 +72,7 @@ def test_packing_two_integers_to_a_byte_loses_nothing(low_first: bool) -> None:
     assert torch.equal(unpack(pack(values, low_first=low_first), low_first=low_first), values)
 
 
+@pytest.mark.slow
 def test_packed_slice_by_slice_is_packed_at_once() -> None:
     weight = torch.randn(2500, 4096, generator=torch.Generator().manual_seed(6))
     values, scales = symmetric(weight, 4, 32, torch.bfloat16)

@@ -24,6 +24,8 @@ from hubpub.localhub import Fault, LocalHub
 
 from .conftest import FAST, SIZES, Maker, both, random_files, sent_to
 
+pytestmark = pytest.mark.slow
+
 CALLS = {
     "commit": r"/commit/main",
     "stage": r"/commit/hubpub-stage",

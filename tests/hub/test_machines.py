@@ -25,6 +25,8 @@ from hubpub.workspace import Workspace
 from .conftest import both, random_files, sent_to
 from .test_publish import history, refs_of
 
+pytestmark = pytest.mark.slow
+
 CARD = """
 schema = 1
 repo = "small-pte"

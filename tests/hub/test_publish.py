@@ -396,6 +396,7 @@ def test_two_releases_at_once(hub: LocalHub, client: Client, make: Maker, tmp_pa
     assert history(client, make.repo) == ["Release v1"]
 
 
+@pytest.mark.slow
 def test_what_another_machine_replaced_while_it_was_staged_is_not_promoted(
     hub: LocalHub, client: Client, make: Maker, work: Path
 ) -> None:

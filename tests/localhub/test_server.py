@@ -223,6 +223,7 @@ def test_uploads_are_checked(hub: LocalHub, repo: str) -> None:
     assert offer().json()["objects"][0].get("actions") is None
 
 
+@pytest.mark.slow
 def test_the_storage_service_checks_what_it_gets(hub: LocalHub, api: HfApi, repo: str) -> None:
     import httpx2
 
@@ -397,6 +398,7 @@ for number in range(1000):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_at_any_moment(seed: int, transport: str, start: Callable[..., Process], tmp_path: Path) -> None:
     """After kill -9 every commit that was answered is there, whole, and nothing half-done shows."""

@@ -20,6 +20,8 @@ from hubpub.make.run import make
 from hubpub.plan import plan
 from make.conftest import CELL, Made, Silent
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:

@@ -21,6 +21,8 @@ from hubpub.make.rebuild import rebuild, record, with_rebuilds
 from hubpub.workspace import Workspace
 from make.conftest import CELL, Made, Silent
 
+pytestmark = pytest.mark.slow
+
 
 def changed(facts: CellFacts, **update: Any) -> CellFacts:
     return facts.model_copy(update=update)

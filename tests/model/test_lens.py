@@ -12,7 +12,7 @@ from conftest import OF_FAMILY, ROOT, scale_model
 
 from hubpub.model.families import FAMILIES
 
-pytestmark = pytest.mark.lens
+pytestmark = [pytest.mark.lens, pytest.mark.slow]
 
 # It asks for thirty packages more, most of them for other things than looking inside: these are the ones it imports.
 PACKAGES = (
