@@ -15,9 +15,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from hubpub.errors import ConfigError
+from hubpub.slices import Slice, chosen, refuse_family, whole
 
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
 PACKAGE = Path(__file__).parent
@@ -94,6 +95,9 @@ class Gates(Frozen):
     the relative difference of perplexity. `prefill_kl_mean_max` is on a text read in pieces against token by token. Of
     a model that differs from itself when its input changes in the last bits, these two may be `noise_max` and
     `prefill_noise_max` times that noise.
+
+    `slice_kl_mean_max` is on a slice against the model it is a slice of: one that takes other weights than those that
+    were trained to work alone is no model at all.
     """
 
     logit_error_max: float | None = Field(default=None, gt=0)
@@ -107,6 +111,7 @@ class Gates(Frozen):
     lowering_kl_mean_max: float = Field(default=0.0005, gt=0)
     noise_max: float = Field(default=1.5, ge=1)
     lowering_perplexity_max: float = Field(default=0.01, gt=0)
+    slice_kl_mean_max: float = Field(default=0.4, gt=0)
 
 
 class Override(Frozen):
@@ -164,7 +169,8 @@ class Variant(Frozen):
     """One source model at one pinned revision; without one it can be rehearsed and not released.
 
     `chat` says that it was tuned to chat. `size` is its size as its family names it, e.g. "E2B": what stands in for it
-    in a rehearsal depends on that.
+    in a rehearsal depends on that. `slice` makes the variant a smaller model inside of its source: the name of a
+    published slice of Gemma 3n E4B, or its widths and the layers it skips.
     """
 
     name: Name
@@ -172,8 +178,19 @@ class Variant(Frozen):
     revision: Revision | None = None
     family: Family
     size: Name | None = None
+    slice: Annotated[Slice | None, BeforeValidator(chosen)] = None
     chat: bool = False
     license: License
+
+    @model_validator(mode="after")
+    def _slice_keeps_the_rules(self) -> Variant:
+        if self.slice is not None:
+            try:
+                refuse_family(self.family)
+                whole().check(self.slice)
+            except ValueError as error:
+                raise ValueError(f"slice: {error}") from None
+        return self
 
 
 class Export(Frozen):

@@ -26,7 +26,7 @@ from hubpub.config import PACKAGE, Card, locate
 from hubpub.errors import AccessError, HubpubError, ToolchainError
 from hubpub.hub.source_sizes import sizes
 from hubpub.hub.sources import cached_source
-from hubpub.sizing import GB, Size, agrees, need_of
+from hubpub.sizing import GB, Size, agrees, known_as, need_of
 
 if TYPE_CHECKING:
     from hubpub.hub.client import Client
@@ -131,14 +131,14 @@ def _licenses(cards: Sequence[Card]) -> list[Check]:
 
 def _source(card: Card, size: Size | HubpubError, client: Client | None) -> Check:
     variant = card.variant
-    subject = f"source {variant.source}"
+    subject = f"source {known_as(variant)}"
     if variant.revision is None:
         path, line = locate(card, "variant.source")
         return Check(subject, "failed", f"not pinned ({path}:{line})", f"run: hubpub pin {card.repo}")
     at = f"at {variant.revision[:12]}"
     if isinstance(size, Size):
         found = f"{at}, {units.size(size.checkpoint)}, {size.text / 1e9:.2f} B text weights"
-        if not agrees(size, variant.source):
+        if not agrees(size, known_as(variant)):
             return Check(subject, "warning", f"{found}: not what hubpub/sizes.toml says", "correct that table")
         return Check(subject, "ok", found)
     if isinstance(size, AccessError):

@@ -38,8 +38,23 @@ class FileFact(Fact):
     sha256: str
 
 
+class SliceFact(Fact):
+    """What was exported of the checkpoint, which has `layers`: the `widths` of the feed-forward of those that stay.
+
+    `name` is that of a published slice, "" for another; in a rehearsal the rest is of what stands in for it.
+    """
+
+    name: str
+    widths: tuple[int, ...]
+    skip: tuple[int, ...]
+    layers: int
+
+
 class Source(Fact):
-    """The checkpoint that was exported. `scale_model` is true in a rehearsal: then `repo` was not downloaded."""
+    """The checkpoint that was exported. `scale_model` is true in a rehearsal: then `repo` was not downloaded.
+
+    `slice` says what was exported of it, None for the whole model.
+    """
 
     repo: str
     revision: str
@@ -47,6 +62,7 @@ class Source(Fact):
     scale_model: bool
     architecture: str
     files: tuple[FileFact, ...]
+    slice: SliceFact | None = None
 
 
 class Parameters(Fact):
@@ -211,6 +227,18 @@ class Greedy(Fact):
     tie: float | None = None
 
 
+class Whole(Fact):
+    """How far a slice is from the model it is a slice of, both in float32 on the text of `Logits`: nats, and shares.
+
+    Nothing of this is what a file does: it is what the slice itself gives up.
+    """
+
+    kl_mean: float
+    top1_agreement: float
+    perplexity: float
+    perplexity_whole: float
+
+
 class Lowering(Fact):
     """Agreement of the program's logits with the same quantized weights run eagerly, on the same tokens.
 
@@ -322,6 +350,7 @@ class Parity(Fact):
     greedy: Greedy
     runner: RunnerCheck | None
     lowering: Lowering | None = None
+    whole: Whole | None = None
     tokenizer: TokenizerCheck | None = None
     stop_tokens: tuple[int, ...] | None = None
     measuring: int = 1

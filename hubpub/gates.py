@@ -51,6 +51,8 @@ def evaluate_gates(limits: Gates, parity: Parity, program: Program, vocabulary: 
         gates.append(
             _gate("lowering_perplexity", "max", rounded(max(limits.lowering_perplexity_max, chance)), difference)
         )
+    if parity.whole is not None:
+        gates.append(_gate("slice_kl_mean", "max", limits.slice_kl_mean_max, parity.whole.kl_mean))
     if parity.stop_tokens is not None:
         declared = program.metadata.get("get_eos_ids", program.metadata.get("get_eos_id"))
         ids = set(declared) if isinstance(declared, tuple) else {declared}

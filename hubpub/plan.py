@@ -20,7 +20,7 @@ from hubpub.files import HashCache, write_atomic
 from hubpub.gates import with_current_gates
 from hubpub.machine import versions
 from hubpub.matrix import Cell
-from hubpub.model.scale import scale_key
+from hubpub.model.scale import scale_key, slice_of
 from hubpub.workspace import Workspace
 
 Action = Literal["export", "reuse", "skip"]
@@ -138,6 +138,8 @@ def fingerprint(cell: Cell, *, rehearsal: bool) -> Fingerprint:
     """The fingerprint of a cell; in a rehearsal the source is the scale model that stands in for the variant."""
     variant = cell.variant
     source = f"scale-{scale_key(variant)}" if rehearsal else f"{variant.source}@{variant.revision}"
+    if (part := slice_of(variant, rehearsal=rehearsal)) is not None:
+        source += f"[{part.key}]"
     recipe = cell.recipe.model_dump_json(exclude={"gates", "summary"})
     return Fingerprint(
         source=_hash(source),

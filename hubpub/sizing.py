@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
-from hubpub.config import PACKAGE, Recipe, Scheme
+from hubpub.config import PACKAGE, Recipe, Scheme, Variant
 
 Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
 """Tensors of a checkpoint by name: dtype as safetensors names it, and shape."""
@@ -105,9 +105,21 @@ def _bytes_each(scheme: Scheme | None, plain: int) -> float:
 
 @cache
 def known_sizes() -> Mapping[str, Size]:
-    """Sizes of published source models by their id on the Hub, from sizes.toml: asked of nobody."""
+    """Sizes of published source models by their id on the Hub, from sizes.toml: asked of nobody.
+
+    A slice of one is called "id[slice]".
+    """
     rows = tomllib.loads((PACKAGE / "sizes.toml").read_text("utf-8"))["source"]
-    return {repo: Size(**row) for row in rows for repo in row.pop("repos")}
+    found: dict[str, Size] = {}
+    for row in rows:
+        repos, part = row.pop("repos"), row.pop("slice", "")
+        found |= {f"{repo}[{part}]" if part else repo: Size(**row) for repo in repos}
+    return found
+
+
+def known_as(variant: Variant) -> str:
+    """What `known_sizes` calls the source of `variant`, or the slice of it."""
+    return f"{variant.source}[{variant.slice.name}]" if variant.slice else variant.source
 
 
 def agrees(size: Size, source: str) -> bool:

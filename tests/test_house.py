@@ -38,6 +38,7 @@ ACROSS = {
     "hub/test_faults": "every fault at every call",
     "hub/test_machines": "several machines, by the command line",
     "measure/test_faults": "every gate, by the fault it is for",
+    "measure/test_slices": "slices of a trained model, right and wrong ones",
 }
 
 

@@ -12,8 +12,9 @@ import pytest
 from conftest import ROOT
 
 from hubpub.config import Project
-from hubpub.hub.source_sizes import size_of
-from hubpub.sizing import Size, Tensors, agrees, known_sizes
+from hubpub.hub.source_sizes import size_of, sliced
+from hubpub.sizing import Size, Tensors, agrees, known_as, known_sizes
+from hubpub.slices import published
 
 
 def real_size() -> ModuleType:
@@ -49,10 +50,17 @@ def test_the_table_says_what_the_model_of_the_published_config_has(variant: str,
         assert replace(size_of(shapes, kind.name), checkpoint=known.checkpoint) == known
         # Towers come on top of the text.
         assert 1.05 < known.checkpoint / (2 * known.text) < 1.3
+        for row in [name for name in known_sizes() if name.startswith(f"{repo}[")]:
+            # A slice is downloaded with all that it is a slice of.
+            part = published()[row.partition("[")[2].rstrip("]")].slice
+            assert (
+                replace(size_of(sliced(shapes, part, kind.name), kind.name), checkpoint=known.checkpoint)
+                == known_sizes()[row]
+            )
 
 
 def test_every_card_of_this_checkout_is_of_a_known_size(project: Project) -> None:
-    assert {card.variant.source for card in project.cards} <= known_sizes().keys()
+    assert {known_as(card.variant) for card in project.cards} <= known_sizes().keys()
 
 
 def test_a_checkpoint_of_another_size_than_the_table_says_is_noticed() -> None:

@@ -18,7 +18,7 @@ from hubpub.facts import CellFacts, Workflow
 from hubpub.hub.client import Client, Retry
 from hubpub.hub.source_sizes import sizes
 from hubpub.plan import Step
-from hubpub.sizing import GB, Size, known_sizes, need_of
+from hubpub.sizing import GB, Size, known_as, known_sizes, need_of
 
 # What GitHub's standard Linux runner has: memory as documented, disk as seen after `hubpub ci free-disk`.
 STANDARD_MEMORY, STANDARD_DISK = 16 * GB, 60 * GB
@@ -42,11 +42,11 @@ def job_matrix(steps: Sequence[Step], *, rehearsal: bool) -> dict[str, Any]:
             "release some repos at a time: name their variants as selectors",
         )
     table = known_sizes()
-    unknown = [step for step in todo if step.cell.variant.source not in table]
+    unknown = [step for step in todo if known_as(step.cell.variant) not in table]
     measured = sizes(unknown, _impatient()) if unknown and not rehearsal else {}
     jobs, misfits = [], []
     for step in todo:
-        size = table.get(step.cell.variant.source) or measured.get(step.cell.variant.name)
+        size = table.get(known_as(step.cell.variant)) or measured.get(step.cell.variant.name)
         need = need_of(size, step.cell.recipe) if isinstance(size, Size) and not rehearsal else None
         fits = need is None or (need.memory <= STANDARD_MEMORY and need.disk <= STANDARD_DISK)
         if not fits and need is not None:

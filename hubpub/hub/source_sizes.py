@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 
+from hubpub.config import Variant
 from hubpub.errors import HubpubError, SourceError
 from hubpub.hub.client import Client
 from hubpub.hub.sources import cached_source
 from hubpub.matrix import Cell
 from hubpub.model import families
 from hubpub.model.checkpoint import Checkpoint
+from hubpub.model.slicing import parts
 from hubpub.plan import Step
 from hubpub.sizing import WIDTH, Size, Tensors
+from hubpub.slices import Slice, whole
 
 
 def size_of(tensors: Tensors, family: str) -> Size:
@@ -44,9 +48,32 @@ def sizes(steps: Sequence[Step], client: Client | None) -> dict[str, Size | Hubp
     found: dict[str, Size | HubpubError] = {}
     for cell in {step.cell.variant.name: step.cell for step in steps if step.action != "skip"}.values():
         try:
-            found[cell.variant.name] = size_of(_tensors(cell, client), cell.variant.family)
+            found[cell.variant.name] = _size(cell.variant, _tensors(cell, client))
         except HubpubError as error:
             found[cell.variant.name] = error
+    return found
+
+
+def _size(variant: Variant, tensors: Tensors) -> Size:
+    """A slice is downloaded with all that it is a slice of, and needs memory for itself alone."""
+    size = size_of(tensors, variant.family)
+    if variant.slice is None:
+        return size
+    try:
+        own = sliced(tensors, variant.slice, variant.family)
+    except (ValueError, IndexError) as error:
+        raise SourceError(f"{variant.source} cannot be sliced: {error}") from None
+    return replace(size_of(own, variant.family), checkpoint=size.checkpoint)
+
+
+def sliced(tensors: Tensors, part: Slice, family: str) -> Tensors:
+    """What is left of the tensors of E4B in the slice `part`."""
+    prefix = families.family(family).text_prefix
+    text = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    found = {name: value for name, value in tensors.items() if not name.startswith(prefix)}
+    for new, cut, name in parts(part, whole(), {name: shape for name, (_, shape) in text.items()}):
+        dtype, shape = text[name]
+        found[prefix + new] = (dtype, cut.of(shape) if cut else shape)
     return found
 
 

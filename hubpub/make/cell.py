@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from hubpub.config import Recipe, Variant
 from hubpub.errors import ExportError
-from hubpub.facts import MEASURING, CellFacts, Context, Exported, Parity, Source, Speed, load, save
+from hubpub.facts import MEASURING, CellFacts, Context, Exported, Parity, SliceFact, Source, Speed, load, save
 from hubpub.files import HashCache
 from hubpub.gates import evaluate_gates
 from hubpub.measure.bench import speed
@@ -22,6 +22,7 @@ from hubpub.measure.parity import SCALE_TOKENS, measure, text_length
 from hubpub.measure.prompting import prompt_format
 from hubpub.model.checkpoint import TOKENIZER_FILES, Checkpoint, digest
 from hubpub.progress import Progress
+from hubpub.slices import Slice
 from hubpub.workspace import integers_of
 
 Measured = TypeVar("Measured", Parity, Speed)
@@ -32,7 +33,8 @@ class Job:
     """What a worker needs to make one cell: plain values, so that they travel between processes.
 
     `context` and `prefill` are the card's; `checkpoint` holds the source files; `references` is a folder shared by the
-    cells of a variant; `hashes` is the file that keeps hashes. `scale_model`: the checkpoint stands in for the variant.
+    cells of a variant; `hashes` is the file that keeps hashes. `scale_model`: the checkpoint stands in for the variant;
+    `slice` is the part of it that is exported, None for all.
     """
 
     cell: str
@@ -47,6 +49,7 @@ class Job:
     folder: Path
     file: str
     scale_model: bool
+    slice: Slice | None = None
 
     @property
     def pte(self) -> Path:
@@ -90,6 +93,7 @@ def make(job: Job, progress: Progress) -> CellFacts:
             license=job.variant.license,
             scale_model=job.scale_model,
             architecture=checkpoint.family.architecture,
+            slice=_slice(checkpoint),
             files=checkpoint.files(),
         ),
         parameters=exported.parameters,
@@ -109,9 +113,16 @@ def make(job: Job, progress: Progress) -> CellFacts:
     return facts
 
 
+def _slice(checkpoint: Checkpoint) -> SliceFact | None:
+    if checkpoint.slice is None or checkpoint.whole is None:
+        return None
+    part, layers = checkpoint.slice, checkpoint.whole.config["text_config"]["num_hidden_layers"]
+    return SliceFact(name=part.name, widths=part.widths, skip=part.skip, layers=layers)
+
+
 def _checkpoint(job: Job) -> Checkpoint:
 
-    checkpoint = Checkpoint.open(job.checkpoint)
+    checkpoint = Checkpoint.open(job.checkpoint, job.slice)
     if checkpoint.family.name != job.variant.family:
         raise ExportError(f"{job.cell}: {job.checkpoint} is a {checkpoint.family.name}, not a {job.variant.family}")
     return checkpoint

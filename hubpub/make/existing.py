@@ -13,16 +13,17 @@ from hubpub.errors import ConfigError, SourceError, UsageError
 from hubpub.facts import Gate, Parity, Speed
 from hubpub.gates import evaluate_gates
 from hubpub.hub.sources import download_source
-from hubpub.matrix import cells, select
+from hubpub.matrix import Cell, cells, select
 from hubpub.measure.bench import speed
 from hubpub.measure.drift import locate_drift
 from hubpub.measure.inspect import inspect
 from hubpub.measure.parity import SCALE_TOKENS, measure, text_length
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.reader import Reader
-from hubpub.model.scale import build
+from hubpub.model.scale import build, slice_of
 from hubpub.plan import Step, plan
 from hubpub.progress import Progress
+from hubpub.slices import Slice
 from hubpub.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Target:
     pte: Path
     recipe: Recipe | None
     source: Path | None
+    slice: Slice | None = None
 
 
 @dataclass(frozen=True)
@@ -71,18 +73,27 @@ def find(workspace: Workspace, given: str, *, source: Path | None, recipe: str |
     if path.suffix == ".pte" or path.is_file():
         if not path.is_file():
             raise SourceError(f"no file at {path}", "give the path of a .pte, or the name of a cell")
-        return (Target(path.name, path, _recipe_of(workspace.project, path, recipe), source),)
+        cell = _cell_of(workspace.project, path, recipe)
+        part = slice_of(cell.variant, rehearsal=workspace.rehearsal) if cell and cell.file == path.name else None
+        return (Target(path.name, path, cell.recipe if cell else None, source, part),)
     return tuple(
-        Target(step.cell.id, step.pte, step.cell.recipe, source or source_of(step.cell.variant, workspace))
+        Target(
+            step.cell.id,
+            step.pte,
+            step.cell.recipe,
+            source or source_of(step.cell.variant, workspace),
+            slice_of(step.cell.variant, rehearsal=workspace.rehearsal),
+        )
         for step in _made(workspace, given)
     )
 
 
-def _recipe_of(project: Project, path: Path, name: str | None) -> Recipe | None:
-    declared = cells(project)
+def _cell_of(project: Project, path: Path, name: str | None) -> Cell | None:
+    """The cell whose file has the name of `path`, else any of the recipe `name`."""
+    declared = sorted(cells(project), key=lambda cell: cell.file != path.name)
     for cell in declared:
         if cell.recipe.name == name if name else cell.file == path.name:
-            return cell.recipe
+            return cell
     if name:
         known = ", ".join(dict.fromkeys(cell.recipe.name for cell in declared))
         raise ConfigError(f"unknown recipe '{name}'", f"known recipes: {known}")
@@ -118,9 +129,11 @@ def validate(target: Target, workspace: Workspace, progress: Progress, *, with_d
         raise UsageError(f"{target.name} does not say which recipe it was made by", "add --recipe NAME, e.g. 8da4w")
     if target.source is None:
         raise UsageError(f"{target.name}: no reference model to compare with", "add --source DIR, its checkpoint")
-    checkpoint = Checkpoint.open(target.source)
+    from hubpub.model.loader import text_config
+
+    checkpoint = Checkpoint.open(target.source, target.slice)
     program = inspect(target.pte)
-    vocabulary = int(checkpoint.family.shape(_text_config(checkpoint)).vocabulary)
+    vocabulary = int(checkpoint.family.shape(text_config(checkpoint)).vocabulary)
     length = program.metadata.get("get_max_context_len", program.metadata.get("get_max_seq_len"))
     if not isinstance(length, int):
         raise UsageError(f"{target.name} does not say how long its context is", "export it with hubpub")
@@ -136,12 +149,6 @@ def validate(target: Target, workspace: Workspace, progress: Progress, *, with_d
         reader = Reader(checkpoint.folder, checkpoint.family.begins_with_bos)
         drift = locate_drift(target.pte, checkpoint, recipe, reader.encode(data.passage())[:DRIFT_TOKENS])
     return Validation(target.name, parity, evaluate_gates(recipe.gates, parity, program, vocabulary), drift)
-
-
-def _text_config(checkpoint: Checkpoint) -> Any:
-    import transformers
-
-    return transformers.AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True).get_text_config()
 
 
 def bench(target: Target, tokenizer: Path | None, runs: int) -> Speed:

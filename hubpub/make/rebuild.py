@@ -22,6 +22,7 @@ from hubpub.make.pool import run_all
 from hubpub.make.run import refuse_links
 from hubpub.matrix import Cell, cells
 from hubpub.model.checkpoint import Checkpoint
+from hubpub.model.scale import slice_of
 from hubpub.plan import fingerprint
 from hubpub.progress import Display
 from hubpub.workspace import Workspace
@@ -93,6 +94,7 @@ def rebuild(workspace: Workspace, facts: CellFacts, display: Display) -> Compari
             folder=folder,
             file=facts.file.name,
             scale_model=False,
+            slice=slice_of(cell.variant, rehearsal=workspace.rehearsal),
         )
         (done,) = run_all([(facts.cell, one_cell.export, (job,))], 1, display.update)
         if done.error or done.value is None:

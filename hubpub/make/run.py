@@ -23,7 +23,7 @@ from hubpub.make.cell import Job
 from hubpub.make.pool import run_all
 from hubpub.matrix import Cell
 from hubpub.model.checkpoint import Checkpoint
-from hubpub.model.scale import build
+from hubpub.model.scale import build, slice_of
 from hubpub.plan import Step, remember
 from hubpub.progress import Display, Progress
 from hubpub.sizing import Size, need_of
@@ -144,6 +144,7 @@ def export_from(
             folder=out,
             file=cell.file,
             scale_model=False,
+            slice=cell.variant.slice,
         )
         tasks.append((cell.id, one_cell.export, (job,)))
     made = {}
@@ -246,6 +247,7 @@ def _job(step: Step, source: Path, workspace: Workspace) -> Job:
         folder=step.folder,
         file=cell.file,
         scale_model=workspace.rehearsal,
+        slice=slice_of(cell.variant, rehearsal=workspace.rehearsal),
     )
 
 

@@ -36,6 +36,7 @@ from hubpub.facts import (
     Lowering,
     Parity,
     TokenizerCheck,
+    Whole,
     rounded,
 )
 from hubpub.files import write_atomic
@@ -69,6 +70,7 @@ class Reference:
 
     With a `window`, every `window` consecutive tokens are a text of their own, and a continuation ends with it. `bf16`
     and `int8_activations` are what the source is against itself with those: top-1 agreement, and mean KL in nats.
+    Of a slice, `whole` says how far it is from the model it is a slice of.
     """
 
     tokens: tuple[int, ...]
@@ -79,6 +81,7 @@ class Reference:
     window: int | None
     bf16: tuple[float, float]
     int8_activations: tuple[float, float]
+    whole: Whole | None = None
 
     def baseline(self, recipe: Recipe) -> tuple[float, float]:
         """Top-1 agreement and mean KL of the source with what `recipe` cannot avoid."""
@@ -155,6 +158,7 @@ def compare_to_reference(
         greedy=greedy,
         runner=None,
         lowering=lowering,
+        whole=known.whole,
         stop_tokens=known.stop,
         measuring=MEASURING,
     )
@@ -188,7 +192,8 @@ def reference(
         new_tokens = min(NEW_TOKENS, window // 2)
         encoded = [prompt[: window - new_tokens] for prompt in encoded]
     stop = checkpoint.stop_tokens()
-    asked = json.dumps([MEASURING, tokens, encoded, new_tokens, stop, window, checkpoint.config], sort_keys=True)
+    part = [checkpoint.slice.key] if checkpoint.slice else []
+    asked = json.dumps([MEASURING, tokens, encoded, new_tokens, stop, window, checkpoint.config, *part], sort_keys=True)
     name = f"reference-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
     table, data = folder / f"{name}.json", folder / f"{name}.safetensors"
     if not table.exists() or not data.exists():
@@ -206,6 +211,7 @@ def reference(
             model = load(checkpoint, dtype=torch.bfloat16)
             bf16 = _agreement(_rows(logits), EagerLogits(model, tokens, window), tokens)
             del model
+            whole = _distance(checkpoint.whole, logits, tokens, window, progress) if checkpoint.whole else None
         folder.mkdir(parents=True, exist_ok=True)
         # Two cells of a variant may get here at once: each writes a file of its own, the last rename wins.
         temporary = data.with_name(f".{data.name}.{os.getpid()}.tmp")
@@ -215,6 +221,7 @@ def reference(
         kept = {
             "bf16": [bf16.top1, bf16.kl_mean],
             "int8_activations": [activations.top1, activations.kl_mean],
+            "whole": whole.model_dump() if whole else None,
         }
         write_atomic(table, json.dumps(kept).encode())
     with safe_open(data, "pt") as file:
@@ -229,6 +236,19 @@ def reference(
         window=window,
         bf16=tuple(kept["bf16"]),
         int8_activations=tuple(kept["int8_activations"]),
+        whole=Whole.model_validate(kept["whole"]) if kept.get("whole") else None,
+    )
+
+
+def _distance(whole: Checkpoint, logits: Any, tokens: Sequence[int], window: int | None, progress: Progress) -> Whole:
+    """How far a slice that gave `logits` is from the `whole` model, both in float32."""
+    progress("reference: the whole model", 0.0)
+    found = _agreement(EagerLogits(reference_model(whole), tokens, window), _rows(logits), tokens)
+    return Whole(
+        kl_mean=rounded(found.kl_mean),
+        top1_agreement=rounded(found.top1),
+        perplexity=rounded(found.perplexity),
+        perplexity_whole=rounded(found.perplexity_of_first),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -17,6 +17,8 @@ from typing import Any
 from hubpub.errors import SourceError
 from hubpub.facts import FileFact
 from hubpub.model.families import FAMILIES, Family, family
+from hubpub.model.slicing import Part, parts
+from hubpub.slices import Slice, Whole, refuse_family
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -34,24 +36,36 @@ _MAX_RANK = 16
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor of a checkpoint: which shard holds it, its dtype as safetensors names it, and its shape."""
+    """One tensor of a checkpoint: which shard holds it, its dtype as safetensors names it, and its shape.
+
+    In a slice: `name` is what the shard calls it, and `part` what is kept of it (None: all).
+    """
 
     shard: str
     dtype: str
     shape: tuple[int, ...]
+    name: str = ""
+    part: Part | None = None
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder with config.json and safetensors shards, as published on the Hub."""
+    """A folder with config.json and safetensors shards, as published on the Hub, or a slice of one.
+
+    A slice has the config and the tensors of the smaller model, which are read from the files of the `whole`.
+    """
 
     folder: Path
     config: dict[str, Any]
     family: Family
+    slice: Slice | None = None
+    whole: Checkpoint | None = None
 
     @classmethod
-    def open(cls, folder: Path) -> Checkpoint:
-        """Read and check `folder`. Raises SourceError for what is missing, damaged or of an unknown architecture."""
+    def open(cls, folder: Path, part: Slice | None = None) -> Checkpoint:
+        """Read and check `folder`, or the `part` of it. Raises SourceError for what is missing, damaged or of an
+        unknown architecture, and for a slice that breaks a rule.
+        """
         if not folder.is_dir():
             raise SourceError(f"no checkpoint at {folder}", "pass a folder with config.json and *.safetensors")
         path = folder / "config.json"
@@ -69,7 +83,21 @@ class Checkpoint:
             )
         checkpoint = cls(folder, config, match)
         _ = checkpoint.tensors
-        return checkpoint
+        return checkpoint if part is None else checkpoint.sliced(part)
+
+    def sliced(self, part: Slice) -> Checkpoint:
+        """The slice `part` of this checkpoint. Raises SourceError naming the rule that it breaks."""
+        text = self.config.get("text_config")
+        try:
+            refuse_family(self.family.name)
+            whole = Whole.of(text if isinstance(text, dict) else {})
+            whole.check(part)
+            config = {**self.config, "text_config": whole.config(part, text or {})}
+            found = Checkpoint(self.folder, config, self.family, part, self)
+            _ = found.tensors
+        except ValueError as error:
+            raise SourceError(f"{self.folder} cannot be sliced: {error}") from None
+        return found
 
     @cached_property
     def shards(self) -> tuple[str, ...]:
@@ -98,6 +126,14 @@ class Checkpoint:
     def tensors(self) -> dict[str, Stored]:
         """Every stored tensor by name, from the shards' headers; each shard's size is checked against its header."""
         found: dict[str, Stored] = {}
+        if self.whole is not None and self.slice is not None:
+            prefix, text = self.family.text_prefix, self.whole.text_tensors
+            found = {name: one for name, one in self.whole.tensors.items() if not name.startswith(prefix)}
+            shapes = {name: one.shape for name, one in text.items()}
+            for new, part, name in parts(self.slice, Whole.of(self.whole.config["text_config"]), shapes):
+                shape = part.of(shapes[name]) if part else shapes[name]
+                found[prefix + new] = replace(text[name], shape=shape, name=prefix + name, part=part)
+            return found
         for name in self.shards:
             found.update(_header(self.folder / name))
         return found

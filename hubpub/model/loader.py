@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +18,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from hubpub.errors import SourceError, ToolchainError
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.patches import check_version
+from hubpub.model.slicing import take
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -27,17 +32,22 @@ def load(checkpoint: Checkpoint, *, dtype: torch.dtype | None = None) -> Any:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     model_class = getattr(transformers, checkpoint.family.text_class)
-    config = _text_config(checkpoint)
+    config = text_config(checkpoint)
     verify(checkpoint, config, model_class)
-    model, report = model_class.from_pretrained(
-        checkpoint.folder,
-        config=config,
-        dtype=dtype or "auto",
-        local_files_only=True,
-        # Not every text class knows by itself where the multimodal one keeps its weights.
-        key_mapping={"^" + re.escape(checkpoint.family.text_prefix): "model."},
-        output_loading_info=True,
-    )
+    if checkpoint.slice is None:
+        read: dict[str, Any] = {
+            # Not every text class knows by itself where the multimodal one keeps its weights.
+            "key_mapping": {"^" + re.escape(checkpoint.family.text_prefix): "model."},
+            "local_files_only": True,
+        }
+        model, report = model_class.from_pretrained(
+            checkpoint.folder, config=config, dtype=dtype or "auto", output_loading_info=True, **read
+        )
+    else:
+        model, report = model_class.from_pretrained(
+            None, config=config, dtype=dtype or "auto", output_loading_info=True, state_dict=_state(checkpoint)
+        )
+        model.config.name_or_path = str(checkpoint.folder)
     # transformers fills what it did not find with random numbers, and says so only in its log.
     if lost := sorted(set(report["missing_keys"]) - _tied(config)):
         raise ToolchainError(
@@ -47,6 +57,44 @@ def load(checkpoint: Checkpoint, *, dtype: torch.dtype | None = None) -> Any:
     # What reads a model's config is told what it is, and not what it was taken out of.
     model.config.architectures = [checkpoint.family.text_class]
     return model.eval().requires_grad_(False)
+
+
+def _state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """The text tensors of a slice as the text class names them, mapped."""
+    gathered = _Gathered()
+    return {f"model.{name}": value for name, value in read_text(checkpoint, gathered)}
+
+
+def read_text(checkpoint: Checkpoint, make: Callable[[tuple[int, ...], torch.dtype], torch.Tensor]) -> Iterator[Any]:
+    """Name below the text model and value of every text tensor of a slice; `make` is where it is gathered."""
+    from safetensors import safe_open
+
+    for shard in checkpoint.shards:
+        own = [(name, stored) for name, stored in checkpoint.text_tensors.items() if stored.shard == shard]
+        with safe_open(checkpoint.folder / shard, "pt") as file:
+            for name, stored in own:
+                value = file.get_tensor(stored.name)
+                yield name, value if stored.part is None else take(value, stored.part, make)
+
+
+class _Gathered:
+    """Tensors in temporary files without a name: what is written to them is the system's to keep, not the process's."""
+
+    def __call__(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        # Where /tmp is memory, /var/tmp is not.
+        folder = "/var/tmp" if "TMPDIR" not in os.environ and Path("/var/tmp").is_dir() else None  # noqa: S108
+        size = math.prod(shape) * dtype.itemsize
+        with tempfile.NamedTemporaryFile(dir=folder, prefix="hubpub-slice-") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except AttributeError:
+                file.truncate(size)
+            except OSError as error:
+                raise ToolchainError(
+                    f"{size:,} bytes of a slice do not fit in {Path(file.name).parent}: {error.strerror}",
+                    "free some disk space, or set TMPDIR to a folder on a larger disk",
+                ) from None
+            return torch.from_file(file.name, shared=True, size=size // dtype.itemsize, dtype=dtype).view(shape)
 
 
 def load_mapped(checkpoint: Checkpoint, *, dtype: torch.dtype) -> Any:
@@ -112,10 +160,14 @@ def _tied(config: Any) -> set[str]:
     return {"lm_head.weight"} if config.tie_word_embeddings else set()
 
 
-def _text_config(checkpoint: Checkpoint) -> Any:
+def text_config(checkpoint: Checkpoint) -> Any:
+    """The config of the text model, as transformers reads it. Raises SourceError where it cannot."""
     import transformers
 
     try:
+        if checkpoint.slice is not None:
+            known = transformers.CONFIG_MAPPING[checkpoint.config["model_type"]]
+            return known.from_dict(checkpoint.config).get_text_config()
         return transformers.AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True).get_text_config()
     except Exception as error:
         raise SourceError(f"{checkpoint.folder / 'config.json'}: {error}") from None

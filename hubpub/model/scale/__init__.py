@@ -26,6 +26,7 @@ from hubpub.model.families import family
 from hubpub.model.scale.stand_in import CONTEXT, StandIn
 from hubpub.model.scale.training import repeatable, trained
 from hubpub.progress import Progress, unseen
+from hubpub.slices import Slice
 
 
 def build(variant: Variant, cache: Path, *, progress: Progress = unseen) -> Path:
@@ -40,6 +41,15 @@ def build(variant: Variant, cache: Path, *, progress: Progress = unseen) -> Path
 def scale_key(variant: Variant) -> str:
     """12 hex digits that change whenever the bytes of the scale model would."""
     return _key(variant.family, variant.size, variant.chat)
+
+
+def slice_of(variant: Variant, *, rehearsal: bool) -> Slice | None:
+    """The slice of its source that `variant` is, None for a whole model; in a rehearsal, that of what stands in."""
+    if variant.slice is None or not rehearsal:
+        return variant.slice
+    found = import_module(f"{__name__}.{variant.family}").sliced(variant.slice, variant.size)
+    assert isinstance(found, Slice)
+    return found
 
 
 @cache

@@ -6,6 +6,8 @@ from typing import Any
 
 from hubpub.model.scale.gemma_tokenizer import GemmaTokenizer, chat_template
 from hubpub.model.scale.stand_in import CONTEXT, StandIn, Training
+from hubpub.slices import Slice, Whole
+from hubpub.slices import stand_in as stand_in_slice
 
 # The shortest patterns that hold what the real ones hold: a sliding layer whose keys and values nobody else reads, the
 # last owner of either kind, and layers of either kind that read them. Every further layer costs seconds per export.
@@ -14,6 +16,9 @@ LAYERS = {
     "E4B": ("sliding", "sliding", "full", "sliding", "sliding", "full"),
 }
 SHARED = {"E2B": 2, "E4B": 3}
+
+# The layers of E4B that each layer of its stand-in stands for: the published slices leave out 20 to 24.
+GROUPS = (range(7), range(7, 14), range(14, 20), range(20, 25), range(25, 30), range(30, 35))
 
 # Ids of text, then of images, then of audio.
 TEXT, SOFT = 1376, 32
@@ -44,13 +49,20 @@ def stand_in(size: str | None, *, chat: bool) -> StandIn:
         tokenizer=TOKENIZER,
         chat_template=chat_template("<start_of_turn>", "<end_of_turn>", system=False) if chat else None,
         # Four parallel streams make a step dearer than that of other families.
-        training=Training(steps=150),
+        training=Training(steps=200, nested=(3,)) if size == "E4B" else Training(steps=150),
         begin=(2,),
         norm=1.0,
         scaled=False,
         shards=3,
         unused={**_shared_projections(config["text_config"]), **_towers(config)},
     )
+
+
+def sliced(part: Slice, size: str | None) -> Slice:
+    """What stands in for the slice `part` of E4B: a slice of the stand-in for E4B."""
+    assert size == "E4B"
+    whole = Whole.of(_config("E4B")["text_config"])
+    return stand_in_slice(part, GROUPS, whole.widths, list(whole.readers))
 
 
 TOKENIZER = GemmaTokenizer(

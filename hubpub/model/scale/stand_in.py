@@ -13,13 +13,19 @@ CONTEXT = 4096
 
 @dataclass(frozen=True)
 class Training:
-    """How a scale model is trained: `batch` readings of `length` tokens a step."""
+    """How a scale model is trained: `batch` readings of `length` tokens a step.
+
+    A `nested` one is trained so that its slices work, each step another: feed-forwards keep `narrowest` of their
+    neurons or more, and the layers that `nested` names may be left out.
+    """
 
     steps: int
     batch: int = 8
     length: int = 128
     rate: float = 8e-3
     decay: float = 0.5
+    nested: tuple[int, ...] | None = None
+    narrowest: float = 0.5
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,9 @@ def _train(model: Any, readers: list[_Reader], how: Training, progress: Progress
         chosen = [readers[-1 if row % 4 == 3 else 0] for row in range(how.batch)]
         firsts, rows = zip(*(reader.read(how.length) for reader in chosen), strict=True)
         tokens = torch.stack(rows)
-        logits = model(input_ids=tokens[:, :-1], attention_mask=dict(masks) if window else full, use_cache=False).logits
+        with _nested(model, how, step):
+            asked = {"attention_mask": dict(masks) if window else full, "use_cache": False}
+            logits = model(input_ids=tokens[:, :-1], **asked).logits
         losses = torch.nn.functional.cross_entropy(logits.mT, tokens[:, 1:], reduction="none")
         optimizer.zero_grad()
         losses.mean().backward()
@@ -100,6 +103,42 @@ def _train(model: Any, readers: list[_Reader], how: Training, progress: Progress
         optimizer.step()
         schedule.step()
         progress("train", (step + 1) / how.steps)
+
+
+@contextmanager
+def _nested(model: Any, how: Training, step: int) -> Iterator[None]:
+    """The whole model, its smallest slice or a random one, in turns, as nested models are trained (MatFormer)."""
+    import torch
+
+    if how.nested is None or step % 4 == 0:
+        yield
+        return
+    layers = model.model.layers
+    shares = torch.rand(len(layers)).tolist()
+    smallest = step % 4 == 2
+    skipped = [layer for layer in how.nested if smallest or torch.rand(1).item() < 0.5]
+    try:
+        for layer, share in zip(layers, shares, strict=True):
+            width = layer.mlp.gate_proj.weight.shape[0]
+            kept = how.narrowest if smallest else how.narrowest + (1 - how.narrowest) * share
+            layer.mlp.forward = partial(_narrow, layer.mlp, max(1, int(kept * width / 32)) * 32)
+        for layer in skipped:
+            layers[layer].forward = lambda hidden, *_, **__: hidden
+        yield
+    finally:
+        for layer in layers:
+            vars(layer).pop("forward", None)
+            vars(layer.mlp).pop("forward", None)
+
+
+def _narrow(mlp: Any, width: int, x: Any) -> Any:
+    """The feed-forward `mlp` of Gemma 3n with its first `width` neurons alone."""
+    from torch.nn.functional import linear
+
+    gate = linear(x, mlp.gate_proj.weight[:width])
+    if mlp.activation_sparsity > 0:
+        gate = mlp._gaussian_topk(gate)
+    return linear(mlp.act_fn(gate) * linear(x, mlp.up_proj.weight[:width]), mlp.down_proj.weight[:, :width])
 
 
 def _initialize(model: Any, stand_in: StandIn) -> None:
