@@ -259,3 +259,10 @@ def test_a_table_costs_what_it_takes_and_an_element_at_least_a_reference(code: s
     assert buffer.root().numbers(0, code) == (0, 0, 0)
     with pytest.raises(Malformed, match="overlap"):
         buffer.charge(1)
+
+
+def test_a_vector_of_tables_may_reach_up_to_the_last_table_of_the_buffer() -> None:
+    """Eight references to one table of four bytes, the last four of all."""
+    offsets = [58 - (26 + 4 * index) for index in range(8)]
+    table = _table(struct.pack("<IHHI8Ii", 8, 4, 4, 8, *offsets, 40), (4,)).root()
+    assert [one.position for one in table.tables(0)] == [58] * 8
