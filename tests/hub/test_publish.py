@@ -17,9 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from hubpub.errors import AccessError, ConflictError, HubError, HubpubError
+from hubpub.errors import AccessError, ConfigError, ConflictError, HubError, HubpubError
+from hubpub.hub import publish as publishing
 from hubpub.hub.client import Add, Client
-from hubpub.hub.content import LocalFile
+from hubpub.hub.content import LocalFile, RepoRelease
 from hubpub.hub.hashing import parse_sha256sums
 from hubpub.hub.maintenance import status, verify, yank
 from hubpub.hub.names import stage_branch
@@ -512,3 +513,160 @@ def test_a_dry_run_counts_on_files_that_others_have_yet_to_stage(client: Client,
     with pytest.raises(HubError, match="neither staged"):
         publish_all(client, [elsewhere], work, unstaged=True)
     assert history(client, make.repo) == ["Release v1.0.0"]
+
+
+def test_what_is_looked_at_before_anything_is_built(hub: LocalHub, client: Client, make: Maker, work: Path) -> None:
+    new = f"{hub.user}/new"
+    alone = Client(hub.url, hub.add_token(hub.user, "write", repos=[new]), retry=FAST)
+    with pytest.raises(AccessError, match=f"{new} does not exist .* made for that repo alone"):
+        preflight(alone, [new])
+    with pytest.raises(HubError, match=f"{new} does not exist: there is nothing to open a pull request against"):
+        preflight(client, [new], create_pr=True)
+    reader = Client(hub.url, hub.add_token(hub.user, "read"), retry=FAST)
+    with pytest.raises(AccessError, match=f"no pull request to {new}: the token may only read"):
+        preflight(reader, [new], create_pr=True)
+    publish_all(client, [make()], work)
+    absent, there = preflight(client, [new, make.repo])
+    assert (absent.exists, absent.head, absent.tags) == (False, None, {})
+    branches, tags = refs_of(client, make.repo)
+    assert (there.exists, there.head, there.tags) == (True, branches["main"], tags)
+    # The Hub is asked about a repo that is there, whatever the token says of itself.
+    hub.arm(Fault(path="/auth-check", status=403, times=1))
+    with pytest.raises(AccessError, match="the Hub refuses"):
+        preflight(client, [make.repo])
+
+
+def test_a_repo_is_named_once(client: Client, make: Maker, work: Path) -> None:
+    with pytest.raises(ConfigError, match="named twice"):
+        publish_all(client, [make(), replace(make(), repo_id=make.repo.upper().replace("LOCAL", "local"))], work)
+    assert client.refs(make.repo) is None
+
+
+def elsewhere(release: RepoRelease) -> RepoRelease:
+    """The same release on a machine that has none of its large files."""
+    files = [LocalFile(f.path_in_repo, None, f.bytes, f.sha256) if f.large else f for f in release.files]
+    return replace(release, files=tuple(files))
+
+
+def test_what_changed_since_others_staged_is_not_published_over(client: Client, make: Maker, work: Path) -> None:
+    publish_all(client, [make()], work)
+    stage(client, make("v2", seed=2), work)
+    by_hand(client, make.repo, "config.json", b'{"theirs": 1}', "Fix the config")
+    with pytest.raises(ConflictError, match="'Fix the config'"):
+        publish_all(client, [elsewhere(make("v2"))], work)
+    assert history(client, make.repo) == ["Release v1.0.0", "Fix the config"]
+
+
+def test_the_receipt_counts_what_was_sent_how_long_it_took_and_what_was_repeated(
+    hub: LocalHub, client: Client, make: Maker, work: Path
+) -> None:
+    hub.arm(Fault(method="POST", path="/commit/hubpub-stage", status=503, delay=0.5))
+    hub.arm(Fault(method="POST", path="/commit/main", status=503))
+    began = time.monotonic()
+    (receipt,) = publish_all(client, [make()], work)
+    assert receipt.retries == 2 and 0.5 < receipt.seconds <= time.monotonic() - began + 0.01
+    began = time.monotonic()
+    (again,) = publish_all(client, [make()], work)
+    assert again.outcome.kind == "no-changes" and again.retries == 0 and again.bytes_sent == 0
+    assert {file.sent_bytes for file in again.files} == {0} and not any(file.changed for file in again.files)
+    assert 0 <= again.seconds <= time.monotonic() - began + 0.01
+    began = time.monotonic()
+    (planned,) = publish_all(client, [make("v2", seed=2)], work, dry_run=True)
+    assert planned.retries == 0 and 0 <= planned.seconds <= time.monotonic() - began + 0.01
+
+
+def test_what_was_staged_before_is_copied_and_not_sent_again(client: Client, make: Maker, work: Path) -> None:
+    release = make()
+    stage(client, release, work)
+    receipt = promote(client, release, work)
+    sent = {file.path: file.sent_bytes for file in receipt.files}
+    assert all(sent[name] == 0 for name in SIZES) and sent["config.json"] == 3
+
+
+def test_a_dry_run_says_what_this_machine_would_send(client: Client, make: Maker, work: Path) -> None:
+    """Of a repo that is not there yet, and of a new version of one that is."""
+    for version, seed in (("v1.0.0", None), ("v2", 2)):
+        release = make(version, seed=seed)
+        (whole,) = publish_all(client, [release], work, dry_run=True)
+        (here,) = publish_all(client, [elsewhere(release)], work, dry_run=True, unstaged=True)
+        assert whole.bytes_sent == here.bytes_sent == sum(file.sent_bytes for file in whole.files)
+        assert {f.path: f.sent_bytes for f in whole.files} == {f.path: f.sent_bytes for f in here.files}
+        changed = {file.path for file in whole.files if file.changed}
+        assert {file.path for file in whole.files if file.sent_bytes} == changed and changed >= SIZES.keys()
+        if version == "v1.0.0":
+            (staged,) = publish_all(client, [elsewhere(release)], work, dry_run=True)
+            assert staged.bytes_sent == whole.bytes_sent - sum(SIZES.values())
+            assert {file.sent_bytes for file in staged.files if file.path in SIZES} == {0}
+            publish_all(client, [release], work)
+
+
+def test_a_request_leaves_what_was_staged_for_a_release(client: Client, make: Maker, work: Path) -> None:
+    publish_all(client, [make()], work)
+    release = make("v2", seed=2)
+    stage(client, release, work)
+    (receipt,) = publish_all(client, [release], work, create_pr=True)
+    assert receipt.outcome.kind == "pull-request" and stage_branch("v2") in refs_of(client, make.repo)[0]
+
+
+def test_somebody_who_always_commits_first_wins(
+    client: Client, make: Maker, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_all(client, [make()], work)
+    staged, commit, times = stage(client, make("v2", seed=3), work), Client.commit, []
+
+    def late(self: Client, repo: str, branch: str, *args: object, **kwargs: object) -> object:
+        if branch == "main" and kwargs["title"] == "Release v2":
+            times.append(1)
+            with monkeypatch.context() as patch:
+                patch.setattr(Client, "commit", commit)
+                by_hand(client, repo, "notes.md", str(len(times)).encode())
+        return commit(self, repo, branch, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Client, "commit", late)
+    with pytest.raises(ConflictError):
+        promote(client, make("v2"), work, staged=staged)
+    assert len(times) == 2 and "Release v2" not in history(client, make.repo)
+
+
+def test_a_version_of_what_main_holds_is_a_tag_and_no_commit(client: Client, make: Maker, work: Path) -> None:
+    release = make()
+    (first,) = publish_all(client, [release], work)
+    (second,) = publish_all(client, [replace(release, version="v1.0.1")], work)
+    assert isinstance(first.outcome, Published) and second.outcome == TagOnly(first.outcome.commit, "v1.0.1")
+    assert history(client, make.repo) == ["Release v1.0.0"] and len(refs_of(client, make.repo)[1]) == 2
+    assert {file.path for file in second.files} == {file.path for file in first.files}
+
+
+def test_a_twin_that_finishes_between_two_looks(
+    client: Client, make: Maker, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = make()
+    staged, ensured, looks = stage(client, release, work), publishing.ensured_repo, []
+
+    def look(*arguments: object) -> object:
+        looks.append(1)
+        if len(looks) == 2:
+            publish_all(client, [release], tmp_path / "twin")
+        return ensured(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(publishing, "ensured_repo", look)
+    receipt = promote(client, release, work, staged=staged)
+    assert receipt.outcome == TagOnly(refs_of(client, make.repo)[1]["v1.0.0"], "v1.0.0")
+    assert history(client, make.repo) == ["Release v1.0.0"]
+
+
+@pytest.mark.parametrize("door", ["dry run", "promote"])
+def test_a_version_that_was_committed_and_not_tagged_is_finished_by_nobody_else(
+    door: str, client: Client, make: Maker, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Client, "create_tag", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            publish_all(client, [make()], work)
+    other = make(seed=7)
+    with pytest.raises(ConflictError, match=r"v1\.0\.0 was committed with other content .* is not tagged yet"):
+        if door == "promote":
+            promote(client, other, work, staged=stage(client, other, work))
+        else:
+            publish_all(client, [other], work, dry_run=True)
+    assert history(client, make.repo) == ["Release v1.0.0"] and not refs_of(client, make.repo)[1]
