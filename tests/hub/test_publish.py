@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 
 from hubpub.errors import AccessError, ConfigError, ConflictError, HubError, HubpubError
-from hubpub.hub import publish as publishing
 from hubpub.hub.client import Add, Client
 from hubpub.hub.content import LocalFile, RepoRelease
 from hubpub.hub.hashing import parse_sha256sums
@@ -26,7 +25,7 @@ from hubpub.hub.maintenance import status, verify, yank
 from hubpub.hub.names import stage_branch
 from hubpub.hub.publish import preflight, promote, publish_all
 from hubpub.hub.receipts import NoChanges, Planned, Published, PullRequest, TagOnly, load_receipt
-from hubpub.hub.staging import stage, unstage
+from hubpub.hub.staging import ensured_repo, stage, unstage
 from hubpub.localhub import Fault, LocalHub
 
 from .conftest import CARD, FAST, SIZES, Maker, Seen, both, random_files, sent_to
@@ -641,15 +640,15 @@ def test_a_twin_that_finishes_between_two_looks(
     client: Client, make: Maker, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release = make()
-    staged, ensured, looks = stage(client, release, work), publishing.ensured_repo, []
+    staged, looks = stage(client, release, work), []
 
     def look(*arguments: object) -> object:
         looks.append(1)
         if len(looks) == 2:
             publish_all(client, [release], tmp_path / "twin")
-        return ensured(*arguments)  # type: ignore[arg-type]
+        return ensured_repo(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(publishing, "ensured_repo", look)
+    monkeypatch.setattr("hubpub.hub.publish.ensured_repo", look)
     receipt = promote(client, release, work, staged=staged)
     assert receipt.outcome == TagOnly(refs_of(client, make.repo)[1]["v1.0.0"], "v1.0.0")
     assert history(client, make.repo) == ["Release v1.0.0"]
