@@ -20,6 +20,7 @@ from hubpub.errors import RenderError, UsageError
 from hubpub.facts import CardFacts, CellFacts, Method, load
 from hubpub.measure.compare import CardDiff, compare
 from hubpub.model.families import family
+from hubpub.slices import published, source
 
 if TYPE_CHECKING:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -104,6 +105,8 @@ def _values(card: Card, facts: CardFacts | None, namespace: str, previous: CardF
         "owner": owner,
         "publisher": owner if owner != owner.lower() else owner.capitalize(),
         "namespace": (facts.repo.partition("/")[0] if facts else namespace),
+        "published": published().get(card.variant.slice.name) if card.variant.slice else None,
+        "published_at": source(),
         "block": lambda name, caller: block(name, caller()),
     }
     if facts is None:

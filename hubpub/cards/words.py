@@ -7,6 +7,7 @@ import math
 import re
 import shlex
 from collections.abc import Callable, Iterable
+from itertools import groupby
 from operator import attrgetter
 
 from hubpub.cards.prose import plain
@@ -14,6 +15,7 @@ from hubpub.facts import CellFacts, Gate
 from hubpub.units import number, percent, size, valued
 
 _GATES = {
+    "slice_kl_mean": "KL of the slice to the whole model, mean",
     "finite_logits": "all logits are finite",
     "kl_mean": "KL, mean",
     "top1_agreement": "agreement on the next token",
@@ -77,6 +79,11 @@ def gate(one: Gate) -> str:
     return text if one.passed else f"**{text}**"
 
 
+def runs(values: Iterable[int]) -> str:
+    """Numbers with how often each follows itself, e.g. "4 x 8,192, 1 x 16,384"."""
+    return ", ".join(f"{len(list(same))} x {value:,}" for value, same in groupby(values))
+
+
 def counted(count: int, one: str, many: str | None = None) -> str:
     """A count with its noun, e.g. "1 thread" or "4 files"."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"
@@ -120,6 +127,7 @@ FILTERS: dict[str, Callable[..., str]] = {
     "before": lambda change: valued(change.old, change.unit),
     "after": lambda change: valued(change.new, change.unit),
     "listed": listed,
+    "runs": runs,
     "varied": varied,
     "fenced": fenced,
     "shell": shlex.quote,

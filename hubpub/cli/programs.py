@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,9 @@ from hubpub.make.run import export_from
 from hubpub.matrix import cells, select
 from hubpub.measure.bench import read_stats
 from hubpub.measure.inspect import inspect
+from hubpub.model.checkpoint import Checkpoint
+from hubpub.model.sliced_checkpoint import write
+from hubpub.slices import Slice, named, published
 from hubpub.units import seconds, size
 from hubpub.workspace import Workspace
 
@@ -51,6 +55,36 @@ def export_command(
         spent = sum(one.stages.model_dump(exclude={"peak_resident_bytes"}).values())
         shown.add_row(cell, str(out / one.file.name), size(one.file.bytes), seconds(spent), one.file.sha256)
     terminal.answer({"files": [{"cell": cell, **one.model_dump(mode="json")} for cell, one in made.items()]}, shown)
+
+
+@command(name="slice")
+@click.argument("checkpoint", type=PATH, metavar="CHECKPOINT")
+@click.option("--slice", "name", metavar="NAME", help="A published slice, e.g. E2.69B.")
+@click.option("--widths", metavar="N,N,...", help="Instead of a name: the feed-forward width of each layer that stays.")
+@click.option("--skip", metavar="N,N,...", help="With --widths: layers to leave out, numbered from 0.")
+@click.option("--out", type=PATH, required=True, metavar="DIR", help="The folder to make.")
+def slice_command(
+    terminal: Terminal, checkpoint: Path, name: str | None, widths: str | None, skip: str | None, out: Path
+) -> None:
+    """Write a slice of a Gemma 3n E4B CHECKPOINT as a checkpoint of its own, which transformers and others load."""
+    if (name is None) == (widths is None) or (skip and name):
+        raise UsageError("which slice?", f"--slice NAME, one of {', '.join(published())}; or --widths, and --skip")
+    try:
+        part = named(name) if name else Slice(widths=_numbers(widths), skip=_numbers(skip))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    opened = Checkpoint.open(checkpoint, part)
+    with terminal.progress() as progress:
+        written = write(opened, out, lambda stage, fraction: progress.update("slice", stage, fraction))
+    layers = opened.config["text_config"]["num_hidden_layers"]
+    weights = sum(prod(stored.shape) for stored in opened.text_tensors.values())
+    shown = table("folder", ">layers", ">text weights", ">bytes")
+    shown.add_row(str(out), str(layers), f"{weights:,}", f"{written:,}")
+    terminal.answer({"folder": str(out), "layers": layers, "text_weights": weights, "bytes": written}, shown)
+
+
+def _numbers(text: str | None) -> tuple[int, ...]:
+    return tuple(int(one) for one in text.split(",")) if text else ()
 
 
 @command(name="inspect")

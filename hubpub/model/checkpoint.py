@@ -34,6 +34,11 @@ _MAX_HEADER = 16 << 20
 _MAX_RANK = 16
 
 
+def width(dtype: str) -> int:
+    """Bytes of one value of `dtype`, as safetensors names it."""
+    return _BYTES[dtype]
+
+
 @dataclass(frozen=True)
 class Stored:
     """One tensor of a checkpoint: which shard holds it, its dtype as safetensors names it, and its shape.

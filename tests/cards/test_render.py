@@ -19,7 +19,7 @@ from hubpub.cards.blocks import BLOCK, metadata
 from hubpub.cards.render import CHARTS, golden, render, stale
 from hubpub.config import Card, Project
 from hubpub.errors import RenderError
-from hubpub.facts import CardFacts, PromptFormat, Turns
+from hubpub.facts import CardFacts, PromptFormat, SliceFact, Turns, Whole
 
 
 @pytest.fixture(params=["gemma-3n-E2B-it-pte", "gemma-3n-E4B-it-pte"])
@@ -322,3 +322,24 @@ def test_packed_weights_are_for_files_that_they_do_not_crash(card: Card, project
     text = text_of(card, project, facts.model_copy(update={"cells": (softcapped, *facts.cells[1:])}))
     assert "load_packed" not in text
     assert "packed_cache_path" not in text
+
+
+def test_a_card_of_a_slice_says_of_what_and_whose_figure_is_whose(project: Project) -> None:
+    card = next(card for card in project.cards if card.repo == "gemma-3n-E2.69B-it-pte")
+    facts = sample(project, card)
+    part = SliceFact(name="E2.69B", widths=(16384, 8192, 8192), skip=(3,), layers=4)
+    far = Whole(kl_mean=0.056, top1_agreement=0.902, perplexity=43.5, perplexity_whole=43.9)
+    cells = [
+        cell.model_copy(
+            update={
+                "source": cell.source.model_copy(update={"slice": part}),
+                "parity": cell.parity.model_copy(update={"whole": far}),
+            }
+        )
+        for cell in facts.cells
+    ]
+    text = text_of(card, project, facts.model_copy(update={"cells": tuple(cells)}))
+    assert metadata(text)["base_model"] == "google/gemma-3n-E4B-it"
+    assert "of the 4 layers of [google/gemma-3n-E4B-it]" in text and "without 3; feed-forward widths 1 x 16,384" in text
+    assert "Google reports 57.7% on MMLU" in text and "not measured on these files" in text
+    assert "90.2% of the next tokens, at a mean KL of 0.056" in text
