@@ -7,12 +7,13 @@ import re
 import subprocess
 import tempfile
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 from hubpub.config import PACKAGE, Project, load_card
 from hubpub.errors import ConfigError, UsageError
 from hubpub.files import write_atomic
-from hubpub.matrix import Cell, cells
+from hubpub.matrix import Cell, cells, select
 
 # Nothing under these changes what an export or a measurement gives. Whatever is new in hubpub/ may.
 _UNRELATED = (
@@ -22,6 +23,13 @@ _UNRELATED = (
 )  # fmt: skip
 _MAKING = ("hubpub/", "pyproject.toml", ".github/requirements")
 COMMENT = "<!-- hubpub: card changes -->"
+
+
+def selected(project: Project, selectors: Sequence[str], base: str | None) -> tuple[Cell, ...]:
+    """The selected cells; with a commit `base` those of them whose files could come out differently since then."""
+    chosen = select(cells(project), selectors)
+    changed = changed_since(project, base) if base is not None else {cell.id: "" for cell in chosen}
+    return tuple(cell for cell in chosen if cell.id in changed)
 
 
 def changed_since(project: Project, base: str) -> dict[str, str]:

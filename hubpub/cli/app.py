@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Plan": {
         "plan": ("planning", "what would run, and why"),
-        "doctor": ("planning", "is this machine able to do that release"),
+        "doctor": ("examining", "is this machine able to do that release"),
         "pin": ("pinning", "write the latest commit of a source model into its card.toml"),
     },
     "Make and measure files": {

@@ -13,13 +13,12 @@ from hubpub.cli.options import command
 from hubpub.cli.terminal import Terminal
 from hubpub.config import Project
 from hubpub.errors import ExportError, HubError, UsageError
-from hubpub.facts import CardFacts, CellFacts
 from hubpub.hub.maintenance import status, verify, yank
 from hubpub.hub.publish import preflight
-from hubpub.hub.staging import staged_versions, unstage
+from hubpub.hub.staging import unstage_all
 from hubpub.localhub import LocalHub, serve
 from hubpub.make import rebuild as rebuilding
-from hubpub.make.rebuild import rebuild
+from hubpub.make.rebuild import published_facts, rebuild
 from hubpub.matrix import cells
 from hubpub.release.connect import HUGGING_FACE, LOCAL_PORT, connect
 from hubpub.workspace import Workspace
@@ -62,7 +61,9 @@ def verify_command(
     name, _, revision = repo.partition("@")
     with connect(hub or HUGGING_FACE, work / "hub", namespace) as to:
         found = verify(to.client, name, revision or "main", download=download)
-        facts = _facts_of(to.client.read(name, found.commit, "facts.json"), cell, repo) if cell and found.ok else None
+        facts = None
+        if cell and found.ok:
+            facts = published_facts(to.client.read(name, found.commit, "facts.json"), cell, repo)
     again = None
     if facts is not None:
         with terminal.progress() as progress:
@@ -78,19 +79,6 @@ def verify_command(
         raise HubError(f"{repo} is not intact: {found.problems[0]}", "release a new version; tags never move")
     if again and not again.same:
         raise ExportError(f"{again.file}: its source gave another file here", again.reason)
-
-
-def _facts_of(data: bytes | None, cell: str, repo: str) -> CellFacts:
-    try:
-        known = CardFacts.model_validate_json(data or b"").cells
-    except ValueError:
-        raise HubError(
-            f"the facts.json of {repo} cannot be read", "it is of a release that this hubpub cannot rebuild"
-        ) from None
-    facts = next((one for one in known if one.cell == cell), None)
-    if facts is None:
-        raise UsageError(f"{repo} holds no {cell}", f"its cells: {', '.join(one.cell for one in known)}")
-    return facts
 
 
 @command(name="yank")
@@ -137,8 +125,7 @@ def unstage_command(
     """
     with connect(hub or HUGGING_FACE, work / "hub", namespace) as to:
         preflight(to.client, [repo])
-        waiting = [version] if version else list(staged_versions(to.client, repo))
-        dropped = [one for one in waiting if unstage(to.client, repo, one)]
+        dropped = unstage_all(to.client, repo, version)
     said = f"{repo}: dropped {', '.join(dropped)}" if dropped else f"{repo}: nothing was staged"
     terminal.answer({"repo": repo, "dropped": dropped}, said)
 

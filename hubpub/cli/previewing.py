@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import click
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from hubpub.cards.diff import CardChange, Published
 from hubpub.cards.preview import serve_preview
-from hubpub.cards.published import candidate, change, chosen, files_of, published
 from hubpub.cards.render import golden_facts
 from hubpub.cli import options, tables
 from hubpub.cli.options import command
 from hubpub.cli.terminal import Terminal
-from hubpub.config import Card, Project
-from hubpub.errors import AccessError, HubError
-from hubpub.hub.client import Retry
+from hubpub.config import Project
+from hubpub.release.changes import changes, published_now
 from hubpub.release.connect import HUGGING_FACE, LOCAL, connect
 from hubpub.workspace import Workspace
 
@@ -34,18 +31,6 @@ from hubpub.workspace import Workspace
 def preview_command(
     terminal: Terminal, project: Project, work: Path, port: int, hub: str, namespace: str | None
 ) -> None:
-    def there(card: Card) -> tuple[str, Published | None]:
-        if hub == LOCAL and not (work / "hub").is_dir():
-            raise HubError(
-                f"there is no local Hub in {work} yet",
-                "run 'hubpub release --all --rehearse', or name a Hub with --hub",
-            )
-        # Asked when the page is opened, and let go at once: a release may need the local Hub meanwhile.
-        with connect(hub, work / "hub", namespace) as to:
-            to.client.retry = Retry(attempts=1)
-            repo = to.repo_id(card)
-            return repo, published(to.client, repo, files_of(golden_facts(card)))
-
     def ready(url: str) -> None:
         said = f"preview at {url}  (saving a card, its facts or a template reloads it; Ctrl-C stops it)"
         terminal.announce({"url": url}, said)
@@ -55,7 +40,7 @@ def preview_command(
         namespace=namespace or "NAMESPACE",
         port=port,
         facts_for=golden_facts,
-        published=there,
+        published=partial(published_now, hub, work / "hub", namespace),
         ready=ready,
     )
 
@@ -80,18 +65,8 @@ def diff_command(
 
     CARD is the name of a repo, a variant or a folder, or a glob.
     """
-    found: list[tuple[CardChange, str]] = []
     with connect(hub or HUGGING_FACE, work / "hub", namespace) as to:
-        to.client.retry = Retry(attempts=3)
-        try:
-            owner = to.namespace
-        except AccessError as error:
-            raise type(error)(error.message, f"name the owner with --namespace; or {error.hint}") from None
-        for card in chosen(project, cards):
-            facts, origin = candidate(Workspace(project, work, hub == LOCAL), card)
-            repo = f"{owner}/{card.repo}"
-            one = change(project, card, facts, published(to.client, repo, files_of(facts)), repo, version)
-            found.append((replace(one, refused=to.client.card_problem(one.text)), origin))
+        found = changes(Workspace(project, work, hub == LOCAL), to, cards, version)
     if markdown and not terminal.json:
         print("\n".join(f"{one.as_markdown()}\n<sub>facts: {origin}</sub>\n" for one, origin in found), end="")
         return

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -13,22 +11,10 @@ from hubpub.cli.options import PATH, check_selection, command
 from hubpub.cli.terminal import Terminal
 from hubpub.config import Project
 from hubpub.errors import UsageError
-from hubpub.release.connect import HUGGING_FACE, LOCAL, Destination, connect
 from hubpub.release.promote import promote
 from hubpub.release.run import make_and_stage, run
-from hubpub.release.targets import rehearsal_owner
+from hubpub.release.targets import destination
 from hubpub.workspace import Workspace
-
-
-@contextmanager
-def _destination(
-    workspace: Workspace, hub: str | None, namespace: str | None, for_rehearsals: str | None
-) -> Iterator[Destination]:
-    """Where a release goes, or a rehearsal: to the local Hub unless another one and an owner were named for it."""
-    endpoint = hub or (LOCAL if workspace.rehearsal else HUGGING_FACE)
-    owner = rehearsal_owner(endpoint, namespace, for_rehearsals) if workspace.rehearsal else namespace
-    with connect(endpoint, workspace.hub, owner) as to:
-        yield to
 
 
 @command(name="release")
@@ -71,7 +57,7 @@ def release_command(
     if stage and (pr or dry_run or record):
         raise UsageError("--stage goes with none of --pr, --dry-run and --record", "give them to 'hubpub promote'")
     workspace = Workspace(project, work, rehearse)
-    with terminal.progress() as progress, _destination(workspace, hub, namespace, rehearsal_namespace) as to:
+    with terminal.progress() as progress, destination(workspace, hub, namespace, rehearsal_namespace) as to:
         if stage:
             report = make_and_stage(
                 workspace, to, selectors, version, progress, jobs=jobs, force=force, over_rehearsal=over_rehearsal
@@ -136,7 +122,7 @@ def promote_command(
     """
     check_selection(selectors, everything)
     workspace = Workspace(project, work, rehearse)
-    with terminal.progress() as progress, _destination(workspace, hub, namespace, rehearsal_namespace) as to:
+    with terminal.progress() as progress, destination(workspace, hub, namespace, rehearsal_namespace) as to:
         receipts = promote(
             workspace,
             to,

@@ -114,6 +114,12 @@ def unstage(client: Client, repo_id: str, version: str) -> bool:
     return True
 
 
+def unstage_all(client: Client, repo_id: str, version: str | None) -> tuple[str, ...]:
+    """Drop what was staged for `version`, or for every version where None. Returns the versions that were staged."""
+    waiting = [version] if version else staged_versions(client, repo_id)
+    return tuple(one for one in waiting if unstage(client, repo_id, one))
+
+
 def ensured_repo(client: Client, release: RepoRelease) -> Refs:
     """The refs of the repo, made where there is none: as visible as its owner has new repos be."""
     refs = client.refs(release.repo_id)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import hubpub
 from hubpub.config import Card
-from hubpub.errors import ConfigError, HubpubError, SourceError, ToolchainError
+from hubpub.errors import ConfigError, HubError, HubpubError, SourceError, ToolchainError, UsageError
 from hubpub.facts import CardFacts, CellFacts, Fact, Rebuilt, load, save
 from hubpub.machine import STACK, system, versions
 from hubpub.make import cell as one_cell
@@ -114,6 +114,20 @@ def rebuild(workspace: Workspace, facts: CellFacts, display: Display) -> Compari
         reason="" if same else _difference(cell, facts, workspace),
         kept=None if same else str(job.pte),
     )
+
+
+def published_facts(data: bytes | None, cell: str, repo: str) -> CellFacts:
+    """The facts of `cell` in a published facts.json. Raises HubError where it cannot be read, UsageError without it."""
+    try:
+        known = CardFacts.model_validate_json(data or b"").cells
+    except ValueError:
+        raise HubError(
+            f"the facts.json of {repo} cannot be read", "it is of a release that this hubpub cannot rebuild"
+        ) from None
+    facts = next((one for one in known if one.cell == cell), None)
+    if facts is None:
+        raise UsageError(f"{repo} holds no {cell}", f"its cells: {', '.join(one.cell for one in known)}")
+    return facts
 
 
 def refuse_other_versions(facts: CellFacts) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from hubpub.config import Card
 from hubpub.errors import ConflictError, UsageError
 from hubpub.facts import CardFacts
 from hubpub.hub.client import Client
 from hubpub.hub.publish import RepoAccess, preflight
-from hubpub.release.connect import LOCAL, Destination
+from hubpub.release.connect import HUGGING_FACE, LOCAL, Destination, connect
+from hubpub.workspace import Workspace
 
 
 def rehearsal_owner(endpoint: str, owner: str | None, for_rehearsals: str | None) -> str | None:
@@ -29,6 +31,17 @@ def rehearsal_owner(endpoint: str, owner: str | None, for_rehearsals: str | None
             f"releases and rehearsals would both go to {owner}", "give rehearsals a user or organisation of their own"
         )
     return for_rehearsals
+
+
+@contextmanager
+def destination(
+    workspace: Workspace, hub: str | None, namespace: str | None, for_rehearsals: str | None
+) -> Iterator[Destination]:
+    """Where a release goes, or a rehearsal: to the local Hub unless another one and an owner were named for it."""
+    endpoint = hub or (LOCAL if workspace.rehearsal else HUGGING_FACE)
+    owner = rehearsal_owner(endpoint, namespace, for_rehearsals) if workspace.rehearsal else namespace
+    with connect(endpoint, workspace.hub, owner) as to:
+        yield to
 
 
 def check_targets(
