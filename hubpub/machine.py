@@ -9,8 +9,6 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import psutil
-
 STACK = ("torch", "executorch", "torchao", "transformers")
 """The packages whose versions decide the bytes of a `.pte`."""
 
@@ -58,6 +56,8 @@ def host() -> str:
 
 def processes_that_fit(tasks: int, bytes_each: int) -> int:
     """As many processes for `tasks` as there are cores and as fit into the memory that is free, at least one."""
+    import psutil
+
     fitting = psutil.virtual_memory().available // max(bytes_each, 1)
     return max(1, min(tasks, os.cpu_count() or 1, int(fitting)))
 

@@ -21,6 +21,8 @@ LATE = {
     "markdown_it": "the same, of Markdown",
     "pygments": "the same, of code in colours",
     "rich.syntax": "it loads pygments",
+    "psutil": "what only plans looks at no memory",
+    "packaging": "what only plans compares no versions",
     "resource": "not everywhere",
     "fcntl": "not everywhere",
 }

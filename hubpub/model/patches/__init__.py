@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from packaging.specifiers import SpecifierSet
-
 from hubpub.errors import ToolchainError
 from hubpub.facts import Patch as PatchFact
 
@@ -57,6 +55,8 @@ def check_version(package: str, allowed: str, who: str) -> None:
         found = version(package)
     except PackageNotFoundError:
         raise ToolchainError(f"{who} needs {package}{allowed}, which is not installed", "pip install hubpub") from None
+    from packaging.specifiers import SpecifierSet
+
     if not SpecifierSet(allowed).contains(found.split("+")[0], prereleases=True):
         raise ToolchainError(
             f"{who} holds for {package}{allowed}, but {found} is installed",
