@@ -56,7 +56,11 @@ def hubpub(*arguments: str, work: Path, cwd: Path = ROOT, timeout: float = 1800,
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The work folder of this test run. HUBPUB_TEST_WORK keeps it between runs while developing."""
     given = os.environ.get("HUBPUB_TEST_WORK")
-    return Path(given) if given else tmp_path_factory.mktemp("work")
+    if given:
+        return Path(given)
+    # Each process of pytest-xdist has a folder of its own in that of the run, and what is made once is made for all.
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "work"
 
 
 @pytest.fixture(scope="session")
@@ -115,9 +119,41 @@ def rehearsal(rehearsed: Project, work: Path) -> Ran:
 # What stands behind these takes more than a second: training, an export, a browser, a whole release.
 SLOW_FIXTURES = {"browser", "programs", "rehearsal", "scale_cache"}
 
+# Side by side, tests of one file stay in one process, and so do all that look at the rehearsal or publish to its Hub:
+# a local Hub is served by one process at a time. What takes longest begins first.
+TOGETHER = (
+    "tests/e2e/test_release.py",
+    "tests/e2e/test_regression.py",
+    "tests/e2e/test_workflow.py",
+    "tests/release/test_assemble.py",
+)
+FIRST = (*TOGETHER, "tests/e2e/test_real.py", "tests/cards/test_usage.py", "tests/export/test_cell.py")
 
+
+def _file(node: str) -> str:
+    return node.partition("::")[0]
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that ask for something slow are slow; what else is, says so. `-m "not slow"` leaves all of it out."""
     for item in items:
         if isinstance(item, pytest.Function) and SLOW_FIXTURES.intersection(item.fixturenames):
             item.add_marker("slow")
+            if "rehearsal" in item.fixturenames and _file(item.nodeid) not in TOGETHER:
+                raise pytest.UsageError(f"{_file(item.nodeid)} looks at the rehearsal: name it in TOGETHER")
+    order = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(_file(item.nodeid), len(FIRST)))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand out files, and those that belong together at once; called where pytest runs with `-n`."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "rehearsal" if _file(nodeid) in TOGETHER else _file(nodeid)
+
+    # In the order of the collection, not by the number of tests.
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
