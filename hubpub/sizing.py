@@ -20,7 +20,8 @@ Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
 GB = 1_000_000_000
 
 
-# Python, torch and the exported graph, and the widest table in float32 while it is worked on.
+# Python, torch and the exported graph, and the widest table in float32 while it is worked on. Measured at real size, it
+# is what exporting took beyond the integers it holds: 1.2 to 1.5 GB (benchmarks/README.md, "Exporting at real size").
 EXPORT_BASE = 2 * GB
 
 
