@@ -98,6 +98,7 @@ class Gates(Frozen):
 
     `slice_kl_mean_max` is on a slice against the model it is a slice of: one that takes other weights than those that
     were trained to work alone is no model at all.
+    `anonymous_per_weight_max` is bytes of memory that the system cannot take back, for each weight, beyond the arena.
     """
 
     logit_error_max: float | None = Field(default=None, gt=0)
@@ -112,6 +113,7 @@ class Gates(Frozen):
     noise_max: float = Field(default=1.5, ge=1)
     lowering_perplexity_max: float = Field(default=0.01, gt=0)
     slice_kl_mean_max: float = Field(default=0.4, gt=0)
+    anonymous_per_weight_max: float | None = Field(default=None, gt=0)
 
 
 class Override(Frozen):

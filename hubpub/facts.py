@@ -21,7 +21,7 @@ from hubpub.files import write_atomic
 T = TypeVar("T", bound=BaseModel)
 
 # Raised when what is measured, or how, changes: a cell measured the old way is measured again, and not exported again.
-MEASURING = 4
+MEASURING = 5
 
 
 class Fact(BaseModel):
@@ -368,13 +368,15 @@ class Resident(Fact):
 class Memory(Fact):
     """What a file took of memory: after loading, after the prompt, and after `generated_tokens` new tokens.
 
-    On this machine: beyond what the process held before; of a device: all of the process.
+    On this machine: beyond what the process held before; of a device: all of the process. `beside` is the part of the
+    tokenizer and the runner, taken before the file is loaded; None where that was not told apart.
     """
 
     loaded: Resident
     prefilled: Resident
     generated: Resident
     generated_tokens: int
+    beside: Resident | None = None
 
 
 class Speed(Fact):
@@ -383,7 +385,7 @@ class Speed(Fact):
     `load_seconds` is from nothing to the first answer of two tokens, `first_token_seconds` from a prompt of
     `prefill_tokens` to its first new token. `peak_resident_bytes` is what loading and running the program added to the
     process at its peak. `through` says what ran it. Where `representative` is false, `reason` says why. `measuring` and
-    `sha256` are as in `Parity`.
+    `sha256` are as in `Parity`. `memory` tells what was taken apart by kind.
     """
 
     host: str
@@ -395,6 +397,7 @@ class Speed(Fact):
     decode_tokens_per_second: float
     peak_resident_bytes: int
     first_token_seconds: float | None = None
+    memory: Memory | None = None
     runs: int = 1
     prefill_range: tuple[float, float] | None = None
     decode_range: tuple[float, float] | None = None
@@ -529,6 +532,18 @@ class Workflow(Fact):
     attested: bool = True
 
 
+class OtherHost(Fact):
+    """The file on another kind of machine, e.g. "Linux aarch64": held against the same original by the same gates.
+
+    What it answers there need not be what it answers elsewhere: kernels round in other places.
+    """
+
+    system: str
+    parity: Parity
+    speed: Speed
+    gates: tuple[Gate, ...]
+
+
 class CellFacts(Fact):
     """Everything measured about one cell.
 
@@ -559,24 +574,33 @@ class CellFacts(Fact):
     workflow: Workflow | None = None
     devices: tuple[DeviceSpeed, ...] = ()
     evaluations: tuple[Evaluation, ...] = ()
+    hosts: tuple[OtherHost, ...] = ()
     rebuilt: tuple[Rebuilt, ...] = ()
     prompt: PromptFormat | None = None
 
     @model_validator(mode="after")
     def _of_one_file(self) -> CellFacts:
-        for what, measured in (("parity", self.parity), ("speed", self.speed)):
+        for what, measured in self._measurements:
             if measured.sha256 not in ("", self.file.sha256):
                 raise ValueError(f"{what} was measured on another file than {self.file.name}")
         return self
 
     @property
+    def _measurements(self) -> list[tuple[str, Parity | Speed]]:
+        found: list[tuple[str, Parity | Speed]] = [("parity", self.parity), ("speed", self.speed)]
+        for one in self.hosts:
+            found += [("parity", one.parity), ("speed", one.speed)]
+        return found
+
+    @property
     def passed(self) -> bool:
-        return all(gate.passed for gate in self.gates)
+        gates = (*self.gates, *(gate for one in self.hosts for gate in one.gates))
+        return all(gate.passed for gate in gates)
 
     @property
     def measured_as_now(self) -> bool:
         """Whether everything was measured in the way it is measured now, on the file these facts are of."""
-        return all(one.measuring == MEASURING and one.sha256 == self.file.sha256 for one in (self.parity, self.speed))
+        return all(one.measuring == MEASURING and one.sha256 == self.file.sha256 for _, one in self._measurements)
 
 
 class Accepted(Fact):

@@ -15,16 +15,28 @@ from typing import Literal
 
 from hubpub.config import Card, Gates, locate
 from hubpub.errors import ConfigError, GateError
-from hubpub.facts import Accepted, CardFacts, CellFacts, Gate, Logits, Parity, Program, rounded
+from hubpub.facts import Accepted, CardFacts, CellFacts, Gate, Logits, Memory, OtherHost, Parity, Program, rounded
 from hubpub.matrix import Cell
 
 Verdict = Literal["better", "worse", "same", "changed", "not comparable"]
 
 
-def evaluate_gates(limits: Gates, parity: Parity, program: Program, vocabulary: int) -> tuple[Gate, ...]:
+# What a process takes beside weights, whatever their size: the pool of threads, buffers of the runner.
+BESIDE = 32 << 20
+
+
+def evaluate_gates(
+    limits: Gates,
+    parity: Parity,
+    program: Program,
+    vocabulary: int,
+    memory: Memory | None = None,
+    parameters: int | None = None,
+) -> tuple[Gate, ...]:
     """Every gate with its limit and what was measured. A figure that is not finite passes no gate.
 
-    What facts of an older release do not hold, and what a layout does not have, is not judged.
+    What facts of an older release do not hold, and what a layout does not have, is not judged; nor is memory where it
+    was not measured.
     """
     logits, greedy, runner, lowering = parity.logits, parity.greedy, parity.runner, parity.lowering
     noise = lowering.noise_kl_mean or 0.0 if lowering is not None else 0.0
@@ -68,6 +80,14 @@ def evaluate_gates(limits: Gates, parity: Parity, program: Program, vocabulary: 
         gates.append(_gate("llm_runner_matches", "min", 1.0, float(runner.matches_decode_loop)))
     if limits.logit_error_max is not None:
         gates.append(_gate("logit_error_max", "max", limits.logit_error_max, logits.error_max))
+    if memory is not None and parameters and limits.anonymous_per_weight_max is not None:
+        # Beyond the arena, which the file asks for and which holds the KV cache: copies of weights.
+        # Nor does the tokenizer count: of a large vocabulary it takes hundreds of megabytes.
+        known = max((one.planned_bytes for one in program.methods), default=0)
+        known += memory.beside.anonymous if memory.beside else 0
+        copies = max(0, memory.generated.anonymous - known)
+        limit = limits.anonymous_per_weight_max + BESIDE / parameters
+        gates.append(_gate("anonymous_per_weight", "max", rounded(limit), rounded(copies / parameters)))
     return tuple(gates)
 
 
@@ -81,16 +101,24 @@ def _quality_limits(limits: Gates, logits: Logits) -> tuple[float, float]:
 
 
 def with_current_gates(cell: Cell, facts: CellFacts) -> CellFacts:
-    """`facts` with the recipe's gates as they are now: changing a limit needs no new export."""
-    gates = evaluate_gates(cell.recipe.gates, facts.parity, facts.program, facts.vocabulary)
-    return facts.model_copy(update={"gates": gates, "summary": cell.recipe.summary})
+    """`facts` with the recipe's gates as they are now, on every machine: changing a limit needs no new export."""
+
+    def judged(one: CellFacts | OtherHost) -> tuple[Gate, ...]:
+        limits, weights = cell.recipe.gates, facts.parameters.total
+        return evaluate_gates(limits, one.parity, facts.program, facts.vocabulary, one.speed.memory, weights)
+
+    hosts = tuple(one.model_copy(update={"gates": judged(one)}) for one in facts.hosts)
+    return facts.model_copy(update={"gates": judged(facts), "hosts": hosts, "summary": cell.recipe.summary})
 
 
 def missed_gates(facts: CellFacts) -> GateError | None:
-    """The error that says which gates a cell does not pass, or None where it passes all of them."""
-    missed = [f"{gate.name} {gate.measured:g} ({gate.kind} {gate.limit:g})" for gate in facts.gates if not gate.passed]
-    if not missed:
+    """The error that says which gates a cell does not pass, and where; None where it passes all of them."""
+    judged = [(gate, "") for gate in facts.gates]
+    judged += [(gate, f" on {one.system}") for one in facts.hosts for gate in one.gates]
+    failed = [(gate, where) for gate, where in judged if not gate.passed]
+    if not failed:
         return None
+    missed = [f"{gate.name}{where} {gate.measured:g} ({gate.kind} {gate.limit:g})" for gate, where in failed]
     return GateError(f"{facts.cell} did not pass: {', '.join(missed)}", "its repo is not published")
 
 

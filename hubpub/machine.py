@@ -62,6 +62,16 @@ def processes_that_fit(tasks: int, bytes_each: int) -> int:
     return max(1, min(tasks, os.cpu_count() or 1, int(fitting)))
 
 
+def resident() -> tuple[int, int] | None:
+    """Bytes of this process in memory: anonymous, and mapped from files; None where the system does not tell them
+    apart."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(lines["RssAnon"].split()[0]) * 1024, int(lines["RssFile"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+
+
 def peak_resident_bytes() -> int:
     """The most memory this process has had resident, in bytes."""
     try:

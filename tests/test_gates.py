@@ -12,8 +12,17 @@ from toy import card, cell, declared
 
 from hubpub.config import Gates, Project, Recipe
 from hubpub.errors import ConfigError, GateError
-from hubpub.facts import CellFacts, Gate, Lowering, Parity, RunnerCheck, TokenizerCheck
-from hubpub.gates import METRICS, Metric, changes, check_regressions, evaluate_gates, missed_gates, with_current_gates
+from hubpub.facts import CellFacts, Gate, Lowering, Memory, Parity, Resident, RunnerCheck, TokenizerCheck
+from hubpub.gates import (
+    BESIDE,
+    METRICS,
+    Metric,
+    changes,
+    check_regressions,
+    evaluate_gates,
+    missed_gates,
+    with_current_gates,
+)
 from hubpub.matrix import Cell
 
 LIMITS = Gates(
@@ -60,6 +69,18 @@ def evaluated(found: Parity, limits: Gates = LIMITS, **metadata: Any) -> dict[st
 
 def missed(found: Parity, **metadata: Any) -> list[str]:
     return [name for name, gate in evaluated(found, **metadata).items() if not gate.passed]
+
+
+@pytest.mark.parametrize(("copies", "passes"), [(5_000_000 + BESIDE, True), (5_100_000 + BESIDE, False)])
+def test_copies_of_weights_are_limited_beyond_the_arena(copies: int, passes: bool) -> None:
+    """Of 10 million weights half a byte each, and what a process takes anyway; the arena has 100 MB."""
+    limits = LIMITS.model_copy(update={"anonymous_per_weight_max": 0.5})
+    at = Resident(anonymous=100_000_000 + copies, mapped=1)
+    memory = Memory(loaded=at, prefilled=at, generated=at, generated_tokens=256)
+    program = cell().program
+    found = {one.name: one for one in evaluate_gates(limits, parity(), program, VOCABULARY, memory, 10_000_000)}
+    assert found["anonymous_per_weight"].passed is passes
+    assert "anonymous_per_weight" not in {one.name for one in evaluate_gates(limits, parity(), program, VOCABULARY)}
 
 
 def test_a_program_that_is_well_passes_every_gate() -> None:

@@ -35,6 +35,7 @@ LATE_OF_OURS = {
 ACROSS = {
     "cards/test_browser": "the preview and the local Hub in a real browser",
     "cards/test_claims": "what a whole card says",
+    "cards/test_machines": "a whole card of files that were measured on several machines",
     "cards/test_hostile": "a whole card made of hostile declarations",
     "cards/test_signatures": "code of the templates",
     "hub/test_faults": "every fault at every call",

@@ -11,7 +11,7 @@ from itertools import groupby
 from operator import attrgetter
 
 from hubpub.cards.prose import plain
-from hubpub.facts import CellFacts, Gate
+from hubpub.facts import CellFacts, Gate, Resident
 from hubpub.units import number, percent, size, valued
 
 _GATES = {
@@ -30,6 +30,7 @@ _GATES = {
     "lowering_perplexity": "relative change of perplexity against the quantized weights run in PyTorch",
     "eos_ids": "stops on the same tokens as the original",
     "tokenizer_fits": "the tokenizer matches the model",
+    "anonymous_per_weight": "bytes of anonymous memory for each weight, beyond the arena",
     "llm_runner_matches": "the LLM runner gives the same text",
 }
 _SHARES = {"top1_agreement", "greedy_first_token", "greedy_exact", "lowering_perplexity"}
@@ -112,6 +113,11 @@ def varied(cells: Iterable[CellFacts], path: str, one: str) -> str:
     return counted(usual, one) + (f" ({unlike})" if unlike else "")
 
 
+def kinds(found: Resident) -> str:
+    """Memory by kind, e.g. "248 MB + 38.6 MB"."""
+    return f"{size(found.anonymous)} + {size(found.mapped)}"
+
+
 FILTERS: dict[str, Callable[..., str]] = {
     "size": size,
     "percent": percent,
@@ -131,5 +137,6 @@ FILTERS: dict[str, Callable[..., str]] = {
     "varied": varied,
     "fenced": fenced,
     "shell": shlex.quote,
+    "kinds": kinds,
     "literal": lambda text: json.dumps(text, ensure_ascii=False),
 }

@@ -29,12 +29,17 @@ MATRIX_JOBS = 256
 def job_matrix(steps: Sequence[Step], *, rehearsal: bool) -> dict[str, Any]:
     """One job per cell and one per repo. `runner` is the label of a machine that can hold the cell.
 
+    The cells of "arm" are those that are measured on ARM as well, on HUBPUB_ARM_RUNNER ("none": nowhere) or
+    HUBPUB_LARGE_ARM_RUNNER.
+
     Labels come from HUBPUB_RUNNER and HUBPUB_LARGE_RUNNER; a cell of unknown need gets the standard one. Raises
     ToolchainError for cells that do not fit the standard one where there is no large one, and UsageError for more cells
     than one matrix takes.
     """
     standard = os.environ.get("HUBPUB_RUNNER") or "ubuntu-24.04"
     large = os.environ.get("HUBPUB_LARGE_RUNNER")
+    arm = os.environ.get("HUBPUB_ARM_RUNNER") or "ubuntu-24.04-arm"
+    large_arm = os.environ.get("HUBPUB_LARGE_ARM_RUNNER")
     todo = [step for step in steps if step.action != "skip"]
     if len(todo) > MATRIX_JOBS:
         raise UsageError(
@@ -68,7 +73,15 @@ def job_matrix(steps: Sequence[Step], *, rehearsal: bool) -> dict[str, Any]:
             "set the variable HUBPUB_LARGE_RUNNER to the label of a larger machine, or exclude them in card.toml",
         )
     repos = list(dict.fromkeys(str(job["repo"]) for job in jobs))
-    return {"cells": {"include": jobs}, "repos": {"include": [{"repo": repo} for repo in repos]}}
+    on_arm = []
+    for one in jobs if arm != "none" else ():
+        if label := arm if one["size"] == "standard" else large_arm:
+            on_arm.append({"cell": one["cell"], "repo": one["repo"], "key": one["key"], "runner": label})
+    return {
+        "cells": {"include": jobs},
+        "repos": {"include": [{"repo": repo} for repo in repos]},
+        "arm": {"include": on_arm},
+    }
 
 
 def _impatient() -> Any:

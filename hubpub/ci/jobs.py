@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ from hubpub.ci.github import (
     workflow,
 )
 from hubpub.config import Card, Project
-from hubpub.errors import ConflictError, ExportError, HubError, HubpubError, RenderError, UsageError
-from hubpub.facts import CardFacts, CellFacts, dump
+from hubpub.errors import ConflictError, ExportError, GateError, HubError, HubpubError, RenderError, UsageError
+from hubpub.facts import CardFacts, CellFacts, OtherHost, dump
 from hubpub.files import write_atomic
 from hubpub.gates import missed_gates, with_current_gates
 from hubpub.hub.client import Client, Retry
@@ -39,14 +40,17 @@ from hubpub.hub.content import LocalFile
 from hubpub.hub.hashing import sha256sums
 from hubpub.hub.names import stage_branch
 from hubpub.hub.sources import download_source
+from hubpub.machine import system
+from hubpub.make.existing import Target, on_this_host, source_of
 from hubpub.make.run import make
 from hubpub.matrix import Cell, cells, select
+from hubpub.model.scale import slice_of
 from hubpub.plan import Step, plan
 from hubpub.progress import Display
 from hubpub.release import promote as publishing
 from hubpub.release import run, staging
 from hubpub.release.connect import HUGGING_FACE, Destination
-from hubpub.release.handover import hand_over, handed_over, note_of
+from hubpub.release.handover import hand_over, hand_over_host, handed_over, note_of
 from hubpub.release.targets import check_kind, check_targets, rehearsal_owner
 from hubpub.release.version import checked_version
 from hubpub.workspace import Workspace
@@ -135,7 +139,8 @@ def plan_jobs(job: Job, selectors: Sequence[str]) -> dict[str, Any]:
     matrix = job_matrix(steps, rehearsal=job.workspace.rehearsal)
     for one in matrix["repos"]["include"]:
         _look_at(f"{job.owner}/{one['repo']}", job)
-    output(version=job.version, cells=json.dumps(matrix["cells"]), repos=json.dumps(matrix["repos"]))
+    arm = json.dumps(matrix["arm"]) if matrix["arm"]["include"] and not job.dry_run else ""
+    output(version=job.version, cells=json.dumps(matrix["cells"]), repos=json.dumps(matrix["repos"]), arm=arm)
     kind = " (dry run: nothing is published)" if job.dry_run else ""
     lines = [f"## Release {job.version}{kind}", ""]
     if job.workspace.rehearsal:
@@ -247,9 +252,7 @@ def fetch(job: Job, name: str) -> None:
 
 def export(job: Job, name: str, display: Display) -> CellFacts:
     """Export, inspect, validate and bench one cell. Needs no token. Raises GateError where it does not pass."""
-    # A step cannot be kept from the means to prove who it is, so they are dropped before model code runs.
-    for variable in ("ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN", "HF_TOKEN", "HF_OIDC_RESOURCE"):
-        os.environ.pop(variable, None)
+    _without_token()
     cell = job.cell(name)
     step = job.step(cell)
     with group(f"{cell.id}: export, inspect, validate, bench"):
@@ -287,6 +290,74 @@ def stage(job: Job, name: str, display: Display) -> CellFacts:
     return facts
 
 
+def collect(job: Job, name: str) -> bool:
+    """Bring the staged file of a cell to this machine, for `measure`. Outputs `done`: it was measured here already.
+
+    What is published is not staged any more: then it is taken from there.
+    """
+    cell = job.cell(name)
+    facts = _made(job, cell)
+    done = any(one.system == system() for one in facts.hosts)
+    if not done:
+        to = job.destination(cell.card)
+        repo = to.repo_id(cell.card)
+        refs = to.client.refs(repo)
+        branch = stage_branch(job.version)
+        revision = branch if refs and branch in refs.branches else job.version
+        path = to.client.snapshot(repo, revision, (cell.file,)) / cell.file
+        if not path.is_file() or job.workspace.hashes.sha256(path) != facts.file.sha256:
+            raise ConflictError(
+                f"{repo}@{revision}: {cell.file} is not the file that was made",
+                "run this release again, from its start",
+            )
+        pte = _collected(job, cell)
+        pte.parent.mkdir(parents=True, exist_ok=True)
+        pte.unlink(missing_ok=True)
+        pte.symlink_to(path.resolve())
+    output(done=json.dumps(done))
+    return done
+
+
+def measure(job: Job, name: str, display: Display) -> OtherHost:
+    """Validate and bench a collected file on this kind of machine, by the same gates. Needs no token.
+
+    What was measured is handed over whatever it is. Raises GateError where it does not pass.
+    """
+    _without_token()
+    cell = job.cell(name)
+    facts, pte = _made(job, cell), _collected(job, cell)
+    if not pte.exists():
+        raise ExportError(f"{cell.file} is not on this machine", f"run: hubpub ci collect {cell.id}")
+    source = source_of(cell.variant, job.workspace)
+    with group(f"{cell.id}: validate and bench on {system()}"):
+        part = slice_of(cell.variant, rehearsal=job.workspace.rehearsal)
+        target = Target(cell.id, pte, cell.recipe, source, part)
+        found = on_this_host(target, job.workspace, facts, partial(display.update, cell.id))
+    hand_over_host(job.facts, facts, found)
+    here = facts.model_copy(update={"parity": found.parity, "speed": found.speed, "gates": found.gates, "hosts": ()})
+    summary("\n".join([f"On {system()}:", "", *cell_table([here])]))
+    if (error := missed_gates(here)) is not None:
+        raise at_line(error, cell.card, "export.recipes")
+    return found
+
+
+def _collected(job: Job, cell: Cell) -> Path:
+    return job.workspace.root / "collected" / cell.file
+
+
+def _made(job: Job, cell: Cell) -> CellFacts:
+    facts = handed_over(job.facts).get(cell.id)
+    if facts is None:
+        raise ExportError(f"there are no facts of {cell.id}", "look at the job that exports it")
+    return facts
+
+
+def _without_token() -> None:
+    # A step cannot be kept from the means to prove who it is, so they are dropped before model code runs.
+    for variable in ("ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN", "HF_TOKEN", "HF_OIDC_RESOURCE"):
+        os.environ.pop(variable, None)
+
+
 def sums(job: Job) -> Path:
     """Write SHA256SUMS of every file that this run made, and of its facts: what is attested. Outputs `made`.
 
@@ -305,6 +376,7 @@ def promote(job: Job, repo: str, display: Display) -> dict[str, Any]:
     """Publish one repo from what its export jobs staged. Keeps the receipt. Raises HubpubError; the repo then stays."""
     card = job.card(repo)
     made = workflow()
+    _check_hosts(job, card)
     with group(f"{job.owner}/{repo} {job.version}"):
         try:
             (receipt,) = publishing.promote(
@@ -329,6 +401,16 @@ def promote(job: Job, repo: str, display: Display) -> dict[str, Any]:
     for note in receipt.notes:
         print(warning(f"{receipt.repo_id}: {note}"))
     return record
+
+
+def _check_hosts(job: Job, card: Card) -> None:
+    """Raise GateError where a cell was to be measured on another kind of machine as well, and was not."""
+    wanted = {one["cell"] for one in json.loads(os.environ.get("HUBPUB_ARM") or "{}").get("include", ())}
+    if job.dry_run:
+        return
+    for facts in handed_over(job.facts).values():
+        if facts.cell in wanted and facts.variant == card.variant.name and not facts.hosts:
+            raise GateError(f"{facts.cell} was not measured on ARM", "look at its measure job; run it again")
 
 
 def announce(job: Job) -> str:

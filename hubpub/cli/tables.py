@@ -18,7 +18,7 @@ from hubpub.units import number, percent, rate, seconds, size, valued
 if TYPE_CHECKING:
     from hubpub.cards.diff import CardChange
     from hubpub.doctor import Check
-    from hubpub.facts import DeviceSpeed, Evaluation, Program, Speed, Tensor
+    from hubpub.facts import DeviceSpeed, Evaluation, Memory, Program, Speed, Tensor
     from hubpub.hub.maintenance import RepoStatus, Verification
     from hubpub.hub.receipts import Receipt
     from hubpub.make.existing import Validation
@@ -296,12 +296,20 @@ def speed(name: str, found: Speed) -> RenderableType:
         ("prefill", ranged(found.prefill_tokens_per_second, found.prefill_range)),
         ("decode", ranged(found.decode_tokens_per_second, found.decode_range)),
         ("peak memory", size(found.peak_resident_bytes)),
+        *_memory(found.memory),
         ("runs", f"{found.runs}, median and range, through: {found.through}"),
         ("host", f"{found.host}, {found.threads} threads; {found.system}; {found.runtime}"),
     ):
         made.add_row(*row)
     note = Text("representative") if found.representative else Text(f"not representative: {found.reason}", "yellow")
     return Group(Text(name, style="bold"), made, note, Text())
+
+
+def _memory(found: Memory | None) -> list[tuple[str, str]]:
+    if found is None:
+        return []
+    rows = {"loading": found.loaded, "the prompt": found.prefilled, f"{found.generated_tokens} tokens": found.generated}
+    return [(f"after {when}", f"{size(at.anonymous)} anonymous, {size(at.mapped)} mapped") for when, at in rows.items()]
 
 
 def device(name: str, found: DeviceSpeed) -> RenderableType:
@@ -313,9 +321,8 @@ def device(name: str, found: DeviceSpeed) -> RenderableType:
     made.add_row("prefill", rate(found.prefill_tokens_per_second))
     made.add_row("decode", f"{rate(found.decode_tokens_per_second)}, {found.decode_tokens} tokens")
     made.add_row("runs", f"{found.runs}, median" + (f", {found.threads} threads" if found.threads else ""))
-    for when in ("loaded", "prefilled", "generated") if found.memory else ():
-        one = getattr(found.memory, when)
-        made.add_row(f"memory, {when}", f"{size(one.anonymous)} anonymous, {size(one.mapped)} mapped")
+    for row in _memory(found.memory):
+        made.add_row(*row)
     if found.celsius:
         made.add_row("processor", f"{found.celsius[0]:.0f} °C before, {found.celsius[1]:.0f} °C after")
     return Group(Text(name, style="bold"), made, Text())

@@ -129,6 +129,21 @@ def stage_job(terminal: Terminal, job: jobs.Job, cell: str) -> None:
 
 
 @job
+@one_cell
+def collect_job(_: Terminal, job: jobs.Job, cell: str) -> None:
+    """Bring a staged file to a machine of another kind."""
+    jobs.collect(job, cell)
+
+
+@job
+@one_cell
+def measure_job(terminal: Terminal, job: jobs.Job, cell: str) -> None:
+    """Validate and bench a collected file there."""
+    with terminal.progress() as progress:
+        jobs.measure(job, cell, progress)
+
+
+@job
 def sums_job(_: Terminal, job: jobs.Job) -> None:
     """Write SHA256SUMS of what this run made: what is attested."""
     print(jobs.sums(job))

@@ -103,7 +103,9 @@ def make(job: Job, progress: Progress) -> CellFacts:
         program=program,
         parity=parity,
         speed=speed,
-        gates=evaluate_gates(job.recipe.gates, parity, program, exported.vocabulary),
+        gates=evaluate_gates(
+            job.recipe.gates, parity, program, exported.vocabulary, speed.memory, exported.parameters.total
+        ),
         patches=exported.patches,
         toolchain=exported.toolchain,
         stages=exported.stages,

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from hubpub import data
 from hubpub.config import Project, Recipe, Variant
 from hubpub.errors import ConfigError, SourceError, UsageError
-from hubpub.facts import Gate, Parity, Speed
+from hubpub.facts import CellFacts, Gate, OtherHost, Parity, Speed
 from hubpub.gates import evaluate_gates
 from hubpub.hub.sources import download_source
+from hubpub.machine import system
 from hubpub.matrix import Cell, cells, select
-from hubpub.measure.bench import speed
+from hubpub.measure.bench import RUNS, speed
 from hubpub.measure.drift import locate_drift
 from hubpub.measure.inspect import inspect
 from hubpub.measure.parity import SCALE_TOKENS, measure, text_length
@@ -149,6 +150,19 @@ def validate(target: Target, workspace: Workspace, progress: Progress, *, with_d
         reader = Reader(checkpoint.folder, checkpoint.family.begins_with_bos)
         drift = locate_drift(target.pte, checkpoint, recipe, reader.encode(data.passage())[:DRIFT_TOKENS])
     return Validation(target.name, parity, evaluate_gates(recipe.gates, parity, program, vocabulary), drift)
+
+
+def on_this_host(target: Target, workspace: Workspace, facts: CellFacts, progress: Progress) -> OtherHost:
+    """What `facts` say of another machine, measured on this one: the same file, original and gates."""
+    found = validate(target, workspace, progress, with_drift=False)
+    progress("bench", 0.0)
+    sha256 = workspace.hashes.sha256(target.pte)
+    speed_here = bench(target, None, RUNS).model_copy(update={"sha256": sha256})
+    assert target.recipe is not None
+    gates = evaluate_gates(
+        target.recipe.gates, found.parity, facts.program, facts.vocabulary, speed_here.memory, facts.parameters.total
+    )
+    return OtherHost(system=system(), parity=found.parity, speed=speed_here, gates=gates)
 
 
 def bench(target: Target, tokenizer: Path | None, runs: int) -> Speed:

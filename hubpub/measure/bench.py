@@ -25,8 +25,8 @@ import psutil
 
 from hubpub import data
 from hubpub.errors import ExportError, UsageError
-from hubpub.facts import MEASURING, DeviceSpeed, FileFact, RunnerCheck, Speed
-from hubpub.machine import export_environment, host, peak_resident_bytes, versions
+from hubpub.facts import MEASURING, DeviceSpeed, FileFact, Memory, Resident, RunnerCheck, Speed
+from hubpub.machine import export_environment, host, peak_resident_bytes, resident, versions
 from hubpub.measure.runtime import Session, register_kernels
 from hubpub.model.reader import Reader
 
@@ -60,6 +60,8 @@ def speed(pte: Path, context: int, tokenizer: Path | None = None, *, runs: int =
         "tokenizer": str(tokenizer) if tokenizer else None,
         "prefill": prefill,
         "decode": DECODE,
+        # The runner may make a few more tokens of the prompt than it was cut to.
+        "generate": max(1, min(GENERATED, context - prefill - 8)),
         "runs": runs,
     }
     return Speed(
@@ -200,7 +202,54 @@ class _Timing:
     decode_seconds: float
 
 
-def _speed(pte: str, tokenizer: str | None, prefill: int, decode: int, runs: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Driver:
+    """A loaded program: `once` is a timed run, `write` reads the prompt, makes so many tokens, and tells how many."""
+
+    once: Callable[[], _Timing]
+    write: Callable[[int], int]
+
+
+class _Footprint:
+    """What this process has in memory beyond what it had when this was made; nothing where the system does not say."""
+
+    def __init__(self) -> None:
+        self._before = resident()
+        self.beside: Resident | None = None
+        self.loaded: Resident | None = None
+
+    def now(self) -> Resident | None:
+        found = resident()
+        if found is None or self._before is None:
+            return None
+        anonymous, mapped = (after - before for after, before in zip(found, self._before, strict=True))
+        return Resident(anonymous=max(0, anonymous), mapped=max(0, mapped))
+
+    def note_beside(self) -> None:
+        """The tokenizer is loaded, and the program is not."""
+        self.beside = self.now()
+
+    def note_loaded(self) -> None:
+        """The program is loaded, and has run once for a word: weights are packed at the latest then."""
+        self.loaded = self.now()
+
+    def of(self, driver: _Driver, generate: int) -> Memory | None:
+        driver.write(1)
+        prefilled = self.now()
+        made = driver.write(generate)
+        generated = self.now()
+        if self.loaded is None or prefilled is None or generated is None:
+            return None
+        return Memory(
+            loaded=self.loaded,
+            prefilled=prefilled,
+            generated=generated,
+            generated_tokens=made,
+            beside=self.beside,
+        )
+
+
+def _speed(pte: str, tokenizer: str | None, prefill: int, decode: int, generate: int, runs: int) -> dict[str, Any]:
     import torch
 
     register_kernels()
@@ -208,17 +257,20 @@ def _speed(pte: str, tokenizer: str | None, prefill: int, decode: int, runs: int
         import executorch.extension.llm.runner  # noqa: F401  (its memory is not the program's)
     before = psutil.Process().memory_info().rss
     started = time.perf_counter()
-    through, once = "LLM runner", _runner_timer(pte, tokenizer, prefill, decode) if tokenizer else None
-    if once is None:
+    footprint = _Footprint()
+    through, driver = "LLM runner", _runner(pte, tokenizer, prefill, decode, footprint) if tokenizer else None
+    if driver is None:
         session = Session(Path(pte))
         through = "window" if session.window else "decode loop"
-        once = _window_timer(session) if session.window else _loop_timer(session, prefill, decode)
+        driver = _window(session, footprint) if session.window else _loop(session, prefill, decode, footprint)
     ready = time.perf_counter()
-    once()  # The first run of a size packs weights and touches pages.
+    first = driver.once()  # The first run of a size touches pages.
+    # A slow program writes as much as a timed run would take.
+    memory = footprint.of(driver, min(generate, max(1, int(SECONDS * first.decode_tokens / first.decode_seconds))))
     timings: list[_Timing] = []
-    watch = _Watch()
-    while len(timings) < runs and (not timings or time.perf_counter() - ready < SECONDS):
-        timings.append(once())
+    watch, began = _Watch(), time.perf_counter()
+    while len(timings) < runs and (not timings or time.perf_counter() - began < SECONDS):
+        timings.append(driver.once())
     reason = watch.reason()
     reading = sorted(one.prefill_tokens / one.prefill_seconds for one in timings)
     making = sorted(one.decode_tokens / one.decode_seconds for one in timings)
@@ -232,6 +284,7 @@ def _speed(pte: str, tokenizer: str | None, prefill: int, decode: int, runs: int
         "decode_tokens_per_second": round(median(making), 2),
         "decode_range": (round(making[0], 2), round(making[-1], 2)),
         "first_token_seconds": round(median(one.prefill_seconds for one in timings), 4),
+        "memory": memory.model_dump(mode="json") if memory else None,
         "peak_resident_bytes": max(0, peak_resident_bytes() - before),
         "runs": len(timings),
         "through": through,
@@ -240,8 +293,8 @@ def _speed(pte: str, tokenizer: str | None, prefill: int, decode: int, runs: int
     }
 
 
-def _runner_timer(pte: str, tokenizer: str, prefill: int, decode: int) -> Callable[[], _Timing] | None:
-    """One run through the LLM runner; None where the model ends its answer at once, so that nothing can be timed."""
+def _runner(pte: str, tokenizer: str, prefill: int, decode: int, footprint: _Footprint) -> _Driver | None:
+    """The LLM runner; None where the model ends its answer at once, so that nothing can be timed."""
     from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
     from tokenizers import Tokenizer
 
@@ -249,6 +302,7 @@ def _runner_timer(pte: str, tokenizer: str, prefill: int, decode: int) -> Callab
     ids = Tokenizer.from_file(tokenizer).encode(data.passage(), add_special_tokens=False).ids[: max(1, prefill - 1)]
     prompt = Tokenizer.from_file(tokenizer).decode(ids)
     runner = TextLLMRunner(pte, tokenizer)
+    footprint.note_beside()
 
     def run(text: str, new_tokens: int) -> Any:
         stats: list[Any] = []
@@ -259,6 +313,7 @@ def _runner_timer(pte: str, tokenizer: str, prefill: int, decode: int) -> Callab
         return stats[-1]
 
     run("a", 2)
+    footprint.note_loaded()
 
     def once() -> _Timing:
         # The runner's clock counts milliseconds: short spans are taken over several turns.
@@ -274,12 +329,16 @@ def _runner_timer(pte: str, tokenizer: str, prefill: int, decode: int) -> Callab
             last.num_prompt_tokens, max(1, reading) / count, last.num_generated_tokens, max(1, making) / count
         )
 
-    return once if run(prompt, decode).num_generated_tokens > 1 else None
+    def write(new_tokens: int) -> int:
+        return int(run(prompt, new_tokens).num_generated_tokens)
+
+    return _Driver(once, write) if write(decode) > 1 else None
 
 
-def _loop_timer(session: Any, prefill: int, decode: int) -> Callable[[], _Timing]:
+def _loop(session: Any, prefill: int, decode: int, footprint: _Footprint) -> _Driver:
     tokens = [7 + i % 97 for i in range(prefill)]
     session.step(tokens[:2], 0)
+    footprint.note_loaded()
 
     def once() -> _Timing:
         begin = time.perf_counter()
@@ -289,13 +348,20 @@ def _loop_timer(session: Any, prefill: int, decode: int) -> Callable[[], _Timing
             session.step([11], position)
         return _Timing(prefill, filled - begin, decode, time.perf_counter() - filled)
 
-    return once
+    def write(new_tokens: int) -> int:
+        session.step(tokens, 0)
+        for position in range(prefill, prefill + new_tokens):
+            session.step([11], position)
+        return new_tokens
+
+    return _Driver(once, write)
 
 
-def _window_timer(session: Any) -> Callable[[], _Timing]:
+def _window(session: Any, footprint: _Footprint) -> _Driver:
     """One forward call: it reads a window, and it is what one new token costs."""
     tokens = [7 + i % 97 for i in range(session.window)]
     session.score(tokens)
+    footprint.note_loaded()
 
     def once() -> _Timing:
         begin = time.perf_counter()
@@ -303,7 +369,11 @@ def _window_timer(session: Any) -> Callable[[], _Timing]:
         seconds = time.perf_counter() - begin
         return _Timing(session.window, seconds, 1, seconds)
 
-    return once
+    def write(_: int) -> int:
+        session.score(tokens)
+        return 1
+
+    return _Driver(once, write)
 
 
 class _Watch:
@@ -330,7 +400,7 @@ class _Watch:
         return total - idle - getattr(times, "steal", 0.0), own.user + own.system, time.perf_counter()
 
 
-def _runner(pte: str, tokenizer: str, prompt: str, new_tokens: int, num_bos: int) -> dict[str, Any]:
+def _ask(pte: str, tokenizer: str, prompt: str, new_tokens: int, num_bos: int) -> dict[str, Any]:
     from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
 
     register_kernels()
@@ -348,7 +418,7 @@ def _runner(pte: str, tokenizer: str, prompt: str, new_tokens: int, num_bos: int
 
 
 def _main(task: str, arguments: str, out: str) -> None:
-    work: Any = {"speed": _speed, "runner": _runner}[task]
+    work: Any = {"speed": _speed, "runner": _ask}[task]
     result = work(**json.loads(arguments))
     Path(out).write_text(json.dumps(result))
 

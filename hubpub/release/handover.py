@@ -6,10 +6,19 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hubpub.errors import ConfigError, UsageError
-from hubpub.facts import CellFacts, dump, load
+from hubpub.facts import CellFacts, Fact, OtherHost, dump, load
 from hubpub.files import write_atomic
 
 NOTE = ".facts.json"
+HOST_NOTE = ".host.json"
+
+
+class HostNote(Fact):
+    """What another machine measured of the file of a cell, on its way to those facts."""
+
+    cell: str
+    sha256: str
+    host: OtherHost
 
 
 def note_of(file: str) -> str:
@@ -23,8 +32,18 @@ def hand_over(folder: Path, facts: Iterable[CellFacts]) -> None:
         write_atomic(folder / note_of(one.file.name), dump(one).encode())
 
 
+def hand_over_host(folder: Path, facts: CellFacts, host: OtherHost) -> None:
+    """Write what another machine measured of a cell's file below `folder`."""
+    note = HostNote(cell=facts.cell, sha256=facts.file.sha256, host=host)
+    name = facts.file.name + "." + host.system.replace(" ", "-") + HOST_NOTE
+    write_atomic(folder / name, dump(note).encode())
+
+
 def handed_over(folder: Path) -> dict[str, CellFacts]:
-    """The facts anywhere below `folder`, by cell. Raises ConfigError where a cell was measured twice, differently."""
+    """The facts anywhere below `folder`, by cell, with what other machines measured.
+
+    Raises ConfigError where a cell was measured twice, differently.
+    """
     if not folder.is_dir():
         raise UsageError(f"no folder {folder}", f"name the folder that holds the *{NOTE} of every staged cell")
     found: dict[str, CellFacts] = {}
@@ -32,4 +51,11 @@ def handed_over(folder: Path) -> dict[str, CellFacts]:
         facts = load(CellFacts, path)
         if found.setdefault(facts.cell, facts) != facts:
             raise ConfigError(f"{path}: {facts.cell} was measured twice, with different results", "keep one of them")
+    for path in sorted(folder.rglob(f"*{HOST_NOTE}")):
+        note = load(HostNote, path)
+        known = found.get(note.cell)
+        # Of a file that was made again since, it says nothing.
+        if known is not None and known.file.sha256 == note.sha256:
+            others = tuple(one for one in known.hosts if one.system != note.host.system)
+            found[note.cell] = known.model_copy(update={"hosts": (*others, note.host)})
     return found

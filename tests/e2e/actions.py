@@ -305,7 +305,7 @@ class Workflow:
         elif action == "actions/download-artifact":
             target = space / given["path"]
             target.mkdir(exist_ok=True)
-            for folder in sorted(self.artifacts.glob(given["pattern"])):
+            for folder in sorted(self.artifacts.glob(given.get("name") or given["pattern"])):
                 shutil.copytree(folder, target, dirs_exist_ok=True)
         elif action == "actions/attest":
             assert permissions.get("attestations") == permissions.get("id-token") == "write"

@@ -61,6 +61,8 @@ class World:
         self.project = cards_of(tmp / "project", repos)
         self.flow = Workflow(RELEASE, tmp / "runs", self.project, hub.url, service, work, ref)
         self.flow.variables |= {"HUBPUB_REHEARSE": "true", "HF_REHEARSAL_NAMESPACE": hub.user}
+        # Every cell is measured once; a test of its own has the second machine.
+        self.flow.variables |= {"HUBPUB_ARM_RUNNER": "none"}
 
     def trust(self, *repos: str, **other: str) -> None:
         """Make the repos and register the workflow, as an owner does on the Hub beforehand."""
@@ -395,5 +397,7 @@ def test_a_pull_request_shows_what_its_cards_become_and_stale_ones_are_red(tmp_p
 
 
 def assert_green(run: Run) -> None:
-    failed = {name: one.log[-3000:] for name, jobs in run.jobs.items() for _, one in jobs if one.result != "success"}
-    assert not failed, "\n".join(f"{name}:\n{log}" for name, log in failed.items())
+    """Every job was a success, but for one that this release has no machine for."""
+    ran = [(name, one) for name, jobs in run.jobs.items() for _, one in jobs]
+    bad = [(name, one) for name, one in ran if (name, one.result) != ("measure", "skipped") and one.result != "success"]
+    assert not bad, "\n".join(f"{name}:\n{one.log[-3000:]}" for name, one in bad)
