@@ -9,6 +9,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -312,6 +313,15 @@ class Project:
         if not folders:
             raise ConfigError(f"{self.cards_dir} holds no cards", "add a folder with a card.toml, one per Hub repo")
         return tuple(load_card(folder) for folder in folders)
+
+    @property
+    def readable_cards(self) -> tuple[Card, ...]:
+        """The cards as their files are now, without those that are wrong: what one card says of the others."""
+        found = []
+        for folder in sorted(p for p in self.cards_dir.iterdir() if (p / "card.toml").exists()):
+            with suppress(ConfigError):
+                found.append(load_card(folder))
+        return tuple(found)
 
     def recipe(self, card: Card, name: str) -> Recipe:
         """The recipe `name` as `card` sees it. Raises ConfigError where it is unknown."""

@@ -129,6 +129,9 @@ def _table() -> dict[str, Any]:
     return tomllib.loads((Path(__file__).parent / "slices.toml").read_text("utf-8"))
 
 
+FAMILY = str(_table()["family"])
+
+
 @cache
 def published() -> Mapping[str, Published]:
     """The published slices by name, from the smallest to the whole model."""
@@ -159,8 +162,8 @@ def whole() -> Whole:
 
 def refuse_family(family: str) -> None:
     """Raise ValueError for a family whose sizes do not lie inside of one another."""
-    if family != _table()["family"]:
-        raise ValueError(f"only {_table()['family']} has slices: the sizes of {family} do not lie in one another")
+    if family != FAMILY:
+        raise ValueError(f"only {FAMILY} has slices: the sizes of {family} do not lie in one another")
 
 
 def named(name: str) -> Slice:

@@ -106,7 +106,9 @@ def change(
         update = {"repo": repo_id, "version": named, "previous": previous.version if previous else None}
         facts = facts.model_copy(update=update)
     owner = repo_id.partition("/")[0]
-    rendered = render(card, facts, namespace=owner, templates=project.templates_dir, previous=previous)
+    rendered = render(
+        card, facts, namespace=owner, templates=project.templates_dir, previous=previous, among=project.readable_cards
+    )
     return replace(diff(repo_id, held, state(rendered.files, facts)), new_version=version)
 
 

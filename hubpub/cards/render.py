@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubpub.cards import benchmarks, charts, choice, licenses, usage, words
+from hubpub.cards import benchmarks, charts, choice, family_sizes, licenses, usage, words
 from hubpub.cards.blocks import BLOCK, Conflict, Merged, block, front, merge, unified
 from hubpub.cards.linking import Links, links
 from hubpub.cards.metadata import metadata
@@ -40,11 +40,18 @@ class Rendered:
 
 
 def render(
-    card: Card, facts: CardFacts | None, *, namespace: str, templates: Path, previous: CardFacts | None = None
+    card: Card,
+    facts: CardFacts | None,
+    *,
+    namespace: str,
+    templates: Path,
+    previous: CardFacts | None = None,
+    among: Sequence[Card] = (),
 ) -> Rendered:
     """The files of `card` with `facts`; without facts, a card that says there is no release yet.
 
-    `namespace` is the owner of the repo on the Hub. With `previous` the card says what changed since then. Raises
+    `namespace` is the owner of the repo on the Hub; `among` are the cards of the project, of which some may be other
+    sizes of the same model. With `previous` the card says what changed since then. Raises
     RenderError naming file and line for a template or prose that does not fit.
     """
     if facts is not None:
@@ -57,7 +64,7 @@ def render(
             for name, theme in CHARTS.items():
                 files[name] = charts.choice(shown, card.export.recommended, theme).encode()
         files |= benchmarks.eval_results(facts, card.export.recommended)
-    text = _tidy(_expand(templates, "card.md.jinja", _values(card, facts, namespace, previous)))
+    text = _tidy(_expand(templates, "card.md.jinja", _values(card, facts, namespace, previous, among)))
     about = metadata(card)
     if facts is not None and (index := benchmarks.model_index(facts, card.export.recommended)):
         about["model-index"] = index
@@ -75,7 +82,7 @@ def golden(card: Card, project: Project) -> dict[Path, bytes]:
     """The committed card of a folder as its committed facts render it."""
     facts = golden_facts(card)
     namespace = facts.repo.partition("/")[0] if facts else "NAMESPACE"
-    made = render(card, facts, namespace=namespace, templates=project.templates_dir)
+    made = render(card, facts, namespace=namespace, templates=project.templates_dir, among=project.readable_cards)
     return {card.folder / "README.md": made.files["README.md"]}
 
 
@@ -90,7 +97,9 @@ def stale(project: Project) -> list[tuple[Path, str]]:
     return found
 
 
-def _values(card: Card, facts: CardFacts | None, namespace: str, previous: CardFacts | None) -> dict[str, Any]:
+def _values(
+    card: Card, facts: CardFacts | None, namespace: str, previous: CardFacts | None, among: Sequence[Card]
+) -> dict[str, Any]:
     """What templates can speak of. Without facts there are no figures to name: using one is an error."""
     owner = card.variant.source.partition("/")[0]
     values: dict[str, Any] = {
@@ -107,6 +116,8 @@ def _values(card: Card, facts: CardFacts | None, namespace: str, previous: CardF
         "namespace": (facts.repo.partition("/")[0] if facts else namespace),
         "published": published().get(card.variant.slice.name) if card.variant.slice else None,
         "published_at": source(),
+        "sizes": family_sizes.siblings(card, among),
+        "card_repo": card.repo,
         "block": lambda name, caller: block(name, caller()),
     }
     if facts is None:

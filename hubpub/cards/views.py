@@ -99,8 +99,8 @@ def make(sources: Sources, folder: str) -> Made:
         card = load_card(sources.project.cards_dir / folder)
         facts = sources.facts_for(card)
         # A fresh project each time: recipes and templates may have changed since.
-        templates = sources.project.templates_dir
-        rendered = render(card, facts, namespace=sources.namespace, templates=templates)
+        templates, others = sources.project.templates_dir, sources.project.readable_cards
+        rendered = render(card, facts, namespace=sources.namespace, templates=templates, among=others)
     except HubpubError as error:
         return Made(folder, card, facts, problem=problem(error))
     except Exception as error:  # a preview shows what is wrong rather than going away

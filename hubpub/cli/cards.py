@@ -7,15 +7,19 @@ from pathlib import Path
 
 import click
 
-from hubpub.cards.render import golden, stale
-from hubpub.cli import tables
+from hubpub.cards.family_sizes import siblings
+from hubpub.cards.render import golden, golden_facts, stale
+from hubpub.cli import options, tables
 from hubpub.cli.options import PATH, command
 from hubpub.cli.terminal import Terminal
-from hubpub.config import Project
+from hubpub.config import Card, Project
 from hubpub.errors import RenderError
-from hubpub.facts import CardFacts, load
+from hubpub.facts import CardFacts, CellFacts, load
 from hubpub.files import write_atomic
+from hubpub.matrix import cells_of
 from hubpub.measure.compare import compare
+from hubpub.plan import plan
+from hubpub.workspace import Workspace
 
 
 @command(name="render")
@@ -49,6 +53,24 @@ def facts_diff(terminal: Terminal, old: Path, new: Path) -> None:
     """What got smaller, faster, better or worse."""
     found = compare(load(CardFacts, old), load(CardFacts, new))
     terminal.answer(found.as_json(), tables.difference(found))
+
+
+@command(facts_command, "sizes")
+@options.rehearse
+def facts_sizes(terminal: Terminal, project: Project, work: Path, rehearse: bool) -> None:
+    """The sizes of a model side by side, across repos: memory, quality and speed of the recommended files."""
+    workspace = Workspace(project, work, rehearse)
+
+    def made(card: Card) -> CellFacts | None:
+        if not rehearse:
+            released = golden_facts(card)
+            cells = released.cells if released else ()
+            return next((cell for cell in cells if cell.recipe == card.export.recommended), None)
+        steps = plan(cells_of(project, card), workspace)
+        return next((step.facts() for step in steps if step.cell.recipe.name == card.export.recommended), None)
+
+    rows = {one.card.repo: one for card in project.cards for one in siblings(card, project.cards, made)}
+    terminal.answer({"sizes": [one.as_json() for one in rows.values()]}, tables.sizes(list(rows.values())))
 
 
 @command(name="schema")

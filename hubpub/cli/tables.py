@@ -17,6 +17,7 @@ from hubpub.units import number, percent, rate, seconds, size, valued
 
 if TYPE_CHECKING:
     from hubpub.cards.diff import CardChange
+    from hubpub.cards.family_sizes import Sized
     from hubpub.doctor import Check
     from hubpub.facts import DeviceSpeed, Evaluation, Memory, Program, Speed, Tensor
     from hubpub.hub.maintenance import RepoStatus, Verification
@@ -409,3 +410,22 @@ def _optional(count: int | None) -> str:
 
 def _metadata(value: object) -> str:
     return "not set" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def sizes(rows: Sequence[Sized]) -> Table:
+    """The sizes of a model; figures of the recommended file, and MMLU as it was published of the pretrained model."""
+    shown = table("size", "repo", ">RAM", ">file", ">agrees", ">KL to the whole", ">tokens/s", ">published MMLU")
+    for one in rows:
+        found = one.as_json()
+        measured = ("not released", "", "", "", "")
+        if one.cell is not None:
+            whole = found["kl_to_whole"]
+            measured = (
+                f"{found['device_ram_gb']} GB",
+                size(found["bytes"]),
+                percent(found["top1_agreement"]),
+                "" if whole is None else number(whole),
+                number(found["decode_tokens_per_second"]),
+            )
+        shown.add_row(one.name, one.card.repo, *measured, percent(one.published.mmlu))
+    return shown

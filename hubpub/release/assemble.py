@@ -127,7 +127,14 @@ def assemble(project: Project, ready: Ready, to: Destination, version: str) -> t
     facts = with_rebuilds(with_evaluations(with_devices(facts, card), card), card)
     if previous is not None:
         facts = facts.model_copy(update={"accepted": check_regressions(previous, facts, card)})
-    rendered = render(card, facts, namespace=to.namespace, templates=project.templates_dir, previous=previous)
+    rendered = render(
+        card,
+        facts,
+        namespace=to.namespace,
+        templates=project.templates_dir,
+        previous=previous,
+        among=project.readable_cards,
+    )
     files = files_of(ready.cells, ready.sources)
     files += [LocalFile.text(name, data) for name, data in rendered.files.items() if name != "README.md"]
     files.append(LocalFile.text("facts.json", dump(facts)))

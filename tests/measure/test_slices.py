@@ -18,6 +18,7 @@ from hubpub.model.reader import Reader
 from hubpub.model.scale import slice_of
 from hubpub.slices import Slice, named
 
+pytestmark = pytest.mark.slow
 LIMIT = Project.find(ROOT).recipes["8da4w"].gates.slice_kl_mean_max
 
 

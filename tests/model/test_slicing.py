@@ -17,6 +17,7 @@ from hubpub.model.loader import load
 from hubpub.model.slicing import parts
 from hubpub.slices import Slice, Whole, published
 
+pytestmark = pytest.mark.slow
 PART = Slice(widths=(384, 192, 384, 192, 224), skip=(3,))
 
 
