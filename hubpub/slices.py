@@ -112,17 +112,6 @@ class Whole:
                     "scale in"
                 )
 
-    def config(self, part: Slice, text: Mapping[str, Any]) -> dict[str, Any]:
-        """The text part of the slice's config.json, given that of the whole."""
-        kept = self.kept(part)
-        made = {**text, "num_hidden_layers": len(kept), "intermediate_size": list(part.widths)}
-        made["num_kv_shared_layers"] = sum(layer >= len(self.kinds) - self.shared for layer in kept)
-        for key in ("layer_types", "activation_sparsity_pattern"):
-            # Sparse layers stay sparse, and each layer stays of its kind. A pattern of one number is for every layer.
-            if isinstance(text.get(key), list):
-                made[key] = [text[key][layer] for layer in kept]
-        return made
-
 
 @cache
 def _table() -> dict[str, Any]:

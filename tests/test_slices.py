@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hubpub.config import Variant
+from hubpub.model.slicing import sliced_config
 from hubpub.slices import Slice, Whole, published, whole
 
 NARROW = (8192,) * 35
@@ -77,7 +78,7 @@ def test_the_config_of_a_slice_keeps_what_belongs_to_the_layers_that_stay() -> N
         "hidden_size": 2048,
     }
     part = Slice(widths=(8192,) * 29, skip=(3, 20, 21, 22, 23, 24))
-    made = Whole.of(text).config(part, text)
+    made = sliced_config(part, Whole.of(text), text)
     assert (made["num_hidden_layers"], made["num_kv_shared_layers"], made["hidden_size"]) == (29, 10, 2048)
     assert made["activation_sparsity_pattern"] == [0.95] * 9 + [0.0] * 20
     assert made["layer_types"] == kinds[:3] + kinds[4:20] + kinds[25:]

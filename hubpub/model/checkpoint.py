@@ -17,7 +17,7 @@ from typing import Any
 from hubpub.errors import SourceError
 from hubpub.facts import FileFact
 from hubpub.model.families import FAMILIES, Family, family
-from hubpub.model.slicing import Part, parts
+from hubpub.model.slicing import Part, parts, sliced_config
 from hubpub.slices import Slice, Whole, refuse_family
 
 TOKENIZER_FILES = (
@@ -97,7 +97,7 @@ class Checkpoint:
             refuse_family(self.family.name)
             whole = Whole.of(text if isinstance(text, dict) else {})
             whole.check(part)
-            config = {**self.config, "text_config": whole.config(part, text or {})}
+            config = {**self.config, "text_config": sliced_config(part, whole, text or {})}
             found = Checkpoint(self.folder, config, self.family, part, self)
             _ = found.tensors
         except ValueError as error:

@@ -33,6 +33,18 @@ class Part:
         return (*shape[: self.axis], kept, *shape[self.axis + 1 :])
 
 
+def sliced_config(part: Slice, whole: Whole, text: Mapping[str, Any]) -> dict[str, Any]:
+    """The text part of the slice's config.json, given that of the whole."""
+    kept = whole.kept(part)
+    made = {**text, "num_hidden_layers": len(kept), "intermediate_size": list(part.widths)}
+    made["num_kv_shared_layers"] = sum(layer >= len(whole.kinds) - whole.shared for layer in kept)
+    for key in ("layer_types", "activation_sparsity_pattern"):
+        # Sparse layers stay sparse, and each layer stays of its kind. A pattern of one number is for every layer.
+        if isinstance(text.get(key), list):
+            made[key] = [text[key][layer] for layer in kept]
+    return made
+
+
 def parts(part: Slice, whole: Whole, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Part | None, str]]:
     """Names in the slice, what is kept of each tensor (None: all of it), and its name in the whole.
 

@@ -43,6 +43,7 @@ print(json.dumps({"sha256": made.file.sha256, "modules": modules}))
 # What is imported while a file is exported and decides none of its bytes.
 ELSEWHERE = {
     "hubpub": "the package's name and version, which the facts record",
+    "hubpub.slices": "what may be sliced: a slice is in the fingerprint by its values",
     "hubpub.config": "what people declare: a recipe is in the fingerprint by its values",
     "hubpub.matrix": "which cells there are",
     "hubpub.data": "where texts lie; the one that weights are rounded for is in the fingerprint",

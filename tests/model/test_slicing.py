@@ -14,7 +14,7 @@ from hubpub.errors import SourceError
 from hubpub.hub.text_decoder import load_text_decoder
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.loader import load
-from hubpub.model.slicing import parts
+from hubpub.model.slicing import parts, sliced_config
 from hubpub.slices import Slice, Whole, published
 
 pytestmark = pytest.mark.slow
@@ -34,7 +34,7 @@ def test_the_slice_e2b_has_the_shapes_of_e2b_tensor_by_tensor() -> None:
     assert made == stored_shapes("gemma-3n-E2B")
     assert sum(torch.Size(shape).numel() for shape in made.values()) == 4_456_156_768
     # And so has its config.
-    text = layers.config(part, real_size().text_config("gemma-3n-E4B"))
+    text = sliced_config(part, layers, real_size().text_config("gemma-3n-E4B"))
     assert text == real_size().text_config("gemma-3n-E2B")
 
 
