@@ -76,7 +76,8 @@ def put(hub: LocalHub, project: Project, card: Card, facts: CardFacts, *, readme
 
     repo = f"{hub.user}/{card.repo}"
     facts = held(facts).model_copy(update={"repo": repo})
-    files = render(card, facts, namespace=hub.user, templates=project.templates_dir).files
+    templates, among = project.templates_dir, project.readable_cards
+    files = render(card, facts, namespace=hub.user, templates=templates, among=among).files
     files |= {one.name: one.name.encode() for cell in facts.cells for one in (cell.file, *cell.tokenizer)}
     sums = [(name, hashlib.sha256(data).hexdigest()) for name, data in files.items() if name != "README.md"]
     files |= {"facts.json": dump(facts).encode(), "SHA256SUMS": sha256sums(sums)}
