@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -13,10 +14,11 @@ from release.test_promote import DISPLAY, World, world
 
 from hubpub.ci import jobs
 from hubpub.errors import ConflictError, ExportError, GateError, UsageError
-from hubpub.facts import CellFacts
+from hubpub.facts import CellFacts, OtherHost
 from hubpub.hub.client import Client
 from hubpub.localhub import Fault
-from hubpub.release.handover import handed_over
+from hubpub.machine import system
+from hubpub.release.handover import hand_over_host, handed_over
 from hubpub.release.promote import publish
 from hubpub.release.staging import stage
 
@@ -168,3 +170,38 @@ def test_a_namespace_for_releases_is_none_for_rehearsals(job: jobs.Job) -> None:
     with pytest.raises(UsageError, match="for rehearsals alone"):
         _ = rehearsal.owner
     assert replace(rehearsal, for_rehearsals="tries").owner == "tries"
+
+
+def test_a_staged_file_is_collected_by_another_machine(
+    world: World, job: jobs.Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = jobs.stage(job, CELL, DISPLAY)
+    with pytest.raises(ExportError, match="no facts of small/8da8w"):
+        jobs.collect(job, "small/8da8w")
+    # Whoever made the file has it; the other machine takes it from the Hub.
+    assert not jobs.collect(job, CELL)
+    pte = job.workspace.root / "collected" / facts.file.name
+    assert hashlib.sha256(pte.read_bytes()).hexdigest() == facts.file.sha256
+    # A cell of a release that wants both machines waits for the second.
+    wanted = {"include": [{"cell": CELL}]}
+    monkeypatch.setenv("HUBPUB_ARM", json.dumps(wanted))
+    jobs.stage(job, "small/8da8w", DISPLAY)
+    with pytest.raises(GateError, match="small/8da4w was not measured on ARM"):
+        jobs.promote(job, "small-pte", DISPLAY)
+    host = OtherHost(system=system(), parity=facts.parity, speed=facts.speed, gates=facts.gates)
+    hand_over_host(job.facts, facts, host)
+    assert jobs.collect(job, CELL)
+    assert (job.facts.parent / "output").read_text().splitlines()[-1] == "done=true"
+    receipt = jobs.promote(job, "small-pte", DISPLAY)
+    assert receipt["outcome"]["kind"] == "published"
+
+
+def test_a_gate_missed_on_the_other_machine_keeps_the_repo_back(world: World, job: jobs.Job) -> None:
+    facts = jobs.stage(job, CELL, DISPLAY)
+    jobs.stage(job, "small/8da8w", DISPLAY)
+    logits = facts.parity.logits.model_copy(update={"kl_mean": 9.0})
+    parity = facts.parity.model_copy(update={"logits": logits})
+    host = OtherHost(system="Linux aarch64", parity=parity, speed=facts.speed, gates=())
+    hand_over_host(job.facts, facts, host)
+    with pytest.raises(GateError, match="kl_mean on Linux aarch64 9"):
+        jobs.promote(job, "small-pte", DISPLAY)

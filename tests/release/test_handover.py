@@ -8,7 +8,8 @@ import pytest
 
 from hubpub.config import Project
 from hubpub.errors import ConfigError, UsageError
-from hubpub.release.handover import hand_over, handed_over
+from hubpub.facts import OtherHost
+from hubpub.release.handover import hand_over, hand_over_host, handed_over
 
 from .conftest import facts_of
 
@@ -30,3 +31,19 @@ def test_two_measurements_of_one_cell_are_not_mixed(small: Project, tmp_path: Pa
         handed_over(tmp_path)
     with pytest.raises(UsageError, match="no folder"):
         handed_over(tmp_path / "none")
+
+
+def test_what_another_machine_measured_joins_the_facts_of_the_very_file(small: Project, tmp_path: Path) -> None:
+    facts, other = (facts_of(small, recipe) for recipe in ("8da4w", "8da8w"))
+    hand_over(tmp_path, [facts, other])
+    host = OtherHost(system="Linux aarch64", parity=facts.parity, speed=facts.speed, gates=facts.gates)
+    hand_over_host(tmp_path / "arm", facts, host)
+    stale = other.model_copy(update={"file": other.file.model_copy(update={"sha256": "0" * 64})})
+    hand_over_host(tmp_path / "arm", stale, host)
+    found = handed_over(tmp_path)
+    assert found[facts.cell].hosts == (host,)
+    assert found[other.cell].hosts == ()
+    # Measured there again: the later one stands alone.
+    again = host.model_copy(update={"gates": ()})
+    hand_over_host(tmp_path / "arm", facts, again)
+    assert handed_over(tmp_path)[facts.cell].hosts == (again,)
