@@ -155,6 +155,7 @@ def _values(
         "floors": _floors(facts.cells),
         "hosts": list(dict.fromkeys((cell.speed.host, cell.speed.threads) for cell in facts.cells)),
         "harnesses": list(dict.fromkeys(one.harness for cell in facts.cells for one in cell.evaluations)),
+        "machines": _machines(facts.cells),
         "gates": list(dict.fromkeys(gate.name for cell in facts.cells for gate in cell.gates)),
         "patches": list({p.name: p for cell in facts.cells for p in cell.patches if p.applied}.values()),
         "links": _links(facts),
@@ -342,6 +343,12 @@ def _custom(cells: Sequence[CellFacts]) -> list[str]:
     """Namespaces of operators that are not Core ATen: no release of ExecuTorch promises to keep them as they are."""
     core = {"", "aten", "dim_order_ops", "executorch_prim"}
     return sorted({name for cell in cells for name in cell.program.operators.namespaces} - core)
+
+
+def _machines(cells: Sequence[CellFacts]) -> list[tuple[str, str, int]]:
+    """The machines of cells that were measured on several: processor, its name, and threads."""
+    speeds = [speed for cell in cells if cell.hosts for speed in (cell.speed, *(one.speed for one in cell.hosts))]
+    return list(dict.fromkeys(((one.system.split() or ["here"])[-1], one.host, one.threads) for one in speeds))
 
 
 def _links(facts: CardFacts) -> Links:

@@ -33,8 +33,9 @@ def test_both_processors_stand_side_by_side(project: Project) -> None:
     here = cell.speed.model_copy(update={"system": "Linux 6.11 x86_64"})
     other = OtherHost(system="Linux aarch64", parity=cell.parity, speed=speed, gates=cell.gates)
     page = shown(project, speed=here, hosts=(other,))
-    rows = [line for line in page.splitlines() if "x86_64: " in line or "aarch64: Neoverse-N2" in line]
-    assert len(rows) == 2 and "21.5 tokens/s" in rows[1]
+    rows = [line for line in page.splitlines() if "| x86_64 |" in line or "| aarch64 |" in line]
+    assert len(rows) == 2 and rows[1].endswith("| 21.5 |")
+    assert "- aarch64: Neoverse-N2, 4 cores, Linux, 4 threads" in page
 
 
 def test_a_gate_missed_on_another_machine_is_a_gate_missed(project: Project) -> None:
@@ -51,5 +52,5 @@ def test_memory_is_told_apart(project: Project) -> None:
     at = Resident(anonymous=248_000_000, mapped=38_600_000)
     memory = Memory(loaded=at, prefilled=at, generated=at, generated_tokens=256)
     page = shown(project, speed=cell.speed.model_copy(update={"memory": memory}))
-    assert "248 MB + 38.6 MB | 248 MB + 38.6 MB | 248 MB + 38.6 MB |" in page
+    assert "248 MB + 38.6 MB | 248 MB + 38.6 MB |" in page
     assert "up to 256 tokens long" in page
