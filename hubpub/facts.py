@@ -244,7 +244,7 @@ class Lowering(Fact):
 
     What lowering, the cache and the kernels changed, without what quantization changed: nats, logits, and the
     perplexity of the eager model. `noise_kl_mean` is how far the eager model is from itself when its input changes in
-    the last bits (of a bfloat16 model: how far rounding takes it from float32): no file can be expected to be closer.
+    the last bits: no file can be expected to be closer.
     """
 
     kl_mean: float
@@ -253,6 +253,20 @@ class Lowering(Fact):
     error_max: float
     perplexity: float
     noise_kl_mean: float | None = None
+
+
+class StoredWeights(Fact):
+    """The weights in the file against those that the recipe makes of the source, bit for bit.
+
+    `weights` is how many there are, `found` how many were found in the file; the others are stored in another form.
+    `products` is how many products of delegates were looked at, and `wrong` names up to 20 weights that differ, and
+    layers that no product reads, or more than one, or out of their order.
+    """
+
+    weights: int
+    found: int
+    products: int
+    wrong: tuple[str, ...] = ()
 
 
 class TokenizerCheck(Fact):
@@ -350,6 +364,7 @@ class Parity(Fact):
     greedy: Greedy
     runner: RunnerCheck | None
     lowering: Lowering | None = None
+    weights: StoredWeights | None = None
     whole: Whole | None = None
     tokenizer: TokenizerCheck | None = None
     stop_tokens: tuple[int, ...] | None = None

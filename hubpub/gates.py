@@ -65,6 +65,8 @@ def evaluate_gates(
         )
     if parity.whole is not None:
         gates.append(_gate("slice_kl_mean", "max", limits.slice_kl_mean_max, parity.whole.kl_mean))
+    if parity.weights is not None:
+        gates.append(_gate("weights_stored", "min", 1.0, float(not parity.weights.wrong)))
     if parity.stop_tokens is not None:
         declared = program.metadata.get("get_eos_ids", program.metadata.get("get_eos_id"))
         ids = set(declared) if isinstance(declared, tuple) else {declared}

@@ -52,6 +52,7 @@ def parity(**changed: Any) -> Parity:
         "tokenizer": FITS.model_dump(),
         "lowering": LOWERING.model_dump(),
         "stop_tokens": (1, 106),
+        "weights": {"weights": 3, "found": 3, "products": 1},
     }
     for path, new in changed.items():
         *parents, key = path.split("__")
@@ -87,7 +88,7 @@ def test_a_program_that_is_well_passes_every_gate() -> None:
     gates = evaluated(parity())
     assert list(gates) == [
         "finite_logits", "kl_mean", "top1_agreement", "greedy_first_token", "greedy_exact", "prefill_kl_mean",
-        "original_perplexity", "lowering_kl_mean", "lowering_perplexity", "eos_ids", "tokenizer_fits",
+        "original_perplexity", "lowering_kl_mean", "lowering_perplexity", "weights_stored", "eos_ids", "tokenizer_fits",
         "llm_runner_matches", "logit_error_max",
     ]  # fmt: skip
     assert all(gate.passed for gate in gates.values())
@@ -147,6 +148,10 @@ def test_a_first_token_that_the_reference_holds_as_likely_is_no_other_answer() -
     assert missed(parity(greedy__first_token=0.75, greedy__first_token_or_tie=0.74)) == ["greedy_first_token"]
 
 
+def test_a_file_that_holds_another_weight_is_refused() -> None:
+    assert missed(parity(weights__wrong=("model.layers.3.mlp.up_proj.values",))) == ["weights_stored"]
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(
     ("path", "gates"),
@@ -163,7 +168,9 @@ def test_what_is_not_finite_passes_no_gate(path: str, gates: set[str], value: fl
 
 
 def test_what_was_not_measured_is_not_evaluated() -> None:
-    found = parity(runner=None, tokenizer=None, lowering=None, stop_tokens=None, logits__prefill_kl_mean=None)
+    found = parity(
+        runner=None, tokenizer=None, lowering=None, weights=None, stop_tokens=None, logits__prefill_kl_mean=None
+    )
     limits = LIMITS.model_copy(update={"logit_error_max": None})
     assert list(evaluated(found, limits)) == [
         "finite_logits", "kl_mean", "top1_agreement", "greedy_first_token", "greedy_exact",

@@ -31,10 +31,11 @@ _GATES = {
     "eos_ids": "stops on the same tokens as the original",
     "tokenizer_fits": "the tokenizer matches the model",
     "anonymous_per_weight": "bytes of anonymous memory for each weight, beyond the arena",
+    "weights_stored": "the weights in the file are those that were meant, bit for bit",
     "llm_runner_matches": "the LLM runner gives the same text",
 }
 _SHARES = {"top1_agreement", "greedy_first_token", "greedy_exact", "lowering_perplexity"}
-_FLAGS = {"finite_logits", "llm_runner_matches", "eos_ids", "tokenizer_fits", "chat_template_fits"}
+_FLAGS = {"finite_logits", "weights_stored", "llm_runner_matches", "eos_ids", "tokenizer_fits", "chat_template_fits"}
 
 
 def cell(text: str) -> str:

@@ -7,7 +7,6 @@ what quantization did, and with the same recipe applied to the source for what h
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from hubpub.config import Recipe
 from hubpub.errors import UsageError
 from hubpub.measure.pte import opened
+from hubpub.measure.weights import holds, stored_weights
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.patches import applied
 from hubpub.workspace import integers_of
@@ -162,60 +162,15 @@ def _error(wanted: Any, found: Any) -> float:
 
 
 def _read_back(pte: Path, model: Any) -> tuple[int, int, list[Weight]]:
-    """Put the file's weights into `model`; returns how many there are, how many were found, and those that differ.
-
-    A weight that XNNPACK computes with is stored under its name. The others have none: one whose bytes are nowhere in
-    the file is taken to be the constant of its size that belongs to no other.
-    """
-    found, differing = 0, []
+    """Put the file's weights into `model`; returns how many there are, how many were found, and those that differ."""
+    count, found, differing = 0, 0, []
     with opened(pte) as (file, plans):
-        free: dict[tuple[int, str], list[tuple[int, int]]] = {}
-        extents = {(file.constant(one), one.bytes) for plan in plans for one in plan.tensors.values() if one.constant}
-        for start, size in sorted(extents):
-            free.setdefault((size, _digest(file.data[start : start + size])), []).append((start, size))
-        lost: list[tuple[str, Any]] = []
-        taken: set[tuple[int, str]] = set()
-        weights = _weights(model)
-        for name, tensor in weights:
-            data = _bytes(tensor)
-            index = file.named.get(name)
-            if index is not None:
-                stored = bytes(file.data[slice(*file.segments[index])])[: len(data)]
-                found += 1
-                if stored != data:
-                    differing.append(Weight(name, _replace(tensor, stored)))
-            elif (key := (len(data), _digest(data))) in free:
-                found += 1
-                taken.add(key)
-            else:
-                lost.append((name, tensor))
-        for name, tensor in lost:
-            other = next((key for key in free if key[0] == tensor.nbytes and key not in taken), None)
-            if other is not None:
-                taken.add(other)
-                start, size = free[other][0]
-                found += 1
-                differing.append(Weight(name, _replace(tensor, bytes(file.data[start : start + size]))))
-    return len(weights), found, differing
-
-
-def _weights(model: Any) -> list[tuple[str, Any]]:
-    """Every stored weight of two dimensions, and the scales of integers; tied ones once."""
-    seen: dict[int, tuple[str, Any]] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if tensor.ndim >= 2 or name.endswith(".scales"):
-            seen.setdefault(tensor.data_ptr(), (name, tensor))
-    return list(seen.values())
-
-
-def _bytes(tensor: Any) -> bytes:
-    import torch
-
-    return bytes(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+        for name, tensor, extent in stored_weights(file, plans, model):
+            count += 1
+            found += extent is not None
+            if extent is not None and not holds(file, extent, tensor):
+                differing.append(Weight(name, _replace(tensor, bytes(file.data[slice(*extent)]))))
+    return count, found, differing
 
 
 def _replace(tensor: Any, stored: bytes) -> str:

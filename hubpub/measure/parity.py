@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -35,6 +36,7 @@ from hubpub.facts import (
     Logits,
     Lowering,
     Parity,
+    StoredWeights,
     TokenizerCheck,
     Whole,
     rounded,
@@ -45,6 +47,7 @@ from hubpub.measure.baselines import int8_activations, perturbed
 from hubpub.measure.prompting import chat_template_fits
 from hubpub.measure.reference_model import reference_model
 from hubpub.measure.runtime import Session
+from hubpub.measure.weights import check_weights
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.reader import Reader
 from hubpub.progress import Progress
@@ -55,12 +58,21 @@ NEW_TOKENS = 24
 TOKENS, SCALE_TOKENS = 2048, 512
 # A program that is slow reads less of the text than this many seconds allow, but always past its sliding window.
 SECONDS = 300.0
-_ROWS = 64
+# Rows of logits that are computed at once, and logits that are compared at once: 16 MB, which the allocator gives back
+# and takes again. Larger ones are new pages each time, and filling those takes longer than all the arithmetic.
+_ROWS, _COMPARED = 256, 1 << 22
+# Logits that differ by more than this many nats are compared without the exponential of the difference.
+_FAR = 8.0
+_LARGEST = 700.0
 # Two first tokens that the reference holds this close, in nats (a factor of 1.1 in probability), are a tie: whoever
 # rounds differently decides it otherwise, as the source in bfloat16 does for one prompt of 16.
 TIE = 0.1
 # Logits [end - begin, vocabulary] of the rows begin to end.
 Rows = Callable[[int, int], Any]
+
+
+def _silent(_: float) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -152,12 +164,13 @@ def compare_to_reference(
     ours, logits = compare_logits(session, known, recipe, checkpoint.config, progress)
     greedy = compare_greedy(session, checkpoint, known, progress)
     session.close()
-    lowering = compare_lowering(ours, checkpoint, recipe, known, progress, integers_of(session.path))
+    lowering, stored = compare_lowering(ours, checkpoint, recipe, known, progress, session.path)
     return Parity(
         logits=logits,
         greedy=greedy,
         runner=None,
         lowering=lowering,
+        weights=stored,
         whole=known.whole,
         stop_tokens=known.stop,
         measuring=MEASURING,
@@ -205,11 +218,21 @@ def reference(
             logits = eager_logits(model, tokens, window)
             progress("reference: int8 activations", 0.0)
             with int8_activations(model):
-                activations = _agreement(_rows(logits), EagerLogits(model, tokens, window), tokens)
+                activations = _agreement(
+                    _rows(logits),
+                    EagerLogits(model, tokens, window),
+                    tokens,
+                    lambda fraction: progress("reference: int8 activations", fraction),
+                )
             del model
             progress("reference: bfloat16", 0.0)
             model = load(checkpoint, dtype=torch.bfloat16)
-            bf16 = _agreement(_rows(logits), EagerLogits(model, tokens, window), tokens)
+            bf16 = _agreement(
+                _rows(logits),
+                EagerLogits(model, tokens, window),
+                tokens,
+                lambda fraction: progress("reference: bfloat16", fraction),
+            )
             del model
             whole = _distance(checkpoint.whole, logits, tokens, window, progress) if checkpoint.whole else None
         folder.mkdir(parents=True, exist_ok=True)
@@ -304,37 +327,78 @@ class _Agreement:
     perplexity_of_first: float
 
 
-def _agreement(first: Rows, second: Rows, tokens: Sequence[int]) -> _Agreement:
-    """`second` compared with `first`, a slice at a time, for vocabularies are large."""
+def _agreement(first: Rows, second: Rows, tokens: Sequence[int], told: Callable[[float], None] = _silent) -> _Agreement:
+    """`second` compared with `first`; `told` how much of it is done."""
+    return _agreements(first, [second], tokens, told)[0]
+
+
+def _agreements(
+    first: Rows, others: Sequence[Rows], tokens: Sequence[int], told: Callable[[float], None] = _silent
+) -> list[_Agreement]:
+    """Each of `others` compared with `first`, a slice at a time, for vocabularies are large.
+
+    Finite wherever all logits are, however far apart the models.
+    """
     import torch
 
     following = torch.tensor([*tokens[1:], 0]).unsqueeze(1)
-    parts: list[tuple[Any, ...]] = []
+    found: list[list[tuple[Any, ...]]] = [[] for _ in others]
     for begin in range(0, len(tokens), _ROWS):
         end = min(begin + _ROWS, len(tokens))
-        a, b = first(begin, end), second(begin, end)
-        next_ = following[begin:end]
-        same = (a.argmax(-1) == b.argmax(-1)).float()
-        p = a.softmax(-1)
-        surprise = -p.gather(1, next_)[:, 0].log()
-        # What the two normalizers differ by, from the difference itself: that of two large logarithms has no digits
-        # left where the models agree.
-        change = b - a
-        error = change.abs().amax(-1)
-        mean = torch.linalg.vecdot(p, change)
-        theirs = surprise - change.gather(1, next_)[:, 0]
-        normalizer = torch.linalg.vecdot(p, change.expm1_()).log1p()
-        kl = (normalizer - mean).clamp(min=0)
-        parts.append((kl, same, error, surprise, theirs + normalizer))
-    kl, same, error, surprise, theirs = (torch.cat(column) for column in zip(*parts, strict=True))
+        # A head in integers is unpacked for each of these; what is compared at a time is small.
+        blocks = [rows(begin, end) for rows in (first, *others)]
+        small = max(1, _COMPARED // blocks[0].shape[1])
+        for top in range(0, end - begin, small):
+            a, *rest = (block[top : top + small] for block in blocks)
+            next_ = following[begin + top : begin + top + a.shape[0]]
+            p = a.log_softmax(-1)
+            surprise = -p.gather(1, next_)[:, 0]
+            best = a.max(-1).indices
+            p.exp_()
+            for parts, b in zip(found, rest, strict=True):
+                parts.append(_compared(a, p, surprise, best, b, next_))
+        told(end / len(tokens))
+    return [_summed(parts) for parts in found]
+
+
+def _compared(a: Any, p: Any, surprise: Any, best: Any, b: Any, next_: Any) -> tuple[Any, ...]:
+    """KL, same choice, largest error, surprise by either, of rows of logits `a` with probabilities `p`, and of `b`."""
+    import torch
+
+    # What the two normalizers differ by, from the difference itself: that of two large logarithms has no digits
+    # left where the models agree.
+    change = b - a
+    error = torch.maximum(change.amax(-1), -change.amin(-1))
+    mean = torch.linalg.vecdot(p, change)
+    theirs = surprise - change.gather(1, next_)[:, 0]
+    normalizer = torch.linalg.vecdot(p, change.expm1_()).log1p()
+    kl, theirs = normalizer - mean, theirs + normalizer
+    if (far := error > _FAR).any():
+        # Where they are far apart the logarithms have digits enough, and the exponential none.
+        own, other = a[far].double().log_softmax(-1), b[far].double().log_softmax(-1)
+        kl[far] = (own.exp() * (own - other)).sum(-1).float()
+        theirs[far] = -other.gather(1, next_[far])[:, 0].float()
+    return kl.clamp_(min=0), (best == b.max(-1).indices).float(), error, surprise, theirs
+
+
+def _summed(parts: list[tuple[Any, ...]]) -> _Agreement:
+    import torch
+
+    kl, same, error, surprise, theirs = (torch.cat(column).double() for column in zip(*parts, strict=True))
     return _Agreement(
         top1=rounded(same.mean()),
         kl_mean=rounded(kl.mean()),
         kl_p999=rounded(kl.quantile(0.999)),
         error_max=rounded(error.max()),
-        perplexity=rounded(theirs[:-1].mean().exp()),
-        perplexity_of_first=rounded(surprise[:-1].mean().exp()),
+        perplexity=_perplexity(theirs),
+        perplexity_of_first=_perplexity(surprise),
     )
+
+
+def _perplexity(surprise: Any) -> float:
+    """Of all but the last row, whose next token is not known; one that no float holds is the largest there is."""
+    mean = float(surprise[:-1].mean())
+    return mean if math.isnan(mean) else rounded(math.exp(min(mean, _LARGEST)))
 
 
 def compare_logits(
@@ -352,8 +416,9 @@ def compare_logits(
     else:
         ours, pieces, places = _decoded(session, tokens, config, progress)
     count = ours.shape[0]
-    progress("comparing", 0.0)
-    found = _agreement(_rows(known.logits), _rows(ours), tokens[:count])
+    found = _agreement(
+        _rows(known.logits), _rows(ours), tokens[:count], lambda fraction: progress("comparing", fraction)
+    )
     same = _agreement(lambda begin, end: ours[places[begin:end]], _rows(pieces), [tokens[place] for place in places])
     top1, kl = known.baseline(recipe)
     return ours, Logits(
@@ -429,9 +494,10 @@ def compare_lowering(
     recipe: Recipe,
     known: Reference,
     progress: Progress,
-    kept: Path | None = None,
-) -> Lowering:
-    """The program's logits over the text against those of the same quantized weights run eagerly."""
+    pte: Path,
+) -> tuple[Lowering, StoredWeights | None]:
+    """The program's logits over the text against those of the same quantized weights run eagerly, and the weights that
+    lie in the file `pte` against those (None where nothing is quantized)."""
     import torch
 
     from hubpub.export.calibrate import apply_recipe
@@ -439,23 +505,29 @@ def compare_lowering(
 
     count = ours.shape[0]
     tokens = known.tokens[:count]
-    noise = known.bf16[1] if recipe.dtype == "bf16" else 0.0
+    noise, stored = 0.0, None
     schemes = (recipe.linear, recipe.embedding, recipe.per_layer_embedding, recipe.head, *recipe.override)
+
+    def told(fraction: float) -> None:
+        progress("quantized weights", fraction)
+
     if recipe.dtype == "fp32" and not any(schemes):
-        found = _agreement(_rows(known.logits), _rows(ours), tokens)
+        found = _agreement(_rows(known.logits), _rows(ours), tokens, told)
     else:
-        progress("quantized weights", 0.0)
+        told(0.0)
         model = loader.load_mapped(checkpoint, dtype=loader.DTYPES[recipe.dtype])
-        apply_recipe(model, checkpoint, recipe, kept=kept)
+        apply_recipe(model, checkpoint, recipe, kept=integers_of(pte))
         with torch.no_grad():
             eager = EagerLogits(model, tokens, known.window)
-            found = _agreement(eager, _rows(ours), tokens)
-            if _dynamic(recipe):
-                progress("quantized weights, again", 0.0)
+            others: list[Rows] = [_rows(ours)]
+            if _dynamic(recipe) or recipe.dtype == "bf16":
                 with perturbed(model):
-                    noise = _agreement(eager, EagerLogits(model, tokens, known.window), tokens).kl_mean
+                    others.append(EagerLogits(model, tokens, known.window))
+            found, *changed = _agreements(eager, others, tokens, told)
+            noise = changed[0].kl_mean if changed else noise
+        stored = check_weights(pte, model)
         del model
-    return Lowering(
+    lowering = Lowering(
         kl_mean=found.kl_mean,
         kl_p999=found.kl_p999,
         top1_agreement=found.top1,
@@ -463,6 +535,7 @@ def compare_lowering(
         perplexity=found.perplexity_of_first,
         noise_kl_mean=noise,
     )
+    return lowering, stored
 
 
 def compare_greedy(session: Session, checkpoint: Checkpoint, known: Reference, progress: Progress) -> Greedy:

@@ -84,6 +84,7 @@ SCALES = "scales"
 
 _HEADER = struct.Struct("<4x4sHIIIQ")
 _PER_CHANNEL, _PER_GROUP = 1, 4
+_FULLY_CONNECTED = NODES.index("XNNFullyConnected") + 1
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,39 @@ def read(data: mmap | bytes, start: int, end: int) -> Graph | None:
 
     Raises Malformed where the form is known and the bytes do not follow it.
     """
+    graph = _graph(data, start, end)
+    if graph is None:
+        return None
+    nodes = [node.union(0)[0] for node in graph.tables(1)]
+    names = (NODES[kind - 1] if 0 < kind <= len(NODES) else f"XNNNode{kind}" for kind in nodes)
+    return Graph(Counter(names), tuple(_weights(graph)))
+
+
+def products(data: mmap | bytes, start: int, end: int) -> list[tuple[str, str]]:
+    """The keys of integers and of scales that each product of a delegate reads, in its order; "" for none."""
+    graph = _graph(data, start, end)
+    if graph is None:
+        return []
+    keys = [entry.string(2) for entry in graph.tables(8)]
+    matrices: dict[int, tuple[str, str]] = {}
+    for number, value in enumerate(graph.tables(2)):
+        kind, table = value.union(0)
+        tensor = table.table(0) if table is not None and kind == 2 else None
+        if table is None or tensor is None or not (index := tensor.u32(3)):
+            continue
+        quantization, parameters = table.union(1)
+        slot = {_PER_CHANNEL: 2, _PER_GROUP: 4}.get(quantization)
+        scales = parameters.u32(slot) if slot is not None and parameters is not None else 0
+        matrices[number] = tuple(keys[one] if 0 < one < len(keys) else "" for one in (index, scales))  # type: ignore
+    nothing = ("", "")
+    return [
+        matrices.get(node.u32(1), nothing)
+        for kind, node in (entry.union(0) for entry in graph.tables(1))
+        if node is not None and kind == _FULLY_CONNECTED
+    ]
+
+
+def _graph(data: mmap | bytes, start: int, end: int) -> Table | None:
     magic = data[start + 4 : start + 8] if end - start >= 8 else b""
     if magic == b"XH00":
         if end - start < _HEADER.size:
@@ -125,10 +159,7 @@ def read(data: mmap | bytes, start: int, end: int) -> Graph | None:
         return None
     if buffer.identifier not in (b"XN00", b"XN01"):
         return None
-    graph = buffer.root()
-    nodes = [node.union(0)[0] for node in graph.tables(1)]
-    names = (NODES[kind - 1] if 0 < kind <= len(NODES) else f"XNNNode{kind}" for kind in nodes)
-    return Graph(Counter(names), tuple(_weights(graph)))
+    return buffer.root()
 
 
 def _weights(graph: Table) -> list[Weight]:

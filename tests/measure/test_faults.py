@@ -143,6 +143,11 @@ def one_nan(scales: torch.Tensor) -> torch.Tensor:
     return scales
 
 
+def one_bit(weight: torch.Tensor) -> torch.Tensor:
+    weight[5, 7] ^= 1
+    return weight
+
+
 WEIGHTS = [
     ("model.layers.2.mlp.up_proj.values", torch.zeros_like, "lowering_kl_mean"),
     ("model.layers.1.self_attn.q_proj.values", lambda weight: weight.T, "lowering_kl_mean"),
@@ -150,10 +155,14 @@ WEIGHTS = [
     ("model.layers.2.mlp.gate_proj.scales", doubled, "lowering_kl_mean"),
     ("model.layers.3.mlp.down_proj.scales", one_doubled, "lowering_kl_mean"),
     ("model.layers.4.mlp.gate_proj.scales", one_nan, "finite_logits"),
+    # What no output shows beside the noise of a real model.
+    ("model.layers.2.self_attn.q_proj.values", one_bit, "weights_stored"),
 ]
 
 
-@pytest.mark.parametrize(("name", "change", "gate"), WEIGHTS, ids=["zeroed", "transposed", "scales", "scale", "nan"])
+@pytest.mark.parametrize(
+    ("name", "change", "gate"), WEIGHTS, ids=["zeroed", "transposed", "scales", "scale", "nan", "bit"]
+)
 def test_a_damaged_weight(healthy: Healthy, tmp_path: Path, name: str, change: Any, gate: str) -> None:
     assert gate in missed(healthy.gates(pte=healthy.damaged(tmp_path / "wrong.pte", name, change)))
 
