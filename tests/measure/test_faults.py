@@ -232,7 +232,7 @@ def test_a_figure_that_is_not_finite_can_be_kept(healthy: Healthy, tmp_path: Pat
     assert not load(Parity, path).logits.finite
 
 
-def test_where_names_the_layer_and_the_weight(healthy: Healthy, tmp_path: Path) -> None:
+def test_drift_is_located_by_layer_and_weight(healthy: Healthy, tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(healthy.source)
     tokens = list(range(200, 260))
     found = locate_drift(healthy.pte, checkpoint, healthy.recipe, tokens)
@@ -244,7 +244,7 @@ def test_where_names_the_layer_and_the_weight(healthy: Healthy, tmp_path: Path) 
     assert "layers.2 drifts first" in found.verdict
 
 
-def test_where_tells_a_wrong_decoder_from_wrong_weights(healthy: Healthy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drift_tells_a_wrong_decoder_from_wrong_weights(healthy: Healthy, monkeypatch: pytest.MonkeyPatch) -> None:
     """A window one too short in the exported decoder: the weights are right, and the first sliding layer drifts."""
     from hubpub.model import decoder
 
