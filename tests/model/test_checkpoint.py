@@ -357,3 +357,7 @@ def test_the_blob_of_a_cache_is_believed_to_be_what_it_is_called(
     found = digest(tmp_path / "file")
     assert (found.name, found.bytes) == ("file", 7)
     assert found.sha256 == (hashlib.sha256(b"content").hexdigest() if read else name)
+
+
+def test_a_shard_may_hold_nothing_but_its_header(tmp_path: Path) -> None:
+    assert Checkpoint.open(checkpoint(tmp_path, {"__metadata__": {"format": "pt"}}, b"")).tensors == {}
