@@ -53,8 +53,10 @@ def panel(title: str, files: list[tuple[str, float, float, bool]], top: int) -> 
     for number, (name, size, kl, ours) in enumerate(files):
         color, at, down = OURS if ours else OTHERS, x(size), y(kl)
         parts.append(f'<circle cx="{at:.1f}" cy="{down:.1f}" r="4" fill="{color}"/>')
-        shift = -6 if number % 2 else 12
-        parts.append(f'<text x="{at + 7:.1f}" y="{down + shift:.1f}" fill="{color}">{escape(name)}</text>')
+        # To the left of a dot that has another one close to its right.
+        left = number + 1 < len(files) and x(files[number + 1][1]) - at < 30
+        side = f'x="{at - 8:.1f}" text-anchor="end"' if left else f'x="{at + 8:.1f}"'
+        parts.append(f'<text {side} y="{down + 4:.1f}" fill="{color}">{escape(name)}</text>')
     return parts
 
 
