@@ -40,6 +40,7 @@ print("made", *made.facts, flush=True)
 """
 
 
+@pytest.mark.slow
 def test_a_second_process_waits_for_the_first_and_reads_what_it_made(made: Made, tmp_path: Path) -> None:
     root = tmp_path / "work"
     shutil.copytree(made.step.folder, root / made.step.folder.relative_to(made.workspace.root))
