@@ -109,6 +109,7 @@ class Gates(Frozen):
     prefill_kl_mean_max: float = Field(default=0.001, gt=0)
     prefill_noise_max: float = Field(default=2.0, ge=1)
     greedy_first_token_min: float = Field(default=0.0, ge=0, le=1)
+    greedy_tokens_min: float | None = Field(default=None, ge=0, le=1)
     greedy_exact_min: float = Field(default=0.0, ge=0, le=1)
     lowering_kl_mean_max: float = Field(default=0.0005, gt=0)
     noise_max: float = Field(default=1.5, ge=1)

@@ -215,7 +215,8 @@ class Greedy(Fact):
     """Greedy continuations against the reference model: share of prompts that start and that go on the same way.
 
     `first_token_or_tie` also counts a first token that the reference model finds as likely as its own, within `tie`
-    nats.
+    nats. `likely_tokens` is the share of all tokens that were made, `tokens` in number, of which it says the same after
+    the text that the file itself had made so far.
     """
 
     prompts: int
@@ -225,6 +226,8 @@ class Greedy(Fact):
     mean_common_prefix: float
     first_token_or_tie: float | None = None
     tie: float | None = None
+    likely_tokens: float | None = None
+    tokens: int = 0
 
 
 class Whole(Fact):

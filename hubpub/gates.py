@@ -49,6 +49,8 @@ def evaluate_gates(
         _gate("greedy_first_token", "min", limits.greedy_first_token_min, first),
         _gate("greedy_exact", "min", limits.greedy_exact_min, greedy.exact),
     ]
+    if limits.greedy_tokens_min is not None and greedy.likely_tokens is not None:
+        gates.append(_gate("greedy_tokens", "min", limits.greedy_tokens_min, greedy.likely_tokens))
     if logits.prefill_kl_mean is not None:
         limit = max(limits.prefill_kl_mean_max, limits.prefill_noise_max * noise)
         gates.append(_gate("prefill_kl_mean", "max", rounded(limit), logits.prefill_kl_mean))

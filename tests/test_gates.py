@@ -148,6 +148,16 @@ def test_a_first_token_that_the_reference_holds_as_likely_is_no_other_answer() -
     assert missed(parity(greedy__first_token=0.75, greedy__first_token_or_tie=0.74)) == ["greedy_first_token"]
 
 
+def test_of_int8_activations_every_token_counts_and_not_the_first_alone() -> None:
+    limits = LIMITS.model_copy(update={"greedy_first_token_min": 0.0, "greedy_tokens_min": 0.8})
+    found = evaluated(parity(greedy__first_token=0.5, greedy__likely_tokens=0.8), limits)
+    assert all(gate.passed for gate in found.values())
+    found = evaluated(parity(greedy__likely_tokens=0.79), limits)
+    assert [name for name, gate in found.items() if not gate.passed] == ["greedy_tokens"]
+    # Facts of an older release do not say.
+    assert "greedy_tokens" not in evaluated(parity(greedy__likely_tokens=None), limits)
+
+
 def test_a_file_that_holds_another_weight_is_refused() -> None:
     assert missed(parity(weights__wrong=("model.layers.3.mlp.up_proj.values",))) == ["weights_stored"]
 

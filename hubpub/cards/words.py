@@ -24,6 +24,7 @@ _GATES = {
     "prefill_kl_mean": "KL, mean, of a text in pieces against token by token",
     "chat_template_fits": "conversations are written as the chat template writes them",
     "greedy_first_token": "greedy answers: same first token",
+    "greedy_tokens": "greedy answers: tokens that the original would have said as well",
     "greedy_exact": "greedy answers: same text",
     "original_perplexity": "perplexity of the original",
     "lowering_kl_mean": "KL, mean, against the quantized weights run in PyTorch",
@@ -34,7 +35,7 @@ _GATES = {
     "weights_stored": "the weights in the file are those that were meant, bit for bit",
     "llm_runner_matches": "the LLM runner gives the same text",
 }
-_SHARES = {"top1_agreement", "greedy_first_token", "greedy_exact", "lowering_perplexity"}
+_SHARES = {"top1_agreement", "greedy_first_token", "greedy_exact", "greedy_tokens", "lowering_perplexity"}
 _FLAGS = {"finite_logits", "weights_stored", "llm_runner_matches", "eos_ids", "tokenizer_fits", "chat_template_fits"}
 
 

@@ -541,7 +541,8 @@ def compare_lowering(
 def compare_greedy(session: Session, checkpoint: Checkpoint, known: Reference, progress: Progress) -> Greedy:
     """Continue every prompt greedily, and ask the reference at each token whether it would have said the same.
 
-    Up to the first difference that is what its own greedy continuation says, at a fraction of the time.
+    Up to the first difference that is what its own greedy continuation says, at a fraction of the time. Past it, it
+    says of every further token whether a reader of that text could have expected it.
     """
     import torch
 
@@ -550,14 +551,17 @@ def compare_greedy(session: Session, checkpoint: Checkpoint, known: Reference, p
         progress("prompts", number / len(known.prompts))
         answers.append(session.generate(prompt, known.new_tokens, known.stop))
     model = reference_model(checkpoint)
-    first = near = exact = prefix = 0
+    first = near = exact = prefix = likely = tokens = 0
     for number, (prompt, made) in enumerate(zip(known.prompts, answers, strict=True)):
         progress("reference: prompts", number / len(known.prompts))
         with torch.no_grad():
             logits = EagerLogits(model, [*prompt, *made[:-1]], None)(len(prompt) - 1, len(prompt) + len(made) - 1)
         same = (logits.argmax(-1) == torch.tensor(made)).long().cumprod(0)
         first += int(same[0])
-        near += bool(logits[0, made[0]] >= logits[0].max() - TIE)
+        fits = logits.gather(1, torch.tensor(made).unsqueeze(1))[:, 0] >= logits.amax(-1) - TIE
+        near += bool(fits[0])
+        likely += int(fits.sum())
+        tokens += len(made)
         exact += bool(same.all())
         prefix += int(same.sum())
     count = len(known.prompts)
@@ -567,6 +571,8 @@ def compare_greedy(session: Session, checkpoint: Checkpoint, known: Reference, p
         first_token=rounded(first / count),
         first_token_or_tie=rounded(near / count),
         tie=TIE,
+        likely_tokens=rounded(likely / tokens),
+        tokens=tokens,
         exact=rounded(exact / count),
         mean_common_prefix=rounded(prefix / count),
     )
