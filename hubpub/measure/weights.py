@@ -46,9 +46,12 @@ def check_weights(pte: Path, model: Any) -> StoredWeights:
 
 
 def _misread(products: list[tuple[str, str]], layers: set[str]) -> list[str]:
-    """The layers whose integers and scales are not read exactly once, together, and in the order of the layers."""
+    """The layers whose integers and scales are not read, or not together, or not in the order of the layers.
+
+    A model may multiply by one layer more than once, as Gemma 3n does by the routers of its AltUp.
+    """
     names = [values.removesuffix(".values") for values, _ in products]
-    wrong = [name for name in layers if names.count(name) != 1]
+    wrong = [name for name in layers if name not in names]
     wrong += [
         name
         for name, (values, scales) in zip(names, products, strict=True)
