@@ -37,8 +37,8 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def mine(project: Project, tmp_path: Path) -> Project:
     """A project of its own to edit, with made-up facts committed for one card."""
-    # Some cards are enough: the first, with figures, is E2B's.
-    for folder in sorted(project.cards_dir.glob("gemma-3n-*")) + sorted(project.cards_dir.glob("gemma-4-*")):
+    # Some cards are enough, and no slices: the first, with figures, is E2B's.
+    for folder in sorted(project.cards_dir.glob("gemma-3n-E?B-*")) + sorted(project.cards_dir.glob("gemma-4-*")):
         shutil.copytree(folder, tmp_path / "cards" / folder.name)
     shutil.copytree(project.templates_dir, tmp_path / "templates")
     copy = Project(tmp_path / "cards", tmp_path / "templates")
