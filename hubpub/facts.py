@@ -176,6 +176,18 @@ class Program(Fact):
     layout: dict[str, int] = {}
 
     @property
+    def context(self) -> int | None:
+        """The longest text in tokens, as the metadata says; None where it does not."""
+        found = self.metadata.get("get_max_context_len", self.metadata.get("get_max_seq_len"))
+        return found if isinstance(found, int) else None
+
+    @property
+    def eos_ids(self) -> tuple[int | float | str, ...] | None:
+        """What the metadata says ends a text, as it says it; None where it says nothing."""
+        found = self.metadata.get("get_eos_ids", self.metadata.get("get_eos_id"))
+        return found if isinstance(found, tuple) or found is None else (found,)
+
+    @property
     def forward(self) -> Method | None:
         return next((method for method in self.methods if method.name == "forward"), None)
 
@@ -263,7 +275,7 @@ class StoredWeights(Fact):
 
     `weights` is how many there are, `found` how many were found in the file; the others are stored in another form.
     `products` is how many products of delegates were looked at, and `wrong` names up to 20 weights that differ, and
-    layers that no product reads, or more than one, or out of their order.
+    layers that no product reads, or that one reads out of their order.
     """
 
     weights: int

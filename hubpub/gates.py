@@ -70,9 +70,8 @@ def evaluate_gates(
     if parity.weights is not None:
         gates.append(_gate("weights_stored", "min", 1.0, float(not parity.weights.wrong)))
     if parity.stop_tokens is not None:
-        declared = program.metadata.get("get_eos_ids", program.metadata.get("get_eos_id"))
-        ids = set(declared) if isinstance(declared, tuple) else {declared}
-        gates.append(_gate("eos_ids", "min", 1.0, float(ids == set(parity.stop_tokens))))
+        same = program.eos_ids is not None and set(program.eos_ids) == set(parity.stop_tokens)
+        gates.append(_gate("eos_ids", "min", 1.0, float(same)))
     if parity.tokenizer is not None:
         fits = parity.tokenizer
         counted = runner is None or runner.prompt_tokens == runner.prompt_tokens_original

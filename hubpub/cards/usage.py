@@ -68,8 +68,7 @@ def usage(cell: CellFacts, variant: Variant) -> Usage:
 
 def stop(cell: CellFacts) -> tuple[int, ...]:
     """The token ids that end a text, as the program's metadata names them."""
-    ids = cell.program.metadata.get("get_eos_ids", ())
-    return tuple(int(one) for one in ids) if isinstance(ids, tuple) else (int(ids),)
+    return tuple(int(one) for one in cell.program.eos_ids or ())
 
 
 def packable(cell: CellFacts) -> bool:

@@ -13,7 +13,7 @@ from hubpub.make.existing import Target
 from hubpub.matrix import cells, select
 from hubpub.measure import phone
 from hubpub.measure.bench import GENERATED, PREFILL
-from hubpub.measure.chat import reader_beside
+from hubpub.measure.chat import reader_beside, tokenizer_beside
 from hubpub.measure.inspect import inspect
 from hubpub.plan import plan
 from hubpub.progress import Progress
@@ -87,10 +87,11 @@ def on_phone(
     device = phone.Phone.find(how.serial)
     runner = phone.runner(how.runner)
     program = inspect(target.pte)
-    context = program.metadata.get("get_max_context_len", program.metadata.get("get_max_seq_len"))
-    if not isinstance(context, int) or not program.metadata.get("use_kv_cache", True):
+    context = program.context
+    if context is None or not program.metadata.get("use_kv_cache", True):
         raise UsageError(f"{target.name} is no program for the LLM runner", "choose one with a KV cache")
-    reader, _ = reader_beside(target.pte, tokenizer or target.source)
+    file = tokenizer_beside(target.pte, tokenizer or target.source)
+    reader = reader_beside(target.pte, file)
     read = max(2, min(PREFILL, context // 2))
     ids = reader.tokenizer.encode(data.passage(), add_special_tokens=False)[: read - 1]
     ask = phone.Ask(
@@ -101,8 +102,6 @@ def on_phone(
         threads=how.threads,
     )
     sha256 = workspace.hashes.sha256(target.pte)
-    tokens = tokenizer or target.source or target.pte.parent
-    file = tokens / "tokenizer.json" if tokens.is_dir() else tokens
     return phone.measure(device, target.pte, file, runner, ask, workspace.phone_log(sha256), progress)
 
 

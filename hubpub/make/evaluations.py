@@ -11,6 +11,7 @@ from hubpub.errors import ToolchainError, UsageError
 from hubpub.facts import CardFacts, CellFacts, Evaluation, Fact, load, save
 from hubpub.matrix import Cell
 from hubpub.measure.chat import reader_beside
+from hubpub.measure.inspect import inspect
 from hubpub.progress import Progress
 from hubpub.workspace import Workspace
 
@@ -44,10 +45,10 @@ def evaluate(
     from hubpub.measure.harness import evaluate as run
 
     sha256 = workspace.hashes.sha256(pte)
-    reader, stop = reader_beside(pte, tokenizer)
+    reader, stop = reader_beside(pte, tokenizer), inspect(pte).eos_ids
     if not stop:
         raise UsageError(f"{pte.name} does not say which tokens end an answer", "export it with hubpub")
-    return run(pte, sha256, reader, stop, asked, workspace.answers(sha256), progress)
+    return run(pte, sha256, reader, tuple(map(int, stop)), asked, workspace.answers(sha256), progress)
 
 
 def require_harness() -> None:

@@ -135,8 +135,8 @@ def validate(target: Target, workspace: Workspace, progress: Progress, *, with_d
     checkpoint = Checkpoint.open(target.source, target.slice)
     program = inspect(target.pte)
     vocabulary = int(checkpoint.family.shape(text_config(checkpoint)).vocabulary)
-    length = program.metadata.get("get_max_context_len", program.metadata.get("get_max_seq_len"))
-    if not isinstance(length, int):
+    length = program.context
+    if length is None:
         raise UsageError(f"{target.name} does not say how long its context is", "export it with hubpub")
     files = "".join(file.sha256 for file in checkpoint.files())
     references = workspace.references(hashlib.sha256(files.encode()).hexdigest()[:12])
@@ -169,8 +169,8 @@ def bench(target: Target, tokenizer: Path | None, runs: int) -> Speed:
     """Speed and memory of the program, through the LLM runner where there is a tokenizer for it."""
 
     program = inspect(target.pte)
-    length = program.metadata.get("get_max_context_len", program.metadata.get("get_max_seq_len"))
-    if not isinstance(length, int):
+    length = program.context
+    if length is None:
         raise UsageError(f"{target.name} does not say how long its context is", "export it with get_max_context_len")
     beside = target.pte.with_name("tokenizer.json")
     own = target.source / "tokenizer.json" if target.source else None

@@ -51,8 +51,8 @@ def run(
     if chat:
         with Conversation(pte, tokenizer=tokenizer, temperature=temperature) as conversation:
             return conversation.say(prompt, new_tokens, stream=stream)
-    with _Process(pte, _tokenizer(pte, tokenizer), temperature) as process:
-        reader = Reader(process.tokenizer.parent, _wants_bos(process.tokenizer.parent))
+    with _Process(pte, tokenizer_beside(pte, tokenizer), temperature) as process:
+        reader = _reader(process.tokenizer)
         return process.generate(prompt, len(reader.bos), new_tokens, stream=stream)
 
 
@@ -67,11 +67,11 @@ class Conversation:
     def __init__(
         self, pte: Path, *, tokenizer: Path | None = None, temperature: float = 0.0, system: str | None = None
     ) -> None:
-        found = _tokenizer(pte, tokenizer)
-        self._reader = Reader(found.parent, _wants_bos(found.parent))
+        found = tokenizer_beside(pte, tokenizer)
+        self._reader = _reader(found)
         if not self._reader.tokenizer.chat_template:
             raise UsageError(f"{found.parent} has no chat template", "leave --chat out: this is a base model")
-        self._context = _context(pte)
+        self._context = inspect(pte).context or 128
         self._system = [{"role": "system", "content": system}] if system else []
         self._process = _Process(pte, found, temperature)
         self.reset()
@@ -201,21 +201,13 @@ class _Process:
         )
 
 
-def reader_beside(pte: Path, given: Path | None) -> tuple[Reader, tuple[int, ...]]:
-    """What encodes texts for the file at `pte` (default: the tokenizer beside it), and the ids that end an answer.
-
-    Raises SourceError where no tokenizer is found.
-    """
-    folder = _tokenizer(pte, given).parent
-    metadata = inspect(pte).metadata
-    stop = metadata.get("get_eos_ids", metadata.get("get_eos_id", ()))
-    ids = stop if isinstance(stop, tuple) else (stop,)
-    return Reader(folder, _wants_bos(folder)), tuple(map(int, ids))
+def reader_beside(pte: Path, given: Path | None) -> Reader:
+    """What encodes texts for the file at `pte`: see `tokenizer_beside`."""
+    return _reader(tokenizer_beside(pte, given))
 
 
-def _context(pte: Path) -> int:
-    metadata = inspect(pte).metadata
-    return int(str(metadata.get("get_max_context_len", metadata.get("get_max_seq_len", 128))))
+def _reader(tokenizer: Path) -> Reader:
+    return Reader(tokenizer.parent, _wants_bos(tokenizer.parent))
 
 
 def _wants_bos(folder: Path) -> bool | None:
@@ -270,7 +262,11 @@ def _specials(tokenizer: Path) -> list[str]:
         raise SourceError(f"{tokenizer} is not a tokenizer.json", "pass the one published with the file") from None
 
 
-def _tokenizer(pte: Path, given: Path | None) -> Path:
+def tokenizer_beside(pte: Path, given: Path | None) -> Path:
+    """The tokenizer.json for the file at `pte`: `given`, or in the folder `given` (default: that of the file).
+
+    Raises SourceError where there is none.
+    """
     place = given or pte.parent
     path = place / "tokenizer.json" if place.is_dir() else place
     if not path.is_file():

@@ -48,13 +48,13 @@ class Scorer:
     def of(cls, pte: Path, session: Session) -> Scorer:
         """One for the program at `pte`, loaded as `session`. Raises UsageError where it names no context."""
         program = inspect(pte)
-        told = session.window or program.metadata.get("get_max_context_len", program.metadata.get("get_max_seq_len"))
-        if not isinstance(told, int):
+        context = session.window or program.context
+        if context is None:
             raise UsageError(f"{pte.name} does not say how long its context is", "export it with get_max_context_len")
         # A cache that is as long as the context forgets nothing. A ring keeps what its window needs after as many new
         # tokens as one call takes, and no more: going back further means reading anew.
         positions = {int(shape.split("x")[1]) for shape in program.kv_cache.shapes if shape.count("x") > 1}
-        return cls(session, told, None if positions <= {told} else session.longest)
+        return cls(session, context, None if positions <= {context} else session.longest)
 
     def score(self, text: Sequence[int], continuation: Sequence[int]) -> tuple[float, bool]:
         """Log-probability (nats) of `continuation` after `text`, and whether it is what greedy decoding gives.
