@@ -108,7 +108,8 @@ def stale() -> list[str]:
             if version is None or not one.specifier.contains(version, prereleases=True):
                 found.append(f"{name} has {version or 'nothing'} for {one}")
         torch, hashes = pinned(text).get("torch", ("", []))
-        if torch and (noted(text)[0] != torch or not noted(text)[1] or not set(noted(text)[1]) <= set(hashes)):
+        noted_for, build = noted(text)
+        if torch and (noted_for != torch or not build or not set(build) <= set(hashes)):
             found.append(f"{name} lists no hash of the CPU build of torch=={torch}: no job could install it")
     return found
 

@@ -310,16 +310,20 @@ class Project:
     @cached_property
     def cards(self) -> tuple[Card, ...]:
         """Every card, ordered by folder name. Raises ConfigError for the first that is wrong."""
-        folders = sorted(p for p in self.cards_dir.iterdir() if (p / "card.toml").exists())
+        folders = self._folders
         if not folders:
             raise ConfigError(f"{self.cards_dir} holds no cards", "add a folder with a card.toml, one per Hub repo")
         return tuple(load_card(folder) for folder in folders)
 
     @property
+    def _folders(self) -> list[Path]:
+        return sorted(folder for folder in self.cards_dir.iterdir() if (folder / "card.toml").exists())
+
+    @property
     def readable_cards(self) -> tuple[Card, ...]:
         """The cards as their files are now, without those that are wrong: what one card says of the others."""
         found = []
-        for folder in sorted(p for p in self.cards_dir.iterdir() if (p / "card.toml").exists()):
+        for folder in self._folders:
             with suppress(ConfigError):
                 found.append(load_card(folder))
         return tuple(found)

@@ -56,6 +56,15 @@ def size_of(card: Card) -> str | None:
     return name if variant.family == FAMILY and name in published() else None
 
 
+def all_sizes(cards: Sequence[Card], facts: Callable[[Card], CellFacts | None]) -> Sequence[Sized]:
+    """The sizes of every model among `cards` that comes in several, one model after the other."""
+    found: dict[str, Sized] = {}
+    for card in cards:
+        if card.repo not in found:
+            found |= {one.card.repo: one for one in siblings(card, cards, facts)}
+    return tuple(found.values())
+
+
 def siblings(
     card: Card, among: Iterable[Card], facts: Callable[[Card], CellFacts | None] = lambda _: None
 ) -> Sequence[Sized]:

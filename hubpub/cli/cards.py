@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from hubpub.cards.family_sizes import siblings
+from hubpub.cards.family_sizes import all_sizes
 from hubpub.cards.render import golden, golden_facts, stale
 from hubpub.cli import options, tables
 from hubpub.cli.options import PATH, command
@@ -69,8 +69,8 @@ def facts_sizes(terminal: Terminal, project: Project, work: Path, rehearse: bool
         steps = plan(cells_of(project, card), workspace)
         return next((step.facts() for step in steps if step.cell.recipe.name == card.export.recommended), None)
 
-    rows = {one.card.repo: one for card in project.cards for one in siblings(card, project.cards, made)}
-    terminal.answer({"sizes": [one.as_json() for one in rows.values()]}, tables.sizes(list(rows.values())))
+    rows = all_sizes(project.cards, made)
+    terminal.answer({"sizes": [one.as_json() for one in rows]}, tables.sizes(rows))
 
 
 @command(name="schema")

@@ -75,7 +75,7 @@ def slice_command(
         raise UsageError(str(error)) from None
     opened = Checkpoint.open(checkpoint, part)
     with terminal.progress() as progress:
-        written = write(opened, out, lambda stage, fraction: progress.update("slice", stage, fraction))
+        written = write(opened, out, partial(progress.update, "slice"))
     layers = opened.config["text_config"]["num_hidden_layers"]
     weights = sum(prod(stored.shape) for stored in opened.text_tensors.values())
     shown = table("folder", ">layers", ">text weights", ">bytes")

@@ -123,7 +123,6 @@ def _slice(checkpoint: Checkpoint) -> SliceFact | None:
 
 
 def _checkpoint(job: Job) -> Checkpoint:
-
     checkpoint = Checkpoint.open(job.checkpoint, job.slice)
     if checkpoint.family.name != job.variant.family:
         raise ExportError(f"{job.cell}: {job.checkpoint} is a {checkpoint.family.name}, not a {job.variant.family}")

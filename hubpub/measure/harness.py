@@ -19,7 +19,7 @@ from difflib import get_close_matches
 from math import sqrt
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import Any, TypeVar
 
 # Read when tqdm is imported: what is done is told in one place.
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -41,6 +41,8 @@ from hubpub.measure.runtime import Session
 from hubpub.measure.scoring import Scorer
 from hubpub.model.reader import Reader
 from hubpub.progress import Progress
+
+T = TypeVar("T")
 
 _Z = NormalDist().inv_cdf(0.975)
 # A log gets a line when the stage changes: not more often than this.
@@ -233,10 +235,7 @@ class _Program(TemplateLM):
             done.add(number, now)
             return value, greedy
 
-        # Side by side what begins alike: items of a task share their examples, choices of an item its question.
-        order = sorted(range(len(requests)), key=lambda number: [*requests[number][1], *requests[number][2]])
-        answered = {number: ask(number) for number in order}
-        return [answered[number] for number in range(len(requests))]
+        return _side_by_side([[*text, *continuation] for _, text, continuation in requests], ask)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         done = _Count(requests, self.progress)
@@ -279,10 +278,14 @@ class _Program(TemplateLM):
             done.add(number, now)
             return str(said)
 
-        # Those with the same examples before them are neighbours.
-        order = sorted(range(len(requests)), key=lambda number: requests[number].args[0])
-        answered = {number: ask(number) for number in order}
-        return [answered[number] for number in range(len(requests))]
+        return _side_by_side([one.args[0] for one in requests], ask)
+
+
+def _side_by_side(texts: list[Any], ask: Callable[[int], T]) -> list[T]:
+    """The answer to each of `texts`, by its number. What begins alike is asked one after the other, since what two
+    texts have in common is read once: items of a task share their examples, choices of an item its question."""
+    answered = {number: ask(number) for number in sorted(range(len(texts)), key=texts.__getitem__)}
+    return [answered[number] for number in range(len(texts))]
 
 
 class _Count:

@@ -24,6 +24,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ from hubpub.measure.runtime import Session
 from hubpub.measure.weights import check_weights
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.reader import Reader
-from hubpub.progress import Progress
+from hubpub.progress import Progress, unseen
 from hubpub.workspace import integers_of
 
 NEW_TOKENS = 24
@@ -69,10 +70,9 @@ _LARGEST = 700.0
 TIE = 0.1
 # Logits [end - begin, vocabulary] of the rows begin to end.
 Rows = Callable[[int, int], Any]
-
-
-def _silent(_: float) -> None:
-    pass
+# Progress of one stage: how much of it is done.
+Told = Callable[[float], None]
+_UNSEEN: Told = partial(unseen, "")
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ def reference(
                     _rows(logits),
                     EagerLogits(model, tokens, window),
                     tokens,
-                    lambda fraction: progress("reference: int8 activations", fraction),
+                    partial(progress, "reference: int8 activations"),
                 )
             del model
             progress("reference: bfloat16", 0.0)
@@ -231,7 +231,7 @@ def reference(
                 _rows(logits),
                 EagerLogits(model, tokens, window),
                 tokens,
-                lambda fraction: progress("reference: bfloat16", fraction),
+                partial(progress, "reference: bfloat16"),
             )
             del model
             whole = _distance(checkpoint.whole, logits, tokens, window, progress) if checkpoint.whole else None
@@ -268,10 +268,10 @@ def _distance(whole: Checkpoint, logits: Any, tokens: Sequence[int], window: int
     progress("reference: the whole model", 0.0)
     found = _agreement(EagerLogits(reference_model(whole), tokens, window), _rows(logits), tokens)
     return Whole(
-        kl_mean=rounded(found.kl_mean),
-        top1_agreement=rounded(found.top1),
-        perplexity=rounded(found.perplexity),
-        perplexity_whole=rounded(found.perplexity_of_first),
+        kl_mean=found.kl_mean,
+        top1_agreement=found.top1,
+        perplexity=found.perplexity,
+        perplexity_whole=found.perplexity_of_first,
     )
 
 
@@ -327,14 +327,12 @@ class _Agreement:
     perplexity_of_first: float
 
 
-def _agreement(first: Rows, second: Rows, tokens: Sequence[int], told: Callable[[float], None] = _silent) -> _Agreement:
+def _agreement(first: Rows, second: Rows, tokens: Sequence[int], told: Told = _UNSEEN) -> _Agreement:
     """`second` compared with `first`; `told` how much of it is done."""
     return _agreements(first, [second], tokens, told)[0]
 
 
-def _agreements(
-    first: Rows, others: Sequence[Rows], tokens: Sequence[int], told: Callable[[float], None] = _silent
-) -> list[_Agreement]:
+def _agreements(first: Rows, others: Sequence[Rows], tokens: Sequence[int], told: Told = _UNSEEN) -> list[_Agreement]:
     """Each of `others` compared with `first`, a slice at a time, for vocabularies are large.
 
     Finite wherever all logits are, however far apart the models.
@@ -416,9 +414,7 @@ def compare_logits(
     else:
         ours, pieces, places = _decoded(session, tokens, config, progress)
     count = ours.shape[0]
-    found = _agreement(
-        _rows(known.logits), _rows(ours), tokens[:count], lambda fraction: progress("comparing", fraction)
-    )
+    found = _agreement(_rows(known.logits), _rows(ours), tokens[:count], partial(progress, "comparing"))
     same = _agreement(lambda begin, end: ours[places[begin:end]], _rows(pieces), [tokens[place] for place in places])
     top1, kl = known.baseline(recipe)
     return ours, Logits(
@@ -507,10 +503,7 @@ def compare_lowering(
     tokens = known.tokens[:count]
     noise, stored = 0.0, None
     schemes = (recipe.linear, recipe.embedding, recipe.per_layer_embedding, recipe.head, *recipe.override)
-
-    def told(fraction: float) -> None:
-        progress("quantized weights", fraction)
-
+    told = partial(progress, "quantized weights")
     if recipe.dtype == "fp32" and not any(schemes):
         found = _agreement(_rows(known.logits), _rows(ours), tokens, told)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from mmap import mmap
 
@@ -126,19 +127,17 @@ def products(data: mmap | bytes, start: int, end: int) -> list[tuple[str, str]]:
     if graph is None:
         return []
     keys = [entry.string(2) for entry in graph.tables(8)]
-    matrices: dict[int, tuple[str, str]] = {}
-    for number, value in enumerate(graph.tables(2)):
-        kind, table = value.union(0)
-        tensor = table.table(0) if table is not None and kind == 2 else None
-        if table is None or tensor is None or not (index := tensor.u32(3)):
-            continue
-        quantization, parameters = table.union(1)
-        slot = {_PER_CHANNEL: 2, _PER_GROUP: 4}.get(quantization)
-        scales = parameters.u32(slot) if slot is not None and parameters is not None else 0
-        matrices[number] = tuple(keys[one] if 0 < one < len(keys) else "" for one in (index, scales))  # type: ignore
-    nothing = ("", "")
+
+    def key(index: int) -> str:
+        return keys[index] if 0 < index < len(keys) else ""
+
+    matrices = {
+        number: (key(tensor.u32(3)), key(scales))
+        for number, quantized, tensor, scales in _values(graph)
+        if quantized and tensor.u32(3)
+    }
     return [
-        matrices.get(node.u32(1), nothing)
+        matrices.get(node.u32(1), ("", ""))
         for kind, node in (entry.union(0) for entry in graph.tables(1))
         if node is not None and kind == _FULLY_CONNECTED
     ]
@@ -162,24 +161,32 @@ def _graph(data: mmap | bytes, start: int, end: int) -> Table | None:
     return buffer.root()
 
 
+def _values(graph: Table) -> Iterator[tuple[int, bool, Table, int]]:
+    """Each value of a delegate: number, whether it is quantized, tensor, and where its scales lie (0: nowhere)."""
+    for number, value in enumerate(graph.tables(2)):
+        kind, table = value.union(0)
+        quantized = kind == 2
+        tensor = table.table(0) if table is not None and quantized else table
+        if table is None or tensor is None:
+            continue
+        scales = 0
+        if quantized:
+            quantization, parameters = table.union(1)
+            slot = {_PER_CHANNEL: 2, _PER_GROUP: 4}.get(quantization)
+            if slot is not None and parameters is not None:
+                scales = parameters.u32(slot)
+        yield number, quantized, tensor, scales
+
+
 def _weights(graph: Table) -> list[Weight]:
     sizes = [(entry.u64(1), entry.string(2)) for entry in graph.tables(8)]
     inline = [entry.extent(0)[1] for entry in graph.tables(6)]
     dtypes: dict[int, str] = {}
-    for value in graph.tables(2):
-        kind, table = value.union(0)
-        if table is None:
-            continue
-        tensor = table.table(0) if kind == 2 else table
-        if tensor is None:
-            continue
+    for _, _, tensor, scales in _values(graph):
         if index := tensor.u32(3):
             dtypes[index] = DTYPES.get(tensor.i16(0), "unknown")
-        if kind == 2:
-            quantization, parameters = table.union(1)
-            slot = {_PER_CHANNEL: 2, _PER_GROUP: 4}.get(quantization)
-            if slot is not None and parameters is not None and (index := parameters.u32(slot)):
-                dtypes.setdefault(index, SCALES)
+        if scales:
+            dtypes.setdefault(scales, SCALES)
     found = []
     for index, dtype in sorted(dtypes.items()):
         if index < len(sizes):
