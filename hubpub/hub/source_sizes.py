@@ -11,9 +11,8 @@ from hubpub.errors import HubpubError, SourceError
 from hubpub.hub.client import Client
 from hubpub.hub.sources import cached_source
 from hubpub.matrix import Cell
-from hubpub.model import families
-from hubpub.model.checkpoint import Checkpoint
-from hubpub.model.slicing import parts
+from hubpub.model import checkpoint, families
+from hubpub.model.checkpoint import Checkpoint, Stored
 from hubpub.plan import Step
 from hubpub.sizing import WIDTH, Size, Tensors
 from hubpub.slices import Slice, whole
@@ -68,13 +67,9 @@ def _size(variant: Variant, tensors: Tensors) -> Size:
 
 def sliced(tensors: Tensors, part: Slice, family: str) -> Tensors:
     """What is left of the tensors of E4B in the slice `part`."""
-    prefix = families.family(family).text_prefix
-    text = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    found = {name: value for name, value in tensors.items() if not name.startswith(prefix)}
-    for new, cut, name in parts(part, whole(), {name: shape for name, (_, shape) in text.items()}):
-        dtype, shape = text[name]
-        found[prefix + new] = (dtype, cut.of(shape) if cut else shape)
-    return found
+    stored = {name: Stored("", *value) for name, value in tensors.items()}
+    left = checkpoint.sliced(stored, part, whole(), families.family(family).text_prefix)
+    return {name: (one.dtype, one.shape) for name, one in left.items()}
 
 
 def _tensors(cell: Cell, client: Client | None) -> Tensors:

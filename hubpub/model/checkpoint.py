@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -51,6 +52,20 @@ class Stored:
     shape: tuple[int, ...]
     name: str = ""
     part: Part | None = None
+
+
+def sliced(tensors: Mapping[str, Stored], part: Slice, whole: Whole, prefix: str) -> dict[str, Stored]:
+    """The tensors of the slice `part` among those of the `whole`, whose text model has names that begin with `prefix`.
+
+    What is no text stays as it is. Raises ValueError for a table whose width does not divide into layers.
+    """
+    text = {name.removeprefix(prefix): one for name, one in tensors.items() if name.startswith(prefix)}
+    found = {name: one for name, one in tensors.items() if not name.startswith(prefix)}
+    for new, cut, name in parts(part, whole, {name: one.shape for name, one in text.items()}):
+        one = text[name]
+        shape = cut.of(one.shape) if cut else one.shape
+        found[prefix + new] = replace(one, shape=shape, name=prefix + name, part=cut)
+    return found
 
 
 @dataclass(frozen=True)
@@ -130,15 +145,10 @@ class Checkpoint:
     @cached_property
     def tensors(self) -> dict[str, Stored]:
         """Every stored tensor by name, from the shards' headers; each shard's size is checked against its header."""
-        found: dict[str, Stored] = {}
         if self.whole is not None and self.slice is not None:
-            prefix, text = self.family.text_prefix, self.whole.text_tensors
-            found = {name: one for name, one in self.whole.tensors.items() if not name.startswith(prefix)}
-            shapes = {name: one.shape for name, one in text.items()}
-            for new, part, name in parts(self.slice, Whole.of(self.whole.config["text_config"]), shapes):
-                shape = part.of(shapes[name]) if part else shapes[name]
-                found[prefix + new] = replace(text[name], shape=shape, name=prefix + name, part=part)
-            return found
+            numbered = Whole.of(self.whole.config["text_config"])
+            return sliced(self.whole.tensors, self.slice, numbered, self.family.text_prefix)
+        found: dict[str, Stored] = {}
         for name in self.shards:
             found.update(_header(self.folder / name))
         return found
