@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -50,6 +51,20 @@ def hubpub(*arguments: str, work: Path, cwd: Path = ROOT, timeout: float = 1800,
         check=False,
     )
     return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def bounded(script: str, *paths: Path, memory: int) -> list[str]:
+    """The words that `script` prints, given `memory` and `paths` as arguments, in a minute of the processor."""
+    ran = subprocess.run(
+        [sys.executable, "-c", script, str(memory), *map(str, paths)],
+        cwd=ROOT,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (60, 60)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    return ran.stdout.split()
 
 
 @pytest.fixture(scope="session")

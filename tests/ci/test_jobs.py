@@ -9,14 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from release.conftest import client, hub
+from release.conftest import client, hub, silent_once_tagged
 from release.test_promote import DISPLAY, World, world
 
 from hubpub.ci import jobs
 from hubpub.errors import ConflictError, ExportError, GateError, UsageError
 from hubpub.facts import CellFacts, OtherHost
-from hubpub.hub.client import Client
-from hubpub.localhub import Fault
 from hubpub.machine import system
 from hubpub.release.handover import hand_over_host, handed_over
 from hubpub.release.promote import publish
@@ -139,13 +137,7 @@ def test_what_could_not_be_verified_is_a_warning_on_a_green_job(
 ) -> None:
     for cell in (CELL, "small/8da8w"):
         jobs.stage(job, cell, DISPLAY)
-    create_tag = Client.create_tag
-
-    def then_silent(self: Client, repo_id: str, tag: str, commit: str) -> None:
-        create_tag(self, repo_id, tag, commit)
-        world.hub.arm(Fault(path="/paths-info/", status=400, times=100))
-
-    monkeypatch.setattr(Client, "create_tag", then_silent)
+    silent_once_tagged(monkeypatch, world.hub, status=400)
     receipt = jobs.promote(job, "small-pte", DISPLAY)
     world.hub.disarm()
     assert receipt["outcome"]["kind"] == "published" and len(receipt["notes"]) == 1

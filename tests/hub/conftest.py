@@ -73,6 +73,14 @@ def work(tmp_path: Path) -> Path:
     return tmp_path / "work"
 
 
+def killed_before_tagging(monkeypatch: pytest.MonkeyPatch, publishing: Callable[[], object]) -> None:
+    """Let `publishing` be killed between its commit and its tag."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Client, "create_tag", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            publishing()
+
+
 def random_files(folder: Path, sizes: dict[str, int], seed: int = 0) -> None:
     """Write files of random content, each of its own."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ from hubpub.hub.receipts import NoChanges, Planned, TagOnly
 from hubpub.hub.staging import stage
 from hubpub.localhub import LocalHub
 
-from .conftest import Maker, sent_to
+from .conftest import Maker, killed_before_tagging, sent_to
 from .test_publish import by_hand, refs_of
 
 
@@ -102,10 +102,7 @@ def test_an_older_release_that_was_never_tagged_is_finished(
     client: Client, make: Maker, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was killed between its commit and its tag, and a newer one came out meanwhile."""
-    with monkeypatch.context() as patch:
-        patch.setattr(Client, "create_tag", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            publish_all(client, [make()], work)
+    killed_before_tagging(monkeypatch, lambda: publish_all(client, [make()], work))
     unfinished = refs_of(client, make.repo)[0]["main"]
     publish_all(client, [make("v1.1.0", seed=5)], work)
     newer = refs_of(client, make.repo)[0]["main"]

@@ -28,7 +28,7 @@ from hubpub.hub.receipts import NoChanges, Planned, Published, PullRequest, TagO
 from hubpub.hub.staging import ensured_repo, stage, unstage
 from hubpub.localhub import Fault, LocalHub
 
-from .conftest import CARD, FAST, SIZES, Maker, Seen, both, random_files, sent_to
+from .conftest import CARD, FAST, SIZES, Maker, Seen, both, killed_before_tagging, random_files, sent_to
 
 
 def history(client: Client, repo: str, revision: str = "main") -> list[str]:
@@ -251,10 +251,7 @@ def test_two_repos_are_staged_before_the_first_is_promoted(
 @both
 def test_only_the_tag_is_missing(client: Client, make: Maker, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed between commit and tag: the next run tags that commit, although others have committed since."""
-    with monkeypatch.context() as patch:
-        patch.setattr(Client, "create_tag", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            publish_all(client, [make()], work)
+    killed_before_tagging(monkeypatch, lambda: publish_all(client, [make()], work))
     head = refs_of(client, make.repo)[0]["main"]
     by_hand(client, make.repo, "notes.md", b"later")
     (receipt,) = publish_all(client, [make()], work)
@@ -266,10 +263,7 @@ def test_only_the_tag_is_missing(client: Client, make: Maker, work: Path, monkey
 def test_other_content_for_a_version_that_is_being_published(
     client: Client, make: Maker, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(Client, "create_tag", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            publish_all(client, [make()], work)
+    killed_before_tagging(monkeypatch, lambda: publish_all(client, [make()], work))
     with pytest.raises(ConflictError, match="is not tagged yet"):
         publish_all(client, [make(seed=4)], work)
     assert history(client, make.repo) == ["Release v1.0.0"]
@@ -658,10 +652,7 @@ def test_a_twin_that_finishes_between_two_looks(
 def test_a_version_that_was_committed_and_not_tagged_is_finished_by_nobody_else(
     door: str, client: Client, make: Maker, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(Client, "create_tag", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            publish_all(client, [make()], work)
+    killed_before_tagging(monkeypatch, lambda: publish_all(client, [make()], work))
     other = make(seed=7)
     with pytest.raises(ConflictError, match=r"v1\.0\.0 was committed with other content .* is not tagged yet"):
         if door == "promote":

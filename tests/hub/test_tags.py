@@ -11,7 +11,7 @@ from hubpub.hub.client import Client
 from hubpub.hub.publish import publish_all
 from hubpub.hub.receipts import NoChanges
 
-from .conftest import Maker
+from .conftest import Maker, killed_before_tagging
 from .test_publish import by_hand, history, refs_of
 
 
@@ -69,9 +69,6 @@ def test_a_release_that_is_only_tagged_is_read_back_as_well(
 ) -> None:
     client.create_repo(make.repo)
     by_hand(client, make.repo, ".gitignore", b"config.json\n")
-    with monkeypatch.context() as patch:
-        patch.setattr(Client, "create_tag", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            publish_all(client, [make()], work)
+    killed_before_tagging(monkeypatch, lambda: publish_all(client, [make()], work))
     with pytest.raises(HubError, match=r"something else for config\.json"):
         publish_all(client, [make()], work)

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import mmap
 import random
-import resource
 import struct
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import flatbuffers
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import bounded
 
 from hubpub.measure.flatbuffer import Buffer, Malformed
 from measure.hostile_programs import WIDEST, program
@@ -49,16 +46,7 @@ print(*outcomes)
 
 def read(*paths: Path, memory: int = MEMORY) -> list[str]:
     """What becomes of each file, read by one process that may take so much `memory` and a minute of the processor."""
-    ran = subprocess.run(
-        [sys.executable, "-c", READ, str(memory), *map(str, paths)],
-        cwd=ROOT,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (60, 60)),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    return ran.stdout.split()
+    return bounded(READ, *paths, memory=memory)
 
 
 @pytest.mark.parametrize(

@@ -5,16 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import resource
 import shutil
 import struct
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, scale_model
+from conftest import bounded, scale_model
 
 import hubpub
 from hubpub.errors import SourceError
@@ -152,16 +149,7 @@ def tensor(shape: Any = (4,), offsets: Any = (0, 8), dtype: Any = "BF16") -> dic
 
 
 def read(*folders: Path, memory: int = 1 << 30) -> list[str]:
-    ran = subprocess.run(
-        [sys.executable, "-c", READ_ALL, str(memory), *map(str, folders)],
-        cwd=ROOT,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (60, 60)),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    return ran.stdout.split()
+    return bounded(READ_ALL, *folders, memory=memory)
 
 
 def test_a_plain_one_is_read(tmp_path: Path) -> None:

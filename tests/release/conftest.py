@@ -11,7 +11,7 @@ from cards.sample import cell as sample_cell
 from hubpub.config import Card, Project
 from hubpub.facts import MEASURING, CardFacts, CellFacts
 from hubpub.hub.client import Client, Retry
-from hubpub.localhub import LocalHub
+from hubpub.localhub import Fault, LocalHub
 
 CARD = """
 schema = 1
@@ -72,3 +72,14 @@ def release_facts(project: Project, version: str, *, scale_model: bool) -> CardF
     card = project.cards[0]
     cells = tuple(facts_of(project, recipe, scale_model=scale_model) for recipe in card.export.recipes)
     return CardFacts(repo=f"local/{card.repo}", version=version, variant=card.variant.name, cells=cells)
+
+
+def silent_once_tagged(monkeypatch: pytest.MonkeyPatch, hub: LocalHub, *, status: int = 503, answers: int = 0) -> None:
+    """Once a tag is made, the Hub tells what it holds `answers` times more, and then only `status`."""
+    create_tag = Client.create_tag
+
+    def then_silent(self: Client, repo_id: str, tag: str, commit: str) -> None:
+        create_tag(self, repo_id, tag, commit)
+        hub.arm(Fault(path="/paths-info/", status=status, times=100, skip=answers))
+
+    monkeypatch.setattr(Client, "create_tag", then_silent)

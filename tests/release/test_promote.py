@@ -28,7 +28,7 @@ from hubpub.release.run import check_sources, make_and_stage, run
 from hubpub.release.staging import stage
 from hubpub.workspace import Workspace
 
-from .conftest import CARD, facts_of, release_facts, write_card
+from .conftest import CARD, facts_of, release_facts, silent_once_tagged, write_card
 from .test_targets import put
 
 TOKENIZER = {"tokenizer.json": b'{"tokens": 1}' * 4_000, "tokenizer_config.json": b"{}\n"}
@@ -238,13 +238,7 @@ def test_a_hub_that_falls_silent_once_the_tag_is_there_does_not_unpublish(
     world: World, answers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Silent at once, or when what the tag holds was read back and the whole release is verified."""
-    create_tag = Client.create_tag
-
-    def then_silent(self: Client, repo_id: str, tag: str, commit: str) -> None:
-        create_tag(self, repo_id, tag, commit)
-        world.hub.arm(Fault(path="/paths-info/", status=503, times=100, skip=answers))
-
-    monkeypatch.setattr(Client, "create_tag", then_silent)
+    silent_once_tagged(monkeypatch, world.hub, answers=answers)
     report = run(world.workspace, world.to, (), "v1.0.0", DISPLAY)
     world.hub.disarm()
     report.raise_for_failures()
@@ -262,13 +256,7 @@ def test_a_hub_that_falls_silent_once_the_tag_is_there_does_not_unpublish(
 def test_a_request_is_merged_by_a_hub_that_then_falls_silent(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(world.workspace, world.to, [world.ready()], "v1.0.0", DISPLAY)
     run(world.workspace, world.to, (), "v1.1.0", DISPLAY, create_pr=True)
-    create_tag = Client.create_tag
-
-    def then_silent(self: Client, repo_id: str, tag: str, commit: str) -> None:
-        create_tag(self, repo_id, tag, commit)
-        world.hub.arm(Fault(path="/paths-info/", status=503, times=100))
-
-    monkeypatch.setattr(Client, "create_tag", then_silent)
+    silent_once_tagged(monkeypatch, world.hub)
     (merged,) = promote(world.workspace, world.to, (), "v1.1.0", DISPLAY)
     world.hub.disarm()
     assert merged.outcome.kind == "published" and world.tags() == {"v1.0.0", "v1.1.0"}
