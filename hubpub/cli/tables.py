@@ -73,8 +73,9 @@ def report(found: Report) -> RenderableType:
     lines += [Text(failure.message, style="red") for failure in found.failures.values()]
     lines += [Text(f"{one.repo_id}: {one.summary}") for one in found.staged]
     lines.append(receipts(found.receipts))
-    lines += [Text(f"look at it: {page}") for page in found.pages]
-    if found.local_hub:
+    if not found.local_hub:
+        lines += [Text(f"look at it: {page}") for page in found.pages]
+    else:
         lines.append(Text(f"the local Hub is stored in {found.local_hub}; 'hubpub hub serve' shows its pages"))
     lines.append(Text(f"{found.version} in {seconds(found.seconds)}"))
     return Group(*lines)
