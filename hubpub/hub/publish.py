@@ -42,7 +42,7 @@ from hubpub.hub.receipts import (
     TagOnly,
 )
 from hubpub.hub.staging import ensured_repo, stage
-from hubpub.hub.tags import make_tag, read_back
+from hubpub.hub.tags import tag_and_check
 from hubpub.progress import Display, unseen
 
 
@@ -149,9 +149,9 @@ def promote(
         made = _committed(client, release, staged.base if staged else stage_base(client, release, refs), create_pr)
     outcome, notes = made.outcome, tuple[str, ...]()
     if isinstance(outcome, Published | TagOnly):
-        commit = make_tag(client, release, outcome.commit)
+        card = isinstance(outcome, Published)
+        commit, notes = tag_and_check(client, release, outcome.commit, made.files, card=card)
         outcome = Published(commit, tag) if isinstance(outcome, Published) else TagOnly(commit, tag)
-        notes = read_back(client, release, commit, made.files, card=isinstance(outcome, Published))
     done = not isinstance(outcome, PullRequest) and stage_branch(tag) in refs.branches
     if done:
         notes += _without_branch(client, repo_id, stage_branch(tag))

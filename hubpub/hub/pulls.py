@@ -15,7 +15,7 @@ from hubpub.hub.hashing import parse_sha256sums
 from hubpub.hub.history import RELEASE, refuse_older, until
 from hubpub.hub.names import check_repo_id, check_version
 from hubpub.hub.receipts import FileReceipt, NoChanges, Outcome, Planned, Published, Receipt, TagOnly
-from hubpub.hub.tags import make_tag, read_back
+from hubpub.hub.tags import tag_and_check
 
 
 def promote_pull(client: Client, repo_id: str, version: str, work: Path, *, dry_run: bool = False) -> Receipt | None:
@@ -59,8 +59,7 @@ def promote_pull(client: Client, repo_id: str, version: str, work: Path, *, dry_
                 f"{repo_id}: main does not hold {version} although pull request #{found.number} was merged",
                 "look at what was committed since, then publish the next version",
             )
-        commit = make_tag(client, release, commit)
-        notes = read_back(client, release, commit, release.files, card=False)
+        commit, notes = tag_and_check(client, release, commit, release.files, card=False)
         outcome = TagOnly(commit, version) if merged else Published(commit, version)
     changed = isinstance(outcome, Published | Planned) and not merged
     receipt = Receipt(

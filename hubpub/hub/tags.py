@@ -10,27 +10,46 @@ from hubpub.hub.client import Client
 from hubpub.hub.compare import few, held_at, refuse_unless_same
 from hubpub.hub.content import CARD, LocalFile, RepoRelease
 
+UNVERIFIED = "published, but could not be verified"
+"""How a note begins that says so of a release."""
 
-def make_tag(client: Client, release: RepoRelease, commit: str) -> str:
-    """Create the tag, read it back, and return its commit. Raises ConflictError where it lies on other content."""
+
+def tag_and_check(
+    client: Client, release: RepoRelease, commit: str, files: Sequence[LocalFile], *, card: bool
+) -> tuple[str, tuple[str, ...]]:
+    """Create the tag and read it back, with the hash of every file below it. Returns its commit, and notes.
+
+    Raises ConflictError where the tag lies on other content, and HubError where the Hub does not show it or a file is
+    not what was sent. Once the Hub took the tag, one that does not answer is a note, and no reason to take the release
+    for unpublished.
+    """
     repo_id, tag = release.repo_id, release.version
+    taken, notes = False, tuple[str, ...]()
     with suppress(ConflictError):
         client.create_tag(repo_id, tag, commit)
-    refs = client.refs(repo_id)
-    found = refs.tags.get(tag) if refs else None
-    if found is None:
-        raise HubError(f"{repo_id}: the Hub does not show the tag {tag}", "run again: only the tag is missing")
+        taken = True
+    try:
+        refs = client.refs(repo_id)
+    except HubError as error:
+        if not taken:
+            raise
+        found, notes = commit, (unverified(repo_id, tag, error),)
+    else:
+        at = refs.tags.get(tag) if refs else None
+        if at is None:
+            raise HubError(f"{repo_id}: the Hub does not show the tag {tag}", "run again: only the tag is missing")
+        found = at
     if found != commit:
         refuse_unless_same(client, release, found)
-    return found
+    return found, _read_back(client, release, found, files, card=card) or notes
 
 
-def read_back(
+def _read_back(
     client: Client, release: RepoRelease, commit: str, files: Sequence[LocalFile], *, card: bool
 ) -> tuple[str, ...]:
-    """Read every recorded hash back. Raises HubError naming the files that are not what was sent.
+    """Read every recorded hash back; a note where the Hub does not answer.
 
-    The tag is there by now: a Hub that does not answer is a note, and no reason to take the release for unpublished.
+    Raises HubError naming the files that are not what was sent.
     """
     wanted = [file for file in files if card or file.path_in_repo != CARD]
     try:
@@ -48,4 +67,4 @@ def read_back(
 
 def unverified(repo_id: str, version: str, error: HubError) -> str:
     """What is said of a release that is out and could not be looked at."""
-    return f"published, but could not be verified ({error.message}): run 'hubpub verify {repo_id}@{version}'"
+    return f"{UNVERIFIED} ({error.message}): run 'hubpub verify {repo_id}@{version}'"

@@ -13,9 +13,9 @@ from hubpub.hub.client import Client
 from hubpub.hub.maintenance import verify
 from hubpub.hub.publish import publish_all
 from hubpub.hub.pulls import promote_pull
-from hubpub.hub.receipts import PullRequest, Receipt
+from hubpub.hub.receipts import Planned, PullRequest, Receipt
 from hubpub.hub.staging import staged_versions
-from hubpub.hub.tags import unverified
+from hubpub.hub.tags import UNVERIFIED, unverified
 from hubpub.matrix import cells, select
 from hubpub.progress import Display
 from hubpub.release.assemble import Ready, assemble, complete_card, record
@@ -83,22 +83,29 @@ def publish(
 def _verified(client: Client, receipt: Receipt, work: Path) -> Receipt:
     """The receipt of what was looked at as whoever downloads it would. Raises HubError where it is not intact.
 
-    A Hub that does not answer any more is a note on the receipt: what is published is published.
+    A Hub that does not answer any more is a note on the receipt: what is published is published. Where it answers,
+    what could not be looked at before has been by now.
     """
     repo_id, version = receipt.repo_id, receipt.version
-    if isinstance(receipt.outcome, PullRequest):
+    if isinstance(receipt.outcome, PullRequest | Planned):
         return receipt
     try:
         checked = verify(client, repo_id, version)
     except HubError as error:
-        notes = dict.fromkeys([*receipt.notes, unverified(repo_id, version, error)])
-        return replace(receipt, notes=tuple(notes)).kept(work)
+        kept = [note for note in receipt.notes if not note.startswith(UNVERIFIED)]
+        return replace(receipt, notes=(*kept, unverified(repo_id, version, error))).kept(work)
     if not checked.ok:
         raise HubError(
             f"{repo_id}@{version} is not intact: {checked.problems[0]}",
             f"'hubpub verify {repo_id}@{version}' lists everything; mend it with the next version",
         )
-    return receipt
+    if checked.commit != receipt.outcome.commit:
+        raise HubError(
+            f"{repo_id}@{version} is {checked.commit[:12]} now, and was published as {receipt.outcome.commit[:12]}",
+            "somebody moved the tag: ask who may write to the repo",
+        )
+    notes = tuple(note for note in receipt.notes if not note.startswith(UNVERIFIED))
+    return receipt if notes == receipt.notes else replace(receipt, notes=notes).kept(work)
 
 
 def promote(

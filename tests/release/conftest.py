@@ -74,12 +74,20 @@ def release_facts(project: Project, version: str, *, scale_model: bool) -> CardF
     return CardFacts(repo=f"local/{card.repo}", version=version, variant=card.variant.name, cells=cells)
 
 
-def silent_once_tagged(monkeypatch: pytest.MonkeyPatch, hub: LocalHub, *, status: int = 503, answers: int = 0) -> None:
-    """Once a tag is made, the Hub tells what it holds `answers` times more, and then only `status`."""
+def silent_once_tagged(
+    monkeypatch: pytest.MonkeyPatch,
+    hub: LocalHub,
+    *,
+    status: int = 503,
+    path: str = "/paths-info/",
+    answers: int = 0,
+    times: int = 100,
+) -> None:
+    """Once a tag is made, the Hub answers `answers` times more at `path`, and then only `status`, `times` times."""
     create_tag = Client.create_tag
 
     def then_silent(self: Client, repo_id: str, tag: str, commit: str) -> None:
         create_tag(self, repo_id, tag, commit)
-        hub.arm(Fault(path="/paths-info/", status=status, times=100, skip=answers))
+        hub.arm(Fault(path=path, status=status, times=times, skip=answers))
 
     monkeypatch.setattr(Client, "create_tag", then_silent)

@@ -233,12 +233,12 @@ def test_no_request_is_merged_where_another_repo_cannot_be_published(world: Worl
     assert refs and set(refs.tags) == {"v1.0.0"}
 
 
-@pytest.mark.parametrize("answers", [0, 1])
+@pytest.mark.parametrize(("path", "answers"), [("/refs", 0), ("/refs", 1), ("/paths-info/", 0), ("/paths-info/", 1)])
 def test_a_hub_that_falls_silent_once_the_tag_is_there_does_not_unpublish(
-    world: World, answers: int, monkeypatch: pytest.MonkeyPatch
+    world: World, path: str, answers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Silent at once, or when what the tag holds was read back and the whole release is verified."""
-    silent_once_tagged(monkeypatch, world.hub, answers=answers)
+    """Silent when the tag is read back, when what it holds is, or when the whole release is verified."""
+    silent_once_tagged(monkeypatch, world.hub, path=path, answers=answers)
     report = run(world.workspace, world.to, (), "v1.0.0", DISPLAY)
     world.hub.disarm()
     report.raise_for_failures()
@@ -251,6 +251,32 @@ def test_a_hub_that_falls_silent_once_the_tag_is_there_does_not_unpublish(
     assert kept == receipt
     (again,) = run(world.workspace, world.to, (), "v1.0.0", DISPLAY).receipts
     assert again.outcome.kind == "no-changes" and not again.notes
+
+
+@pytest.mark.parametrize("path", ["/refs", "/paths-info/"])
+def test_a_hub_that_answers_again_is_asked_again(world: World, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What could not be looked at, and was a moment later, is no note."""
+    silent_once_tagged(monkeypatch, world.hub, path=path, times=world.client.retry.attempts)
+    (receipt,) = run(world.workspace, world.to, (), "v1.0.0", DISPLAY).receipts
+    assert receipt.outcome.kind == "published" and receipt.notes == ()
+    assert receipt.retries == world.client.retry.attempts - 1
+    assert load_receipt(world.workspace.root, "v1.0.0", world.repo) == receipt
+
+
+def test_a_tag_that_others_made_while_the_hub_was_silent_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an older release, so that all below it is intact."""
+    publish(world.workspace, world.to, [world.ready()], "v1.0.0", DISPLAY)
+    (first,) = [tag for refs in [world.client.refs(world.repo)] if refs for tag in refs.tags.values()]
+    make_tag = Client.create_tag
+
+    def late(self: Client, repo_id: str, tag: str, commit: str) -> None:
+        make_tag(self, repo_id, tag, first)
+        make_tag(self, repo_id, tag, commit)
+        world.hub.arm(Fault(path="/refs", status=503, times=self.retry.attempts))
+
+    monkeypatch.setattr(Client, "create_tag", late)
+    with pytest.raises(HubError, match=rf"v1\.1\.0 is {first[:12]} now, and was published as"):
+        publish(world.workspace, world.to, [world.ready()], "v1.1.0", DISPLAY)
 
 
 def test_a_request_is_merged_by_a_hub_that_then_falls_silent(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
