@@ -32,9 +32,6 @@ VALIDATE_BASE = 2 * GB
 PASSAGE, TABLES = 2048, 2
 
 
-WIDTH = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1}
-
-
 @dataclass(frozen=True)
 class Size:
     """A source checkpoint: bytes of all its shards, and text weights (each counted once) by what a recipe tells apart.

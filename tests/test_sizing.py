@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT
 
 from hubpub.config import Project
+from hubpub.errors import SourceError
 from hubpub.hub.source_sizes import size_of, sliced
 from hubpub.sizing import Size, Tensors, agrees, known_as, known_sizes
 from hubpub.slices import published
@@ -71,3 +72,10 @@ def test_a_checkpoint_of_another_size_than_the_table_says_is_noticed() -> None:
     assert not agrees(replace(known, matrices=known.matrices * 11 // 10), "google/gemma-3n-E4B")
     assert not agrees(replace(known, checkpoint=known.checkpoint + 1), "google/gemma-3n-E4B")
     assert not agrees(Size(1, 1, 1, 0, 0, 0, 2), "google/gemma-3n-E4B")
+
+
+def test_what_no_export_can_read_has_no_size() -> None:
+    table = {"model.language_model.embed_tokens.weight": ("BF16", (10, 4)), "tower.mask": ("BOOL", (8,))}
+    assert size_of(table, "gemma3n").checkpoint == 2 * 40 + 8
+    with pytest.raises(SourceError, match="unknown dtype 'F8_E4M3'"):
+        size_of({**table, "tower.weight": ("F8_E4M3", (4, 4))}, "gemma3n")

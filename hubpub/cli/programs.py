@@ -70,7 +70,7 @@ def slice_command(
     if (name is None) == (widths is None) or (skip and name):
         raise UsageError("which slice?", f"--slice NAME, one of {', '.join(published())}; or --widths, and --skip")
     try:
-        part = named(name) if name else Slice(widths=_numbers(widths), skip=_numbers(skip))
+        part = named(name) if name else Slice(widths=_numbers(widths, "--widths"), skip=_numbers(skip, "--skip"))
     except ValueError as error:
         raise UsageError(str(error)) from None
     opened = Checkpoint.open(checkpoint, part)
@@ -83,8 +83,12 @@ def slice_command(
     terminal.answer({"folder": str(out), "layers": layers, "text_weights": weights, "bytes": written}, shown)
 
 
-def _numbers(text: str | None) -> tuple[int, ...]:
-    return tuple(int(one) for one in text.split(",")) if text else ()
+def _numbers(text: str | None, option: str) -> tuple[int, ...]:
+    """Whole numbers between commas. Raises UsageError for anything else, naming the `option` and what it was given."""
+    numbers = [one.strip() for one in text.split(",")] if text else []
+    if wrong := [one for one in numbers if not one.isdecimal()]:
+        raise UsageError(f"{option}: '{wrong[0]}' is no whole number", f"write numbers between commas: {option} 4,9,14")
+    return tuple(map(int, numbers))
 
 
 @command(name="inspect")

@@ -12,14 +12,17 @@ from hubpub.hub.client import Client
 from hubpub.hub.sources import cached_source
 from hubpub.matrix import Cell
 from hubpub.model import checkpoint, families
-from hubpub.model.checkpoint import Checkpoint, Stored
+from hubpub.model.checkpoint import Checkpoint, Stored, width
 from hubpub.plan import Step
-from hubpub.sizing import WIDTH, Size, Tensors
+from hubpub.sizing import Size, Tensors
 from hubpub.slices import Slice, whole
 
 
 def size_of(tensors: Tensors, family: str) -> Size:
-    """The size of a checkpoint of `family` from its headers alone. Raises SourceError where it holds no text model."""
+    """The size of a checkpoint of `family` from its headers alone.
+
+    Raises SourceError where it holds no text model, or tensors that no export can read.
+    """
     known = families.family(family)
     counts = {"embedding": 0, "per_layer_embedding": 0, "matrices": 0, "vectors": 0}
     prefix, widths, vocabulary = known.text_prefix, [], 0
@@ -33,12 +36,12 @@ def size_of(tensors: Tensors, family: str) -> Size:
             counts[kind] += prod(shape)
             if kind == "embedding":
                 vocabulary = shape[0] if shape else 0
-            widths.append(WIDTH.get(dtype, 4))
+            widths.append(width(dtype))
     if not counts["embedding"]:
         raise SourceError(
             f"the checkpoint holds no {prefix}*: it is no {family} checkpoint", "look at variant.family in card.toml"
         )
-    stored = sum(prod(shape) * WIDTH.get(dtype, 4) for dtype, shape in tensors.values())
+    stored = sum(prod(shape) * width(dtype) for dtype, shape in tensors.values())
     return Size(stored, vocabulary, **counts, width=max(widths))
 
 

@@ -36,8 +36,11 @@ _MAX_RANK = 16
 
 
 def width(dtype: str) -> int:
-    """Bytes of one value of `dtype`, as safetensors names it."""
-    return _BYTES[dtype]
+    """Bytes of one value of `dtype`, as safetensors names it. Raises SourceError for one that is not known."""
+    try:
+        return _BYTES[dtype]
+    except KeyError:
+        raise SourceError(f"a checkpoint with the unknown dtype {dtype!r}", f"known: {', '.join(_BYTES)}") from None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,9 @@ from hubpub.errors import ToolchainError
 from hubpub.facts import MEASURING, FileFact, save
 from hubpub.hub.client import Add, Client
 from hubpub.hub.maintenance import verify
+from hubpub.hub.sources import download_source
 from hubpub.localhub import Fault, LocalHub
+from hubpub.make.run import _check_disk
 from hubpub.matrix import cells
 from hubpub.plan import plan
 from hubpub.workspace import Workspace
@@ -43,6 +47,7 @@ recommended = "8da4w"
 title = "Small"
 """
 TOKENIZER = {"tokenizer.json": b'{"tokens": 1}' * 4_000, "tokenizer_config.json": b"{}\n"}
+CONFIG = b'{"architectures": ["Gemma3nForConditionalGeneration"]}'
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ class Site:
 def site(hub: LocalHub, client: Client, tmp_path: Path, transport: str) -> Site:
     source = f"{hub.user}/source"
     client.create_repo(source, private=False)
-    for name, data in {**TOKENIZER, "config.json": b"{}"}.items():
+    for name, data in {**TOKENIZER, "config.json": CONFIG}.items():
         add = Add(name, data, len(data), hashlib.sha256(data).hexdigest())
         client.commit(source, "main", [client.send(source, "main", add)], title=name, parent=None,
                       find_committed=lambda: None)  # fmt: skip
@@ -173,9 +178,7 @@ def test_facts_of_something_else_are_refused(site: Site, tmp_path: Path) -> None
     assert "not of the source its card names" in answer["error"]
 
 
-def test_what_cannot_end_well_is_said_before_anything_is_made(
-    site: Site, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_end_well_is_said_before_anything_is_made(site: Site, client: Client, tmp_path: Path) -> None:
     hub, work = site.hub, tmp_path / "w"
     scoped = hub.add_token(hub.user, "write", repos=[f"{hub.user}/small-pte"])
     cases = {
@@ -198,13 +201,26 @@ def test_what_cannot_end_well_is_said_before_anything_is_made(
     assert not list(work.rglob("*.pte")) and client.refs(f"{hub.user}/small-pte") is None
     assert not (work / "hf" / "hub").exists()
 
-    from hubpub.make import run
-    from hubpub.sizing import Size
 
-    steps = plan(cells(site.project), Workspace(site.project, work, rehearsal=False))
-    monkeypatch.setattr(run, "sizes", lambda *_: {"small": Size(10**15, 10**5, 10**14, 0, 10**15, 0, 2)})
-    with pytest.raises(ToolchainError, match="GB are free"):
-        run._check_disk(steps, work)
+def test_files_that_the_disk_cannot_hold_stop_before_they_are_made(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a source as large as a sparse file can be: a table of four terabytes."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", site.hub.token)
+    variant, rows = site.project.cards[0].variant, 1 << 20
+    folder = download_source(variant.source, revision=variant.revision, endpoint=site.hub.url)
+    name, columns = "model.language_model.embed_tokens.weight", 1 << 21
+    entry = {"dtype": "BF16", "shape": [rows, columns], "data_offsets": [0, 2 * rows * columns]}
+    header = json.dumps({name: entry}).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + 2 * rows * columns)
+    steps = plan(cells(site.project), Workspace(site.project, tmp_path / "w", rehearsal=False))
+    with pytest.raises(ToolchainError, match=r"2 cells need \d{4}\.\d GB .* GB are free"):
+        _check_disk(steps, tmp_path / "w")
 
 
 def test_withdrawn_staged_and_published_show_in_the_status(site: Site, client: Client, tmp_path: Path) -> None:

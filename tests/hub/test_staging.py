@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from hubpub.errors import ConflictError, HubError, HubpubError
 from hubpub.files import HashCache
@@ -13,8 +16,8 @@ from hubpub.hub.client import Client, Retry
 from hubpub.hub.content import LocalFile, RepoRelease
 from hubpub.hub.names import stage_branch
 from hubpub.hub.publish import publish_all
-from hubpub.hub.receipts import Published
-from hubpub.hub.staging import by_program, stage, staged_versions
+from hubpub.hub.receipts import Published, Staged, receipt_path
+from hubpub.hub.staging import by_program, stage, staged_versions, unstage
 from hubpub.localhub import Fault, LocalHub
 
 from .conftest import FAST, SIZES, Maker, Seen, both, random_files, sent_to
@@ -71,6 +74,19 @@ def test_a_file_that_changes_while_it_is_sent(create_pr: bool, client: Client, m
     with pytest.raises(HubpubError, match=r"model-int8\.pte changed while it was sent"):
         publish_all(client, [release], work, display=Meddling(), create_pr=create_pr)
     assert history(client, make.repo) == ["Release v1.0.0"] and refs_of(client, make.repo)[1].keys() == {"v1.0.0"}
+
+
+def test_what_staging_came_to_is_on_record(hub: LocalHub, client: Client, make: Maker, work: Path) -> None:
+    hub.arm(Fault(method="POST", path="/commit/hubpub-stage", status=503, delay=0.3))
+    began, record = time.monotonic(), receipt_path(work, "v1.0.0", make.repo).with_suffix(".staged.json")
+    staged = stage(client, make(), work)
+    assert staged.retries == 1 and 0.3 < staged.seconds <= time.monotonic() - began + 0.001
+    assert TypeAdapter(Staged).validate_json(record.read_bytes()) == staged
+    seen = Seen()
+    again = stage(client, make(), work, progress=partial(seen.update, "repo"))
+    assert (again.retries, again.bytes_sent) == (0, 0)
+    assert seen.stages == {("repo", f"send {file.path}"): [1.0] for file in again.files}
+    assert unstage(client, make.repo, "v1.0.0") is True and unstage(client, make.repo, "v1.0.0") is False
 
 
 def test_what_others_still_have_to_stage_is_told(client: Client, make: Maker, work: Path) -> None:

@@ -62,3 +62,7 @@ def test_the_command_writes_it_and_refuses_what_breaks_a_rule(whole: Checkpoint,
     assert refused.code == 5 and "there is no layer 20: the model has layers 0 to 5" in refused.err
     unnamed = hubpub("slice", str(whole.folder), "--out", str(tmp_path / "no"), work=work)
     assert unnamed.code == 2 and "E2.69B" in unnamed.err
+    for option, given in (("--widths", ["--widths", "256,wide"]), ("--skip", ["--widths", "256", "--skip", "3,-1"])):
+        wrong = hubpub("slice", str(whole.folder), *given, "--out", str(tmp_path / "no"), work=work)
+        assert wrong.code == 2 and f"{option}: '{given[-1].split(',')[1]}' is no whole number" in wrong.err
+        assert f"{option} 4,9,14" in wrong.err
