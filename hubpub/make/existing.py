@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hubpub import data
 from hubpub.config import Project, Recipe, Variant
 from hubpub.errors import ConfigError, SourceError, UsageError
-from hubpub.facts import CellFacts, Gate, OtherHost, Parity, Speed
+from hubpub.facts import CellFacts, Gate, OtherHost, Parity, Program, Speed
 from hubpub.gates import evaluate_gates
 from hubpub.hub.sources import download_source
 from hubpub.machine import system
@@ -125,25 +125,12 @@ def source_of(variant: Variant, workspace: Workspace) -> Path:
 def validate(target: Target, workspace: Workspace, progress: Progress, *, with_drift: bool) -> Validation:
     """Compare the program with its source and evaluate its recipe's gates; `with_drift` also says which
     layer drifts first and which weights are wrong."""
-    recipe = target.recipe
-    if recipe is None:
-        raise UsageError(f"{target.name} does not say which recipe it was made by", "add --recipe NAME, e.g. 8da4w")
-    if target.source is None:
-        raise UsageError(f"{target.name}: no reference model to compare with", "add --source DIR, its checkpoint")
     from hubpub.model.loader import text_config
 
-    checkpoint = Checkpoint.open(target.source, target.slice)
+    recipe, checkpoint = _reference(target)
     program = inspect(target.pte)
     vocabulary = int(checkpoint.family.shape(text_config(checkpoint)).vocabulary)
-    length = program.context
-    if length is None:
-        raise UsageError(f"{target.name} does not say how long its context is", "export it with hubpub")
-    files = "".join(file.sha256 for file in checkpoint.files())
-    references = workspace.references(hashlib.sha256(files.encode()).hexdigest()[:12])
-    window = recipe.window
-    tokens = SCALE_TOKENS if window else text_length(length, scale_model=workspace.rehearsal)
-    parity = measure(target.pte, checkpoint, recipe, tokens, references, progress)
-    parity = parity.model_copy(update={"sha256": workspace.hashes.sha256(target.pte)})
+    parity = _parity(target, recipe, checkpoint, program, workspace, progress)
     drift = None
     if with_drift:
         progress("locate drift", 0.0)
@@ -152,17 +139,40 @@ def validate(target: Target, workspace: Workspace, progress: Progress, *, with_d
     return Validation(target.name, parity, evaluate_gates(recipe.gates, parity, program, vocabulary), drift)
 
 
+def _reference(target: Target) -> tuple[Recipe, Checkpoint]:
+    """The recipe of a program and the checkpoint it is compared with. Raises UsageError where one is not known."""
+    if target.recipe is None:
+        raise UsageError(f"{target.name} does not say which recipe it was made by", "add --recipe NAME, e.g. 8da4w")
+    if target.source is None:
+        raise UsageError(f"{target.name}: no reference model to compare with", "add --source DIR, its checkpoint")
+    return target.recipe, Checkpoint.open(target.source, target.slice)
+
+
+def _parity(
+    target: Target, recipe: Recipe, checkpoint: Checkpoint, program: Program, workspace: Workspace, progress: Progress
+) -> Parity:
+    """What comparing the program with `checkpoint` came to."""
+    length = program.context
+    if length is None:
+        raise UsageError(f"{target.name} does not say how long its context is", "export it with hubpub")
+    files = "".join(file.sha256 for file in checkpoint.files())
+    references = workspace.references(hashlib.sha256(files.encode()).hexdigest()[:12])
+    window = recipe.window
+    tokens = SCALE_TOKENS if window else text_length(length, scale_model=workspace.rehearsal)
+    parity = measure(target.pte, checkpoint, recipe, tokens, references, progress)
+    return parity.model_copy(update={"sha256": workspace.hashes.sha256(target.pte)})
+
+
 def on_this_host(target: Target, workspace: Workspace, facts: CellFacts, progress: Progress) -> OtherHost:
     """What `facts` say of another machine, measured on this one: the same file, original and gates."""
-    found = validate(target, workspace, progress, with_drift=False)
+    recipe, checkpoint = _reference(target)
+    parity = _parity(target, recipe, checkpoint, inspect(target.pte), workspace, progress)
     progress("bench", 0.0)
-    sha256 = workspace.hashes.sha256(target.pte)
-    speed_here = bench(target, None, RUNS).model_copy(update={"sha256": sha256})
-    assert target.recipe is not None
+    speed_here = bench(target, None, RUNS).model_copy(update={"sha256": parity.sha256})
     gates = evaluate_gates(
-        target.recipe.gates, found.parity, facts.program, facts.vocabulary, speed_here.memory, facts.parameters.total
+        recipe.gates, parity, facts.program, facts.vocabulary, speed_here.memory, facts.parameters.total
     )
-    return OtherHost(system=system(), parity=found.parity, speed=speed_here, gates=gates)
+    return OtherHost(system=system(), parity=parity, speed=speed_here, gates=gates)
 
 
 def bench(target: Target, tokenizer: Path | None, runs: int) -> Speed:

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from hubpub.errors import ConflictError, HubError, HubpubError
 from hubpub.files import HashCache
-from hubpub.hub.client import Client, Retry
+from hubpub.hub.client import Client, Refs, Retry
 from hubpub.hub.content import LocalFile, RepoRelease
 from hubpub.hub.names import stage_branch
 from hubpub.hub.publish import publish_all
@@ -87,6 +87,15 @@ def test_what_staging_came_to_is_on_record(hub: LocalHub, client: Client, make: 
     assert (again.retries, again.bytes_sent) == (0, 0)
     assert seen.stages == {("repo", f"send {file.path}"): [1.0] for file in again.files}
     assert unstage(client, make.repo, "v1.0.0") is True and unstage(client, make.repo, "v1.0.0") is False
+
+
+def test_a_repo_without_main_is_refused(
+    client: Client, make: Maker, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.create_repo(make.repo)
+    monkeypatch.setattr(Client, "refs", lambda *_: Refs({"other": "0" * 40}, {}, {}))
+    with pytest.raises(HubError, match=f"{make.repo} has no branch main"):
+        stage(client, make(), work)
 
 
 def test_what_others_still_have_to_stage_is_told(client: Client, make: Maker, work: Path) -> None:
