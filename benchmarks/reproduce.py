@@ -67,6 +67,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cells", nargs="+", metavar="CELL")
     parser.add_argument("--times", type=int, default=4)
+    parser.add_argument("--first", type=int, default=0, metavar="N", help="the hash seed of the first export")
     parser.add_argument("--python", action="append", metavar="PATH")
     parser.add_argument("--work", type=Path, default=ROOT / ".hubpub")
     arguments = parser.parse_args()
@@ -76,10 +77,11 @@ def main() -> int:
     for cell in select(cells(workspace.project), arguments.cells):
         source = source_of(cell.variant, workspace).absolute()
         files: Counter[str] = Counter()
-        for number in range(arguments.times):
+        for time in range(arguments.times):
+            number = arguments.first + time
             with tempfile.TemporaryDirectory() as folder:
                 out = Path(folder, *("way",) * number)
-                threads, python = 1 + number % 2, pythons[number * len(pythons) // arguments.times]
+                threads, python = 1 + number % 2, pythons[time * len(pythons) // arguments.times]
                 made = export(python, cell.id, source, out, number, threads)
             files[made["sha256"]] += 1
             under = f"Python {made['python']}, torch {made['torch']}, {made['cpu']}"

@@ -114,3 +114,24 @@ def test_tests_stand_where_their_module_does() -> None:
         if not (module.is_dir() or module.with_suffix(".py").is_file()):
             lost.append(place.as_posix())
     assert not lost, f"name these after the module they test, or say in ACROSS what they are of: {lost}"
+
+
+def test_there_is_one_way_to_publish() -> None:
+    """Whatever door somebody comes through, the same function looks, sends, tags and reads back."""
+    ways = {"publish_all", "promote_pull"}
+    users = {
+        name
+        for name, tree in modules().items()
+        for statement in ast.walk(tree)
+        if isinstance(statement, ast.ImportFrom) and ways & {alias.name for alias in statement.names}
+    }
+    assert users == {"hubpub.release.promote"}
+    commits = {
+        name
+        for name, tree in modules().items()
+        if any(
+            isinstance(node, ast.Attribute) and node.attr in {"create_commit", "create_tag", "merge_pull_request"}
+            for node in ast.walk(tree)
+        )
+    }
+    assert commits == {"hubpub.hub.client", "hubpub.hub.tags"}

@@ -16,6 +16,7 @@ from hubpub.hub.client import Client, Delete, HeadMoved
 from hubpub.hub.maintenance import (
     CheckedFile,
     StagedVersion,
+    _amended,
     _disagreements,
     _withdrawn,
     amend_card,
@@ -28,7 +29,7 @@ from hubpub.hub.receipts import Outcome, Published, PullRequest, Receipt
 from hubpub.hub.staging import stage
 from hubpub.localhub import Fault, LocalHub
 
-from .conftest import Maker
+from .conftest import CARD, Maker
 from .test_publish import by_hand, history, refs_of
 
 
@@ -57,7 +58,8 @@ def test_a_release_without_sums(content: bytes | None, client: Client, make: Mak
     if content:
         by_hand(client, make.repo, "SHA256SUMS", content)
     found = complaints(client, make.repo)
-    assert any("SHA256SUMS" in one for one in found) and "a.pte is not in SHA256SUMS: nothing says what it is" in found
+    said = "SHA256SUMS: line 1 is not 'sha256  path'" if content else "SHA256SUMS is missing"
+    assert said in found and "a.pte is not in SHA256SUMS: nothing says what it is" in found
 
 
 def promise(root: Path, files: dict[str, bytes], *, bytes_more: int = 0) -> str:
@@ -284,11 +286,40 @@ def test_an_amended_card_whose_answer_is_lost_is_one_commit(
     hub.arm(Fault(method="POST", path="/commit/main", cut="before-response"))
     made = amend_card(client, make.repo, lambda card: f"{card}more\n", "Amend the card")
     assert history(client, make.repo) == [*before, "Amend the card"] and made == refs_of(client, make.repo)[0]["main"]
-    # The same title on another text, or before this moment, is another commit.
+    assert client.read(make.repo, "main", "README.md") == CARD.encode() + b"more\n"
+
+
+def test_a_card_that_was_amended_before_is_not_this_commit(
+    hub: LocalHub, client: Client, make: Maker, work: Path
+) -> None:
+    """The same title and text lie in the history; and somebody else's commit of that title on top, with other text."""
+    publish_all(client, [make()], work)
+    text = CARD + "more\n"
+    amend_card(client, make.repo, lambda _: text, "Amend the card")
+    by_hand(client, make.repo, "README.md", CARD.encode(), "Back")
     hub.arm(Fault(method="POST", path="/commit/main", status=503))
-    again = amend_card(client, make.repo, lambda card: f"{card}more\n", "Amend the card")
-    assert again == refs_of(client, make.repo)[0]["main"] != made
-    assert history(client, make.repo) == [*before, "Amend the card", "Amend the card"]
+    again = amend_card(client, make.repo, lambda _: text, "Amend the card")
+    assert history(client, make.repo)[1:] == ["Amend the card", "Back", "Amend the card"]
+    assert again == refs_of(client, make.repo)[0]["main"]
+
+
+@pytest.mark.parametrize(
+    ("title", "card"), [("Amend the card", "theirs\n"), ("Theirs", "mine\n"), ("Theirs", "theirs\n")]
+)
+def test_what_somebody_commits_while_an_answer_is_awaited_is_not_taken_for_ours(
+    title: str, card: str, client: Client, make: Maker, work: Path
+) -> None:
+    publish_all(client, [make()], work)
+    head = refs_of(client, make.repo)[0]["main"]
+    assert _amended(client, make.repo, head, "Amend the card", b"mine\n") is None
+    by_hand(client, make.repo, "README.md", card.encode(), title)
+    assert _amended(client, make.repo, head, "Amend the card", b"mine\n") is None
+    ours = by_hand(client, make.repo, "README.md", b"mine\n\n", "Amend the card")
+    found = _amended(client, make.repo, head, "Amend the card", b"mine\n\n")
+    assert found and found.commit == ours
+    # What was there before, and a commit that is not in the history: neither is on top of it.
+    assert _amended(client, make.repo, ours, "Amend the card", b"mine\n\n") is None
+    assert _amended(client, make.repo, "0" * 40, "Amend the card", b"mine\n\n") is None
 
 
 def test_a_repo_without_a_card_gets_one_and_one_that_is_no_text_stays(
@@ -328,6 +359,9 @@ def test_a_version_is_withdrawn_for_a_reason(client: Client, make: Maker, work: 
     assert history(client, make.repo) == before
     assert yank(client, make.repo, "v1.0.0", "Two\n  lines.") == refs_of(client, make.repo)[0]["main"]
     assert history(client, make.repo) == [*before, "Withdraw v1.0.0"]
+    client.commit(make.repo, "main", [Delete("README.md")], title="No card", parent=None, find_committed=lambda: None)
+    assert yank(client, make.repo, "v1.0.0", "Two\n  lines.")
+    assert (client.read(make.repo, "main", "README.md") or b"").startswith(b"<!-- hubpub:withdrawn v1.0.0 -->")
     assert b"> **v1.0.0 was withdrawn:** Two lines.\n" in (client.read(make.repo, "main", "README.md") or b"")
 
 

@@ -277,6 +277,7 @@ def test_a_pull_request_is_made_once(hub: LocalHub, client: Client, make: Maker,
     with sent_to(hub) as sent:
         (again,) = publish_all(client, [make("v2")], work, create_pr=True)
     assert again.outcome == receipt.outcome and sent.content == 0
+    assert not any("/preupload/" in entry.path for entry in sent.entries)
     branches, tags = refs_of(client, make.repo)
     assert branches.keys() == {"main"} and tags.keys() == {"v1.0.0"}
     assert history(client, make.repo) == ["Release v1.0.0"]

@@ -21,7 +21,7 @@ from hubpub.hub.staging import by_program, stage, staged_versions, unstage
 from hubpub.localhub import Fault, LocalHub
 
 from .conftest import FAST, SIZES, Maker, Seen, both, random_files, sent_to
-from .test_publish import history, refs_of
+from .test_publish import by_hand, history, refs_of
 
 
 def test_a_commit_holds_a_program_and_what_is_named_after_it() -> None:
@@ -176,3 +176,55 @@ def test_many_machines_stage_at_the_same_moment(hub: LocalHub, make: Maker, tmp_
     assert staged_versions(client, make.repo) == ("v1",)
     with pytest.raises(HubError, match="neither staged"):
         publish_all(client, [RepoRelease(make.repo, "v1", (LocalFile("x.pte", None, 1, "0" * 64),), "m")], tmp_path)
+
+
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_twin_of_this_release_is_published_while_it_is_staged(
+    when: str, same: bool, client: Client, make: Maker, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its staging branch, which is this one's too, is gone then: before our commit to it, or before our next look."""
+    release = make()
+    twin = release if same else replace(make, folder=tmp_path / "other")(seed=5)
+    commit = Client.commit
+
+    def meeting(self: Client, repo: str, branch: str, *args: object, **kwargs: object) -> object:
+        made = commit(self, repo, branch, *args, **kwargs) if when == "after" else None  # type: ignore[arg-type]
+        monkeypatch.setattr(Client, "commit", commit)
+        publish_all(client, [twin], tmp_path / "twin")
+        return made or commit(self, repo, branch, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Client, "commit", meeting)
+    if same:
+        staged = stage(client, release, work)
+        assert {file.path: file.location for file in staged.files} == dict.fromkeys([*SIZES, "LICENSE"], "staged")
+        assert staged.bytes_sent > 0
+        assert publish_all(client, [release], work)[0].outcome.kind == "no-changes"
+    else:
+        with pytest.raises(ConflictError, match=r"v1\.0\.0 exists .* with other content: model-8da4w\.pte"):
+            stage(client, release, work)
+    assert history(client, make.repo) == ["Release v1.0.0"]
+
+
+def test_staging_gives_up_on_a_branch_that_others_never_leave_alone(
+    client: Client, make: Maker, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried, waited = list[str](), list[float]()
+
+    def always(self: Client, repo: str, branch: str, *args: object, **kwargs: object) -> object:
+        tried.append(branch)
+        raise ConflictError("somebody was first")
+
+    monkeypatch.setattr(Client, "commit", always)
+    monkeypatch.setattr(time, "sleep", waited.append)
+    with pytest.raises(ConflictError, match="somebody was first"):
+        stage(client, make(), work)
+    assert tried == [stage_branch("v1.0.0")] * 8 and len(waited) == 7 and min(waited) > 0
+
+
+def test_a_file_that_the_repo_hides_is_named(client: Client, make: Maker, work: Path) -> None:
+    client.create_repo(make.repo)
+    by_hand(client, make.repo, ".gitignore", b"LICENSE\n")
+    with pytest.raises(HubError, match=r"LICENSE is not on hubpub-stage/v1\.0\.0 although the Hub took it") as caught:
+        stage(client, make(), work)
+    assert ".gitignore" in str(caught.value.hint)
