@@ -124,7 +124,7 @@ def test_what_is_known_of_a_file_is_of_that_file_as_it_is(tmp_path: Path) -> Non
     one, other = tmp_path / "one", tmp_path / "other"
     one.write_bytes(b"1")
     other.write_bytes(b"1")
-    hashes = HashCache(tmp_path / "deep" / "hashes.json")
+    hashes = HashCache(tmp_path / "deep" / "er" / "hashes.json")
     assert hashes.known(one) is None
     assert hashes.sha256(one) == hashes.known(one) == hashlib.sha256(b"1").hexdigest()
     assert hashes.known(other) is None

@@ -57,3 +57,5 @@ def test_the_card_comes_from_what_is_published_and_sums_of_all_else(tmp_path: Pa
     assert carded.sums == release.sums and [f.path_in_repo for f in carded.complete(None)].count("README.md") == 1
     given = LocalFile.text("SHA256SUMS", "mine")
     assert RepoRelease("a/b", "v1", (*files, given), "m").complete(None).count(given) == 1
+    # What is shown of a release is what it is made of, and not its content.
+    assert "mine" not in repr(given) and "function" not in repr(release)
