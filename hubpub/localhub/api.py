@@ -139,7 +139,9 @@ def _create(site: Site, request: Request) -> Response:
         raise HttpError(400, "This local Hub holds models only")
     repo_id = check_repo_id(wanted.get("organization") or access.user, wanted.get("name"))
     site.check_write(access, repo_id)
+    asked = wanted.get("visibility") is not None or wanted.get("private") is not None
     private = wanted.get("visibility") == "private" or wanted.get("private") is True
+    private = private if asked else site.options.private
     repo = site.store.create(repo_id, private=private, author=access.user)
     answer = {"url": f"{request.base}/{repo_id}", "name": repo_id}
     if repo is None:

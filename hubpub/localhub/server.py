@@ -391,12 +391,15 @@ class LocalHub:
         part_size: int = Options.part_size,
         idle_timeout: float = Options.idle_timeout,
         commits_per_hour: int | None = None,
+        private: bool = False,
     ) -> None:
         _check_loopback(host)
         self.root = Path(root)
         self._host, self._port = host, port
         self._who = user, tuple(orgs)
-        self._options = Options(xet, multipart_from, part_size, idle_timeout, commits_per_hour=commits_per_hour)
+        self._options = Options(
+            xet, multipart_from, part_size, idle_timeout, commits_per_hour=commits_per_hour, private=private
+        )
         self._server: Server | None = None
         self._lock: FolderLock | None = None
 

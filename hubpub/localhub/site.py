@@ -18,7 +18,8 @@ from hubpub.localhub.wire import HttpError, Request
 class Options:
     """`multipart_from` bytes on, an LFS upload comes in parts of `part_size` bytes; `xet` offers that transport.
 
-    A user may make `commits_per_hour`, where there is such a limit.
+    A user may make `commits_per_hour`, where there is such a limit. New repos are `private` where nobody says what they
+    are to be, as an organisation may have it.
     """
 
     xet: bool = True
@@ -27,6 +28,7 @@ class Options:
     idle_timeout: float = 60.0
     max_file: int = 1 << 40
     commits_per_hour: int | None = None
+    private: bool = False
 
 
 class CommitQuota:

@@ -151,6 +151,17 @@ def test_who_may_see_and_read_stays_as_the_owner_set_it(hub: LocalHub, client: C
     assert (info.private, info.gated) == (True, "manual")
 
 
+@pytest.mark.parametrize("private", [False, True])
+def test_a_new_repo_is_as_visible_as_its_owner_has_new_repos_be(
+    private: bool, make: Maker, work: Path, tmp_path: Path
+) -> None:
+    from huggingface_hub import HfApi
+
+    with LocalHub(tmp_path / "other", private=private) as hub:
+        stage(Client(hub.url, hub.token, retry=FAST), make(), work)
+        assert HfApi(endpoint=hub.url, token=hub.token).model_info(make.repo).private is private
+
+
 def test_many_machines_stage_at_the_same_moment(hub: LocalHub, make: Maker, tmp_path: Path) -> None:
     """Each staging commit may meet another one; all of them end up on one branch."""
     from concurrent.futures import ThreadPoolExecutor
