@@ -24,6 +24,7 @@ from hubpub.model.scale import scale_key, slice_of
 from hubpub.workspace import Workspace
 
 Action = Literal["export", "reuse", "skip"]
+FORCED = "forced"
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class Step:
     reason: str
     fingerprint: Fingerprint
     workspace: Workspace
+
+    @property
+    def forced(self) -> bool:
+        """Whether the cell is made anew whatever is there."""
+        return self.reason == FORCED
 
     @property
     def folder(self) -> Path:
@@ -107,7 +113,7 @@ def _step(cell: Cell, workspace: Workspace, hashes: HashCache, force: bool) -> S
     if not workspace.rehearsal and cell.variant.revision is None:
         return step("skip", f"its source is not pinned: run 'hubpub pin {cell.card.repo}'")
     if force:
-        return step("export", "forced")
+        return step("export", FORCED)
     home = workspace.cells_of(cell.variant.name, cell.recipe.name)
     here = home / mark.value
     if (here / "facts.json").exists() and (here / cell.file).exists():

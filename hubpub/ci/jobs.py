@@ -105,7 +105,7 @@ class Job:
     def destination(self, card: Card) -> Destination:
         """The Hub, with the right to write to this card's repo and to no other."""
         _trust(f"{self.owner}/{card.repo}")
-        return Destination(Client.from_environment(endpoint()), self.owner)
+        return Destination(Client.from_environment(endpoint()), self.owner, over_rehearsal=self.over_rehearsal)
 
     def checked_destination(self, card: Card) -> Destination:
         """The Hub, where nothing in this card's repo forbids this release or rehearsal."""
@@ -114,7 +114,6 @@ class Job:
             to,
             [card],
             rehearsal=self.workspace.rehearsal,
-            over_rehearsal=self.over_rehearsal,
             version=self.version,
         )
         return to
@@ -133,7 +132,7 @@ def tag_version(given: str | None) -> str:
 
 def plan_jobs(job: Job, selectors: Sequence[str]) -> dict[str, Any]:
     """Outputs `version`, `cells` and `repos`; fails before any machine is started for what cannot be released."""
-    steps = run.planned(job.workspace, selectors, force=False)
+    steps = run.planned(job.workspace, selectors)
     if not job.dry_run:
         run.whole_repos(steps)
     matrix = job_matrix(steps, rehearsal=job.workspace.rehearsal)
@@ -388,7 +387,6 @@ def promote(job: Job, repo: str, display: Display) -> dict[str, Any]:
                 facts=job.facts,
                 dry_run=job.dry_run,
                 unstaged=job.dry_run,
-                over_rehearsal=job.over_rehearsal,
             )
         except HubpubError as error:
             raise at_line(error, card, "export.recipes") from None

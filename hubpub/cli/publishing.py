@@ -12,7 +12,7 @@ from hubpub.cli.terminal import Terminal
 from hubpub.config import Project
 from hubpub.errors import UsageError
 from hubpub.release.promote import promote
-from hubpub.release.run import make_and_stage, run
+from hubpub.release.run import make_and_stage, planned, run
 from hubpub.release.targets import destination
 from hubpub.workspace import Workspace
 
@@ -57,25 +57,13 @@ def release_command(
     if stage and (pr or dry_run or record):
         raise UsageError("--stage goes with none of --pr, --dry-run and --record", "give them to 'hubpub promote'")
     workspace = Workspace(project, work, rehearse)
-    with terminal.progress() as progress, destination(workspace, hub, namespace, rehearsal_namespace) as to:
+    where = destination(workspace, hub, namespace, rehearsal_namespace, create_pr=pr, over_rehearsal=over_rehearsal)
+    with terminal.progress() as progress, where as to:
+        steps = planned(workspace, selectors, force=force)
         if stage:
-            report = make_and_stage(
-                workspace, to, selectors, version, progress, jobs=jobs, force=force, over_rehearsal=over_rehearsal
-            )
+            report = make_and_stage(steps, to, version, progress, jobs=jobs)
         else:
-            report = run(
-                workspace,
-                to,
-                selectors,
-                version,
-                progress,
-                jobs=jobs,
-                force=force,
-                dry_run=dry_run,
-                create_pr=pr,
-                over_rehearsal=over_rehearsal,
-                keep=record,
-            )
+            report = run(steps, to, version, progress, jobs=jobs, dry_run=dry_run, keep=record)
     # The report says what failed: one JSON value is all there is on stdout.
     terminal.answer(report.as_json(), tables.report(report))
     report.raise_for_failures()
@@ -122,19 +110,9 @@ def promote_command(
     """
     check_selection(selectors, everything)
     workspace = Workspace(project, work, rehearse)
-    with terminal.progress() as progress, destination(workspace, hub, namespace, rehearsal_namespace) as to:
-        receipts = promote(
-            workspace,
-            to,
-            selectors,
-            version,
-            progress,
-            facts=facts,
-            dry_run=dry_run,
-            create_pr=pr,
-            over_rehearsal=over_rehearsal,
-            keep=record,
-        )
+    where = destination(workspace, hub, namespace, rehearsal_namespace, create_pr=pr, over_rehearsal=over_rehearsal)
+    with terminal.progress() as progress, where as to:
+        receipts = promote(workspace, to, selectors, version, progress, facts=facts, dry_run=dry_run, keep=record)
     terminal.answer(
         {"version": version, "receipts": [receipt.as_json() for receipt in receipts]}, tables.receipts(receipts)
     )

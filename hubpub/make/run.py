@@ -44,12 +44,10 @@ class Made:
     failures: dict[str, HubpubError]
 
 
-def make(
-    steps: Sequence[Step], workspace: Workspace, display: Display, *, jobs: int | None = None, force: bool = False
-) -> Made:
+def make(steps: Sequence[Step], workspace: Workspace, display: Display, *, jobs: int | None = None) -> Made:
     """Make every cell of `steps` that is not skipped, in `jobs` processes (None: as many as the machine holds).
 
-    Cells whose fingerprint was measured before are read; with `force`, all are made again. One process at a time makes
+    Cells whose fingerprint was measured before are read, unless their step is forced. One process at a time makes
     cells in a work folder: another one waits.
     """
     facts: dict[str, CellFacts] = {}
@@ -64,7 +62,7 @@ def make(
             else:
                 todo.append(step)
         if todo:
-            _make(todo, workspace, display, jobs, force, facts, failures)
+            _make(todo, workspace, display, jobs, facts, failures)
     for name, found in facts.items():
         if (error := missed_gates(found)) is not None:
             failures[name] = error
@@ -86,7 +84,6 @@ def _make(
     workspace: Workspace,
     display: Display,
     jobs: int | None,
-    force: bool,
     facts: dict[str, CellFacts],
     failures: dict[str, HubpubError],
 ) -> None:
@@ -97,7 +94,7 @@ def _make(
         _check_disk(todo, workspace.root)
     ordered = []
     for step in _longest_first(todo):
-        if force:
+        if step.forced:
             _forget(step)
         remember(step)
         ordered.append(_job(step, sources[step.cell.variant.name], workspace))

@@ -23,11 +23,17 @@ LOCAL_PORT = 8765
 
 @dataclass(frozen=True)
 class Destination:
-    """A Hub, and the owner of the repos on it (None: the user of the token). `store` is the folder of a local Hub."""
+    """A Hub, and the owner of the repos on it (None: the user of the token). `store` is the folder of a local Hub.
+
+    With `create_pr` what is published becomes a pull request there. Where the repos hold a rehearsal, a release may
+    follow it only with `over_rehearsal`.
+    """
 
     client: Client
     owner: str | None = None
     store: Path | None = None
+    create_pr: bool = False
+    over_rehearsal: bool = False
 
     @property
     def namespace(self) -> str:

@@ -44,7 +44,6 @@ def publish(
     *,
     pulls: Sequence[Card] = (),
     dry_run: bool = False,
-    create_pr: bool = False,
     unstaged: bool = False,
 ) -> Publication:
     """Publish every card of `ready`, and merge the requests of `pulls` that wait for `version`.
@@ -67,10 +66,10 @@ def publish(
                 releases.append(release)
         if pulls and not dry_run:
             # Whatever stops one repo is found before the first request is merged.
-            publish_all(client, releases, root, dry_run=True, create_pr=create_pr)
+            publish_all(client, releases, root, dry_run=True, create_pr=to.create_pr)
         merged = [promote_pull(client, to.repo_id(card), version, root, dry_run=dry_run) for card in pulls]
         made = publish_all(
-            client, releases, root, display=display, dry_run=dry_run, create_pr=create_pr, unstaged=unstaged
+            client, releases, root, display=display, dry_run=dry_run, create_pr=to.create_pr, unstaged=unstaged
         )
         receipts = [*(one for one in merged if one), *made]
         for receipt in receipts:
@@ -117,9 +116,7 @@ def promote(
     *,
     facts: Path | None = None,
     dry_run: bool = False,
-    create_pr: bool = False,
     unstaged: bool = False,
-    over_rehearsal: bool = False,
     keep: bool = False,
 ) -> tuple[Receipt, ...]:
     """Publish what was staged for a version: by machines that staged cells, or by a pull request that waits for it.
@@ -132,12 +129,10 @@ def promote(
     project = workspace.project
     chosen = select(cells(project), selectors)
     cards = list({cell.card.repo: cell.card for cell in chosen if not cell.excluded}.values())
-    check_targets(
-        to, cards, rehearsal=workspace.rehearsal, over_rehearsal=over_rehearsal, create_pr=create_pr, version=version
-    )
+    check_targets(to, cards, rehearsal=workspace.rehearsal, version=version)
     pulls = []
     for card in cards:
-        waits = not create_pr and version not in staged_versions(to.client, to.repo_id(card))
+        waits = not to.create_pr and version not in staged_versions(to.client, to.repo_id(card))
         if waits and promote_pull(to.client, to.repo_id(card), version, workspace.root, dry_run=True):
             pulls.append(card)
     known: Mapping[str, CellFacts] = {}
@@ -148,9 +143,7 @@ def promote(
         for card in cards
         if card not in pulls
     ]
-    done = publish(
-        workspace, to, ready, version, display, pulls=pulls, dry_run=dry_run, create_pr=create_pr, unstaged=unstaged
-    )
+    done = publish(workspace, to, ready, version, display, pulls=pulls, dry_run=dry_run, unstaged=unstaged)
     if keep:
         for card in cards:
             if card.repo in done.facts:

@@ -81,31 +81,29 @@ def worst(errors: Iterable[HubpubError]) -> HubpubError | None:
 
 
 def run(
-    workspace: Workspace,
+    chosen: Sequence[Step],
     to: Destination,
-    selectors: Sequence[str],
     version: str | None,
     display: Display,
     *,
     jobs: int | None = None,
-    force: bool = False,
     dry_run: bool = False,
-    create_pr: bool = False,
-    over_rehearsal: bool = False,
     keep: bool = False,
 ) -> Report:
-    """Make what is selected and publish it. Raises HubpubError; failed cells are in the report instead.
+    """Make the `chosen` cells (see `planned`) and publish them. Raises HubpubError; failed cells are in the report
+    instead.
 
-    Cells of the same repos that were not selected must have been made before. A rehearsal without a `version` gets one
+    Cells of the same repos that were not chosen must have been made before. A rehearsal without a `version` gets one
     that names its content. With `keep`, facts and cards are recorded in the checkout.
     """
     started = monotonic()
+    workspace = chosen[0].workspace
     project = workspace.project
     if version is not None or not workspace.rehearsal:
         version = checked_version(version, "add --version vX.Y.Z, or --rehearse to try it on scale models")
-    steps = whole_repos(planned(workspace, selectors, force=force))
-    _check(to, steps, version, force=force, create_pr=create_pr, over_rehearsal=over_rehearsal)
-    made = make(steps, workspace, display, jobs=jobs, force=force)
+    steps = whole_repos(chosen)
+    _check(to, steps, version)
+    made = make(steps, workspace, display, jobs=jobs)
     failures = dict(made.failures)
     ready = []
     for card in {step.cell.card.repo: step.cell.card for step in steps if step.action != "skip"}.values():
@@ -114,7 +112,7 @@ def run(
             sources = sources_here(card, own)
             ready.append(complete_card(project, card, made.facts, sources, rehearsal=workspace.rehearsal))
     version = version or rehearsal_version(project, ready)
-    done = publish(workspace, to, ready, version, display, dry_run=dry_run, create_pr=create_pr)
+    done = publish(workspace, to, ready, version, display, dry_run=dry_run)
     for one in ready:
         if error := done.kept_back.get(one.card.repo):
             failures[f"{one.card.variant.name}/*"] = error
@@ -126,30 +124,22 @@ def run(
 
 
 def make_and_stage(
-    workspace: Workspace,
-    to: Destination,
-    selectors: Sequence[str],
-    version: str | None,
-    display: Display,
-    *,
-    jobs: int | None = None,
-    force: bool = False,
-    over_rehearsal: bool = False,
+    steps: Sequence[Step], to: Destination, version: str | None, display: Display, *, jobs: int | None = None
 ) -> Report:
-    """Make what is selected and leave it on the staging branches of its repos, for `promote` to publish."""
+    """Make the cells of `steps` and leave them on the staging branches of its repos, for `promote` to publish."""
     started = monotonic()
     version = checked_version(version, "add --version vX.Y.Z: 'hubpub promote' asks for the same")
-    steps = planned(workspace, selectors, force=force)
-    _check(to, steps, version, force=force, create_pr=False, over_rehearsal=over_rehearsal)
-    made = make(steps, workspace, display, jobs=jobs, force=force)
+    workspace = steps[0].workspace
+    _check(to, steps, version)
+    made = make(steps, workspace, display, jobs=jobs)
     passed = {name: facts for name, facts in made.facts.items() if name not in made.failures}
     staged = stage(workspace, to, steps, passed, version, display)
     pages = tuple(f"{to.client.endpoint}/{one.repo_id}" for one in staged)
     seconds = monotonic() - started
-    return Report(version, steps, made.facts, made.failures, (), pages, to.store, seconds, staged)
+    return Report(version, tuple(steps), made.facts, made.failures, (), pages, to.store, seconds, staged)
 
 
-def planned(workspace: Workspace, selectors: Sequence[str], *, force: bool) -> tuple[Step, ...]:
+def planned(workspace: Workspace, selectors: Sequence[str], *, force: bool = False) -> tuple[Step, ...]:
     """A step for every selected cell. Raises ConfigError where none of them can be released."""
     steps = plan(select(cells(workspace.project), selectors), workspace, force=force)
     if all(step.action == "skip" for step in steps):
@@ -185,23 +175,13 @@ def whole_repos(steps: Sequence[Step]) -> tuple[Step, ...]:
     return (*steps, *rest)
 
 
-def _check(
-    to: Destination,
-    steps: Sequence[Step],
-    version: str | None,
-    *,
-    force: bool,
-    create_pr: bool,
-    over_rehearsal: bool,
-) -> None:
+def _check(to: Destination, steps: Sequence[Step], version: str | None) -> None:
     """Everything that can be known to go wrong before the first download and the first export."""
     rehearsal = steps[0].workspace.rehearsal
     cards = list({step.cell.card.repo: step.cell.card for step in steps if step.action != "skip"}.values())
-    found = check_targets(
-        to, cards, rehearsal=rehearsal, over_rehearsal=over_rehearsal, create_pr=create_pr, version=version
-    )
-    for access in found:
-        if force and version in access.tags:
+    forced = any(step.forced for step in steps)
+    for access in check_targets(to, cards, rehearsal=rehearsal, version=version):
+        if forced and version in access.tags:
             raise ConflictError(
                 f"{access.repo_id} already has {version}, and a forced export would make other files",
                 "choose the next version",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from hubpub.config import Card
 from hubpub.errors import ConflictError, UsageError
@@ -35,13 +36,19 @@ def rehearsal_owner(endpoint: str, owner: str | None, for_rehearsals: str | None
 
 @contextmanager
 def destination(
-    workspace: Workspace, hub: str | None, namespace: str | None, for_rehearsals: str | None
+    workspace: Workspace,
+    hub: str | None,
+    namespace: str | None,
+    for_rehearsals: str | None,
+    *,
+    create_pr: bool = False,
+    over_rehearsal: bool = False,
 ) -> Iterator[Destination]:
     """Where a release goes, or a rehearsal: to the local Hub unless another one and an owner were named for it."""
     endpoint = hub or (LOCAL if workspace.rehearsal else HUGGING_FACE)
     owner = rehearsal_owner(endpoint, namespace, for_rehearsals) if workspace.rehearsal else namespace
     with connect(endpoint, workspace.hub, owner) as to:
-        yield to
+        yield replace(to, create_pr=create_pr, over_rehearsal=over_rehearsal)
 
 
 def check_targets(
@@ -49,19 +56,17 @@ def check_targets(
     cards: Sequence[Card],
     *,
     rehearsal: bool,
-    over_rehearsal: bool = False,
-    create_pr: bool = False,
     version: str | None = None,
 ) -> tuple[RepoAccess, ...]:
     """Names and rights for the repo of every card, and what lies there, before hours are spent.
 
     Raises AccessError or ConfigError as `preflight` does, and ConflictError where a newer version than `version` is
-    out, where a rehearsal would go to a repo that holds a real release, or, unless `over_rehearsal`, a release to one
-    that holds a rehearsal.
+    out, where a rehearsal would go to a repo that holds a real release, or a release to one that holds a rehearsal
+    where `to` does not say that it may.
     """
-    found = preflight(to.client, [to.repo_id(card) for card in cards], create_pr=create_pr, version=version)
+    found = preflight(to.client, [to.repo_id(card) for card in cards], create_pr=to.create_pr, version=version)
     for access in found:
-        check_kind(to.client, access.repo_id, rehearsal=rehearsal, over_rehearsal=over_rehearsal)
+        check_kind(to.client, access.repo_id, rehearsal=rehearsal, over_rehearsal=to.over_rehearsal)
     return found
 
 

@@ -24,7 +24,7 @@ from hubpub.release.assemble import Ready, complete_card, sources_here
 from hubpub.release.connect import Destination
 from hubpub.release.handover import hand_over, handed_over
 from hubpub.release.promote import promote, publish
-from hubpub.release.run import check_sources, make_and_stage, run
+from hubpub.release.run import check_sources, make_and_stage, planned, run
 from hubpub.release.staging import stage
 from hubpub.workspace import Workspace
 
@@ -132,28 +132,28 @@ class World:
 
 
 def test_a_release_that_was_made_before_is_read_and_published_whole(world: World) -> None:
-    report = run(world.workspace, world.to, ("small/8da4w",), "v1.0.0", DISPLAY, keep=True)
+    report = run(planned(world.workspace, ("small/8da4w",)), world.to, "v1.0.0", DISPLAY, keep=True)
     assert [step.cell.id for step in report.steps] == ["small/8da4w", "small/8da8w"]
     assert not report.failures and [one.outcome.kind for one in report.receipts] == ["published"]
     assert report.pages == (f"{world.hub.url}/{world.repo}",) and report.version == "v1.0.0"
     assert verify(world.client, world.repo, "v1.0.0", download=True).ok
     assert (world.project.cards[0].folder / "facts.json").exists()
     assert [one["sha256"] for one in report.as_json()["cells"]] == [f.file.sha256 for f in world.known().values()]
-    again = run(world.workspace, world.to, ("small/8da8w",), "v1.0.0", DISPLAY)
+    again = run(planned(world.workspace, ("small/8da8w",)), world.to, "v1.0.0", DISPLAY)
     assert [one.outcome.kind for one in again.receipts] == ["no-changes"]
     with pytest.raises(ConflictError, match="a forced export would make other files"):
-        run(world.workspace, world.to, (), "v1.0.0", DISPLAY, force=True)
+        run(planned(world.workspace, (), force=True), world.to, "v1.0.0", DISPLAY)
 
 
 def test_staged_by_one_and_promoted_by_another(world: World, tmp_path: Path) -> None:
-    report = make_and_stage(world.workspace, world.to, (), "v1.0.0", DISPLAY)
+    report = make_and_stage(planned(world.workspace, ()), world.to, "v1.0.0", DISPLAY)
     assert not report.failures and len(report.staged) == 1 and not report.receipts
     folder = world.workspace.receipts / "v1.0.0"
     assert handed_over(folder) == world.known()
     assert world.tags() == set() and world.titles() == []
     elsewhere = Workspace(world.project, tmp_path / "elsewhere", rehearsal=False)
-    (planned,) = promote(elsewhere, world.to, (), "v1.0.0", DISPLAY, facts=folder, dry_run=True)
-    assert planned.outcome.kind == "planned" and world.tags() == set()
+    (dry,) = promote(elsewhere, world.to, (), "v1.0.0", DISPLAY, facts=folder, dry_run=True)
+    assert dry.outcome.kind == "planned" and world.tags() == set()
     (done,) = promote(elsewhere, world.to, (), "v1.0.0", DISPLAY, facts=folder, keep=True)
     assert done.outcome.kind == "published" and world.tags() == {"v1.0.0"} and world.titles() == ["Release v1.0.0"]
     assert (world.project.cards[0].folder / "facts.json").exists()
@@ -173,12 +173,12 @@ def test_only_what_was_given_is_staged(world: World) -> None:
     with pytest.raises(ConfigError, match="no facts of small/8da4w"):
         promote(world.workspace, world.to, (), "v1.0.0", DISPLAY, unstaged=True)
     # Made and not staged, on machines that are gone: what a dry run of a workflow sees.
-    (planned,) = promote(world.workspace, world.to, (), "v1.0.0", DISPLAY, dry_run=True, unstaged=True)
-    assert planned.outcome.kind == "planned"
+    (dry,) = promote(world.workspace, world.to, (), "v1.0.0", DISPLAY, dry_run=True, unstaged=True)
+    assert dry.outcome.kind == "planned"
 
 
 def test_a_file_that_nobody_staged_stops_everything(world: World) -> None:
-    make_and_stage(world.workspace, world.to, ("small/8da4w",), "v1.0.0", DISPLAY)
+    make_and_stage(planned(world.workspace, ("small/8da4w",)), world.to, "v1.0.0", DISPLAY)
     with pytest.raises(HubError, match=r"small-8da8w\.pte is neither staged"):
         publish(world.workspace, world.to, [world.ready(here=False)], "v1.0.0", DISPLAY)
     assert world.tags() == set() and world.titles() == []
@@ -203,10 +203,10 @@ def test_what_got_worse_is_kept_back_alone(world: World, tmp_path: Path) -> None
 
 def test_a_pull_request_waits_and_is_merged_by_the_same_door(world: World) -> None:
     publish(world.workspace, world.to, [world.ready()], "v1.0.0", DISPLAY)
-    report = run(world.workspace, world.to, (), "v1.1.0", DISPLAY, create_pr=True)
+    report = run(planned(world.workspace, ()), replace(world.to, create_pr=True), "v1.1.0", DISPLAY)
     assert [one.outcome.kind for one in report.receipts] == ["pull-request"] and world.tags() == {"v1.0.0"}
-    (planned,) = promote(world.workspace, world.to, (), "v1.1.0", DISPLAY, dry_run=True)
-    assert planned.outcome.kind == "planned" and world.tags() == {"v1.0.0"}
+    (dry,) = promote(world.workspace, world.to, (), "v1.1.0", DISPLAY, dry_run=True)
+    assert dry.outcome.kind == "planned" and world.tags() == {"v1.0.0"}
     (merged,) = promote(world.workspace, world.to, (), "v1.1.0", DISPLAY)
     assert merged.outcome.kind == "published" and world.tags() == {"v1.0.0", "v1.1.0"}
 
@@ -215,16 +215,18 @@ def test_a_request_that_waits_is_opened_again_and_not_merged_where_one_is_asked_
     world: World, tmp_path: Path
 ) -> None:
     publish(world.workspace, world.to, [world.ready()], "v1.0.0", DISPLAY)
-    run(world.workspace, world.to, (), "v1.1.0", DISPLAY, create_pr=True)
+    run(planned(world.workspace, ()), replace(world.to, create_pr=True), "v1.1.0", DISPLAY)
     hand_over(tmp_path / "notes", world.known().values())
-    (again,) = promote(world.workspace, world.to, (), "v1.1.0", DISPLAY, facts=tmp_path / "notes", create_pr=True)
+    (again,) = promote(
+        world.workspace, replace(world.to, create_pr=True), (), "v1.1.0", DISPLAY, facts=tmp_path / "notes"
+    )
     assert again.outcome.kind == "pull-request" and world.tags() == {"v1.0.0"}
 
 
 def test_no_request_is_merged_where_another_repo_cannot_be_published(world: World) -> None:
     other = replace(world.ready(), card=world.project.cards[0].model_copy(update={"repo": "other-pte"}))
     publish(world.workspace, world.to, [other], "v1.0.0", DISPLAY)
-    publish(world.workspace, world.to, [other], "v1.1.0", DISPLAY, create_pr=True)
+    publish(world.workspace, replace(world.to, create_pr=True), [other], "v1.1.0", DISPLAY)
     world.client.create_repo(world.repo, private=False)
     missing = world.ready(here=False)
     with pytest.raises(HubError, match="neither staged"):
@@ -239,7 +241,7 @@ def test_a_hub_that_falls_silent_once_the_tag_is_there_does_not_unpublish(
 ) -> None:
     """Silent when the tag is read back, when what it holds is, or when the whole release is verified."""
     silent_once_tagged(monkeypatch, world.hub, path=path, answers=answers)
-    report = run(world.workspace, world.to, (), "v1.0.0", DISPLAY)
+    report = run(planned(world.workspace, ()), world.to, "v1.0.0", DISPLAY)
     world.hub.disarm()
     report.raise_for_failures()
     (receipt,) = report.receipts
@@ -249,7 +251,7 @@ def test_a_hub_that_falls_silent_once_the_tag_is_there_does_not_unpublish(
     assert note.endswith(f"run 'hubpub verify {world.repo}@v1.0.0'")
     kept = load_receipt(world.workspace.root, "v1.0.0", world.repo)
     assert kept == receipt
-    (again,) = run(world.workspace, world.to, (), "v1.0.0", DISPLAY).receipts
+    (again,) = run(planned(world.workspace, ()), world.to, "v1.0.0", DISPLAY).receipts
     assert again.outcome.kind == "no-changes" and not again.notes
 
 
@@ -257,7 +259,7 @@ def test_a_hub_that_falls_silent_once_the_tag_is_there_does_not_unpublish(
 def test_a_hub_that_answers_again_is_asked_again(world: World, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What could not be looked at, and was a moment later, is no note."""
     silent_once_tagged(monkeypatch, world.hub, path=path, times=world.client.retry.attempts)
-    (receipt,) = run(world.workspace, world.to, (), "v1.0.0", DISPLAY).receipts
+    (receipt,) = run(planned(world.workspace, ()), world.to, "v1.0.0", DISPLAY).receipts
     assert receipt.outcome.kind == "published" and receipt.notes == ()
     assert receipt.retries == world.client.retry.attempts - 1
     assert load_receipt(world.workspace.root, "v1.0.0", world.repo) == receipt
@@ -281,7 +283,7 @@ def test_a_tag_that_others_made_while_the_hub_was_silent_is_told(world: World, m
 
 def test_a_request_is_merged_by_a_hub_that_then_falls_silent(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(world.workspace, world.to, [world.ready()], "v1.0.0", DISPLAY)
-    run(world.workspace, world.to, (), "v1.1.0", DISPLAY, create_pr=True)
+    run(planned(world.workspace, ()), replace(world.to, create_pr=True), "v1.1.0", DISPLAY)
     silent_once_tagged(monkeypatch, world.hub)
     (merged,) = promote(world.workspace, world.to, (), "v1.1.0", DISPLAY)
     world.hub.disarm()
@@ -311,13 +313,18 @@ def test_every_door_waits_for_the_process_that_has_the_work_folder(world: World,
 
 def test_every_door_looks_at_what_lies_there(world: World) -> None:
     put(world.client, world.repo, dump(release_facts(world.project, "v0.0.0-rehearsal.1", scale_model=True)))
-    doors: dict[str, Callable[..., object]] = {"run": run, "stage": make_and_stage, "promote": promote}
-    for door in doors.values():
+    steps = planned(world.workspace, ())
+    doors: tuple[Callable[[], object], ...] = (
+        lambda: run(steps, world.to, "v1.0.0", DISPLAY),
+        lambda: make_and_stage(steps, world.to, "v1.0.0", DISPLAY),
+        lambda: promote(world.workspace, world.to, (), "v1.0.0", DISPLAY),
+    )
+    for door in doors:
         with pytest.raises(ConflictError, match="holds a rehearsal"):
-            door(world.workspace, world.to, (), "v1.0.0", DISPLAY)
-    make_and_stage(world.workspace, world.to, (), "v1.0.0", DISPLAY, over_rehearsal=True)
-    promote(world.workspace, world.to, (), "v1.0.0", DISPLAY, over_rehearsal=True)
-    run(world.workspace, world.to, (), "v1.0.0", DISPLAY)
+            door()
+    make_and_stage(steps, replace(world.to, over_rehearsal=True), "v1.0.0", DISPLAY)
+    promote(world.workspace, replace(world.to, over_rehearsal=True), (), "v1.0.0", DISPLAY)
+    run(planned(world.workspace, ()), world.to, "v1.0.0", DISPLAY)
     assert world.tags() == {"v1.0.0"}
 
 
@@ -326,7 +333,7 @@ def test_a_source_that_may_not_be_read_stops_before_anything_is_made(world: Worl
         (step.folder / "facts.json").unlink()
     world.hub.arm(Fault(path="/source/auth-check", status=403, times=3))
     with pytest.raises(AccessError, match="source local/source cannot be read"):
-        run(world.workspace, world.to, (), "v1.0.0", DISPLAY)
+        run(planned(world.workspace, ()), world.to, "v1.0.0", DISPLAY)
     assert world.client.refs(world.repo) is None
 
 
@@ -337,12 +344,12 @@ def test_a_cell_that_does_not_pass_is_reported_and_keeps_its_repo_back(world: Wo
     logits = facts.parity.logits.model_copy(update={"kl_mean": 9.0})
     worse = facts.model_copy(update={"parity": facts.parity.model_copy(update={"logits": logits})})
     save(worse, step.folder / "facts.json")
-    report = run(world.workspace, world.to, (), "v1.0.0", DISPLAY)
+    report = run(planned(world.workspace, ()), world.to, "v1.0.0", DISPLAY)
     assert list(report.failures) == ["small/8da8w"] and report.receipts == () and world.tags() == set()
     assert [cell["passed"] for cell in report.as_json()["cells"]] == [True, False]
     with pytest.raises(GateError, match="kl_mean 9"):
         report.raise_for_failures()
-    staged = make_and_stage(world.workspace, world.to, (), "v1.0.0", DISPLAY)
+    staged = make_and_stage(planned(world.workspace, ()), world.to, "v1.0.0", DISPLAY)
     assert list(staged.failures) == ["small/8da8w"]
     assert "small-8da4w.pte" in {file.path for one in staged.staged for file in one.files}
     assert "small-8da8w.pte" not in {file.path for one in staged.staged for file in one.files}

@@ -19,7 +19,7 @@ from .conftest import facts_of, write_card
 
 def made(workspace: Workspace, recipe: str) -> None:
     """Put a file and its facts where the cell of `recipe` would lie."""
-    (step,) = [step for step in planned(workspace, (), force=False) if step.cell.recipe.name == recipe]
+    (step,) = [step for step in planned(workspace, ()) if step.cell.recipe.name == recipe]
     step.folder.mkdir(parents=True)
     step.pte.write_bytes(b"program")
     save(facts_of(workspace.project, recipe), step.folder / "facts.json")
@@ -27,20 +27,20 @@ def made(workspace: Workspace, recipe: str) -> None:
 
 def test_cells_that_were_not_selected_must_have_been_made(small: Project, tmp_path: Path) -> None:
     workspace = Workspace(small, tmp_path / "work", rehearsal=False)
-    steps = planned(workspace, ("small/8da4w",), force=False)
+    steps = planned(workspace, ("small/8da4w",))
     with pytest.raises(ConfigError, match="small/8da8w was not selected and has not been made"):
         whole_repos(steps)
     made(workspace, "8da8w")
     assert [step.cell.id for step in whole_repos(steps)] == ["small/8da4w", "small/8da8w"]
     # The whole of it is asked for: there is nothing to add.
-    steps = planned(workspace, (), force=False)
+    steps = planned(workspace, ())
     assert whole_repos(steps) == steps
 
 
 def test_a_source_without_a_revision_is_left_out_with_its_reason(small: Project, tmp_path: Path) -> None:
     project = write_card(tmp_path, revision="", name="loose")
     workspace = Workspace(project, tmp_path / "work", rehearsal=False)
-    steps = planned(workspace, (), force=False)
+    steps = planned(workspace, ())
     assert {step.cell.card.repo: step.action for step in steps} == {"small-pte": "export", "loose-pte": "skip"}
     reason = next(step.reason for step in steps if step.action == "skip")
     assert reason == "its source is not pinned: run 'hubpub pin loose-pte'"
@@ -48,7 +48,7 @@ def test_a_source_without_a_revision_is_left_out_with_its_reason(small: Project,
         "export"
     }
     with pytest.raises(ConfigError, match="nothing to release: loose/8da4w: its source is not pinned") as caught:
-        planned(workspace, ("loose/*",), force=False)
+        planned(workspace, ("loose/*",))
     assert caught.value.line == 6 and str(caught.value.path).endswith("loose-pte/card.toml")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from hubpub.config import Project
@@ -38,7 +40,7 @@ def test_a_rehearsal_never_goes_to_a_repo_that_holds_a_release(hub: LocalHub, cl
     with pytest.raises(ConflictError, match="holds a real release"):
         check_targets(to, [card], rehearsal=True)
     with pytest.raises(ConflictError, match="holds a real release"):
-        check_targets(to, [card], rehearsal=True, over_rehearsal=True)
+        check_targets(replace(to, over_rehearsal=True), [card], rehearsal=True)
     check_targets(to, [card], rehearsal=False)
     # Even where main no longer shows it.
     put(client, to.repo_id(card), dump(release_facts(small, "v0.0.0-rehearsal.1", scale_model=True)))
@@ -62,7 +64,7 @@ def test_a_release_over_a_rehearsal_is_asked_for(hub: LocalHub, client: Client, 
     with pytest.raises(ConflictError, match="holds a rehearsal") as caught:
         check_targets(to, [card], rehearsal=False)
     assert "--over-rehearsal" in str(caught.value.hint)
-    check_targets(to, [card], rehearsal=False, over_rehearsal=True)
+    check_targets(replace(to, over_rehearsal=True), [card], rehearsal=False)
     check_targets(to, [card], rehearsal=True)
 
 
