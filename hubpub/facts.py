@@ -21,7 +21,7 @@ from hubpub.files import write_atomic
 T = TypeVar("T", bound=BaseModel)
 
 # Raised when what is measured, or how, changes: a cell measured the old way is measured again, and not exported again.
-MEASURING = 5
+MEASURING = 6
 
 
 class Fact(BaseModel):
@@ -350,11 +350,16 @@ class PromptFormat(Fact):
 
     The runner puts it there (`num_bos` = 1) where the shipped tokenizer does so by itself (`adds_bos`). With any other
     tokenizer.json ExecuTorch 1.4.1 ignores `num_bos`, and whoever asks writes the token (`written_bos`).
+
+    `tool` is a first question with one tool declared, and `thinking` one with thinking switched on and off, both as the
+    chat template writes them without `bos`; None where it knows nothing of either.
     """
 
     bos: str
     turns: Turns | None = None
     adds_bos: bool = True
+    tool: str | None = None
+    thinking: tuple[str, str] | None = None
 
     @property
     def num_bos(self) -> int:
@@ -367,12 +372,29 @@ class PromptFormat(Fact):
         return "" if self.adds_bos else self.bos
 
 
+class Sampling(Fact):
+    """How the makers of a model draw its next token, as their generation_config.json says; None where it does not."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+
+
+class Sample(Fact):
+    """What the file said to `prompt`, greedily, without what is put around messages; `ended`: by itself."""
+
+    prompt: str
+    text: str
+    ended: bool
+
+
 class Parity(Fact):
     """The program compared with the reference model: the source checkpoint, run eagerly in float32.
 
     `runner` is None for a layout that the LLM runner does not run, `stop_tokens` are the ids that end a generation of
     the reference model; `measuring` says in which way this was measured, and `sha256` on which file ("" in facts of
-    older releases).
+    older releases). `samples` are answers of the file to questions, or of a model that answers none, texts it went on
+    with.
     """
 
     logits: Logits
@@ -383,6 +405,7 @@ class Parity(Fact):
     whole: Whole | None = None
     tokenizer: TokenizerCheck | None = None
     stop_tokens: tuple[int, ...] | None = None
+    samples: tuple[Sample, ...] = ()
     measuring: int = 1
     sha256: str = ""
 
@@ -607,6 +630,7 @@ class CellFacts(Fact):
     hosts: tuple[OtherHost, ...] = ()
     rebuilt: tuple[Rebuilt, ...] = ()
     prompt: PromptFormat | None = None
+    sampling: Sampling | None = None
 
     @model_validator(mode="after")
     def _of_one_file(self) -> CellFacts:

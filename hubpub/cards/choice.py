@@ -62,6 +62,24 @@ def beaten_by(cell: CellFacts, cells: Sequence[CellFacts]) -> str | None:
     return max(better, key=lambda one: one.speed.decode_tokens_per_second).recipe if better else None
 
 
+def why(best: CellFacts, shown: Sequence[CellFacts], cells: Sequence[CellFacts]) -> str:
+    """A sentence on what speaks for `best` among `cells`, of which some are `shown`; "" where nothing does.
+
+    Where others are smaller and others closer to the original, it is compared with the nearest of each.
+    """
+    extremes = (("smaller", _smaller), ("closer to the original", _closer))
+    if none := [words for words, better in extremes if not any(better(cell, best) for cell in cells)]:
+        return f"No other file is clearly {listed(none, 'or')}."
+    said = []
+    for nearest in (
+        min((cell for cell in shown if _closer(cell, best)), key=lambda cell: cell.file.bytes, default=None),
+        max((cell for cell in shown if _smaller(cell, best)), key=lambda cell: cell.file.bytes, default=None),
+    ):
+        if nearest and (merits := [words for words, better in _MERITS if better(best, nearest)]):
+            said.append(f"{listed(merits)} than {code(nearest.recipe)}")
+    return f"It is {', and '.join(said)}." if said else ""
+
+
 def trade(cell: CellFacts, against: CellFacts) -> str:
     """What `cell` gains and loses against another, e.g. "12% smaller, but further from the original (86.7%)"."""
     gains: list[str] = []
@@ -82,6 +100,21 @@ def trade(cell: CellFacts, against: CellFacts) -> str:
     if needed == base_needed:
         return said
     return f"{said}; {needed} GB of RAM is enough" if needed < base_needed else f"{said}; it needs {needed} GB of RAM"
+
+
+def _smaller(one: CellFacts, other: CellFacts) -> bool:
+    return other.file.bytes / one.file.bytes - 1 > _ALIKE
+
+
+def _faster(one: CellFacts, other: CellFacts) -> bool:
+    return _ratio(one.speed.decode_tokens_per_second, other.speed.decode_tokens_per_second) - 1 > _ALIKE
+
+
+def _closer(one: CellFacts, other: CellFacts) -> bool:
+    return one.parity.logits.top1_agreement - other.parity.logits.top1_agreement > _ALIKE_AGREEMENT
+
+
+_MERITS = (("smaller", _smaller), ("faster", _faster), ("closer to the original", _closer))
 
 
 def _beats(one: CellFacts, other: CellFacts) -> bool:

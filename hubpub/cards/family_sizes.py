@@ -77,3 +77,10 @@ def siblings(
     if size_of(card) is None or not any(one.card.variant.slice for one in alike):
         return ()
     return sorted(alike, key=lambda one: one.published.effective)
+
+
+def relatives(card: Card, among: Iterable[Card]) -> Sequence[Card]:
+    """Cards of the same family that are no sizes of the very model: those for the same use first, then by name."""
+    sizes = {one.card.repo for one in siblings(card, among)} | {card.repo}
+    found = [one for one in among if one.variant.family == card.variant.family and one.repo not in sizes]
+    return sorted(found, key=lambda one: (one.variant.chat != card.variant.chat, one.variant.name))

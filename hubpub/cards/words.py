@@ -11,7 +11,7 @@ from itertools import groupby
 from operator import attrgetter
 
 from hubpub.cards.prose import plain
-from hubpub.facts import CellFacts, Gate, Resident
+from hubpub.facts import CellFacts, Gate, Resident, Sampling
 from hubpub.units import number, percent, size, valued
 
 _GATES = {
@@ -115,6 +115,12 @@ def varied(cells: Iterable[CellFacts], path: str, one: str) -> str:
     return counted(usual, one) + (f" ({unlike})" if unlike else "")
 
 
+def settings(found: Sampling) -> str:
+    """How tokens are drawn, e.g. "temperature 0.7, top-k 64 and top-p 0.95"."""
+    named = (("temperature", found.temperature), ("top-k", found.top_k), ("top-p", found.top_p))
+    return listed(f"{name} {value:g}" for name, value in named if value is not None)
+
+
 def kinds(found: Resident) -> str:
     """Memory by kind, e.g. "248 MB + 38.6 MB"."""
     return f"{size(found.anonymous)} + {size(found.mapped)}"
@@ -140,5 +146,6 @@ FILTERS: dict[str, Callable[..., str]] = {
     "fenced": fenced,
     "shell": shlex.quote,
     "kinds": kinds,
+    "settings": settings,
     "literal": lambda text: json.dumps(text, ensure_ascii=False),
 }

@@ -19,7 +19,7 @@ from hubpub.gates import evaluate_gates
 from hubpub.measure.bench import speed
 from hubpub.measure.inspect import inspect
 from hubpub.measure.parity import SCALE_TOKENS, measure, text_length
-from hubpub.measure.prompting import prompt_format
+from hubpub.measure.prompting import prompt_format, sampling
 from hubpub.model.checkpoint import TOKENIZER_FILES, Checkpoint, digest
 from hubpub.progress import Progress
 from hubpub.slices import Slice
@@ -110,6 +110,7 @@ def make(job: Job, progress: Progress) -> CellFacts:
         toolchain=exported.toolchain,
         stages=exported.stages,
         prompt=prompt_format(job.checkpoint, checkpoint.family.begins_with_bos),
+        sampling=sampling(job.checkpoint),
     )
     save(facts, job.folder / "facts.json")
     return facts

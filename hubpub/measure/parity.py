@@ -45,9 +45,10 @@ from hubpub.facts import (
 from hubpub.files import write_atomic
 from hubpub.measure import bench
 from hubpub.measure.baselines import int8_activations, perturbed
-from hubpub.measure.prompting import chat_template_fits
+from hubpub.measure.prompting import chat_template_fits, turns_of
 from hubpub.measure.reference_model import reference_model
 from hubpub.measure.runtime import Session
+from hubpub.measure.samples import samples
 from hubpub.measure.weights import check_weights
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.reader import Reader
@@ -134,6 +135,7 @@ def measure(
     session = Session(pte)
     prompt, stop = texts[1][0], checkpoint.stop_tokens()
     said = session.generate(reader.encode(prompt), NEW_TOKENS, stop) if session.window is None else None
+    shown = samples(session, reader, turns_of(reader), stop, length) if session.window is None else ()
     parity = compare_to_reference(session, checkpoint, recipe, texts, length, references, progress)
     runner = None
     if said is not None:
@@ -143,7 +145,7 @@ def measure(
     fits = check_tokenizer(shipped, reader.bos, texts[1]).model_copy(
         update={"num_bos": reader.num_bos, "chat_template": chat_template_fits(reader, shipped, stop)}
     )
-    return parity.model_copy(update={"runner": runner, "tokenizer": fits})
+    return parity.model_copy(update={"runner": runner, "tokenizer": fits, "samples": shown})
 
 
 def compare_to_reference(

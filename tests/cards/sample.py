@@ -21,6 +21,8 @@ from hubpub.facts import (
     Program,
     PromptFormat,
     RunnerCheck,
+    Sample,
+    Sampling,
     Source,
     Speed,
     Stages,
@@ -54,6 +56,14 @@ _TURNS = Turns(
     end="<end_of_turn>",
     system=("<start_of_turn>user\n", "\n\n"),
 )
+_SAMPLES = (
+    Sample(prompt="What is the capital of France?", text="The capital of France is **Paris**.", ended=True),
+    Sample(prompt="How do I make tea?", text="Boil water.\n```\nwait | <pour>", ended=False),
+)
+_TOOL = (
+    "<start_of_turn>user\nTools: get_weather(city)\nWhat is the weather in Paris?<end_of_turn>\n<start_of_turn>model\n"
+)
+_THINKING = ("<start_of_turn>user\nThink.<end_of_turn>\n", "<start_of_turn>user\nAnswer.<end_of_turn>\n")
 _SPEED = {"8da4w": 13.6, "8da4w-small": 13.1, "8da8w": 9.4, "int8": 2.2, "bf16": 1.9, "bf16-window": 0.06, "fp32": 1.1}
 
 
@@ -140,6 +150,7 @@ def cell(card: Card, recipe: str, summary: str, *, scale_model: bool = False) ->
             runner=None
             if window
             else RunnerCheck(prompt="Bread needs", text=" only four things", tokens=4, matches_decode_loop=True),
+            samples=() if window else _SAMPLES,
         ),
         speed=Speed(
             host="Example CPU, 8 cores, Linux",
@@ -171,7 +182,10 @@ def cell(card: Card, recipe: str, summary: str, *, scale_model: bool = False) ->
             "platform": "Linux x86_64",
         },
         stages=Stages(load=5, quantize=60, export=30, lower=800, write=12, peak_resident_bytes=17_300_000_000),
-        prompt=PromptFormat(bos="<bos>", turns=_TURNS if card.variant.chat else None),
+        prompt=PromptFormat(bos="<bos>", turns=_TURNS, tool=_TOOL, thinking=_THINKING)
+        if card.variant.chat
+        else PromptFormat(bos="<bos>"),
+        sampling=Sampling(top_k=64, top_p=0.95),
     )
 
 

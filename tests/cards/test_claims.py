@@ -16,7 +16,7 @@ from cards.sample import facts as all_facts
 from hubpub.cards import choice
 from hubpub.cards.render import render
 from hubpub.config import Card, Project
-from hubpub.facts import CardFacts, CellFacts
+from hubpub.facts import CardFacts, CellFacts, FileFact, Sampling
 
 # A count on the page, and the fact of every cell that it must be: exceptions are named in brackets after it.
 COUNTS = {
@@ -64,7 +64,17 @@ NEVER = (
     "E4B it ",
     "licence",
     "coming soon",
+    "All figures on this page",
+    "Community tab of",
+    "no more than half",
 )
+
+
+MERITS: dict[str, Callable[[CellFacts, CellFacts], bool]] = {
+    "smaller": lambda one, other: one.file.bytes < other.file.bytes,
+    "faster": lambda one, other: one.speed.decode_tokens_per_second > other.speed.decode_tokens_per_second,
+    "closer to the original": lambda one, other: one.parity.logits.top1_agreement > other.parity.logits.top1_agreement,
+}
 
 
 def texts(card: Card, project: Project) -> Iterator[tuple[CardFacts, str, dict[str, Any]]]:
@@ -120,14 +130,46 @@ def check(facts: CardFacts, text: str, config: dict[str, Any]) -> None:
     assert all(2 * choice.memory(cell) <= listed[cell.recipe] * 1e9 for cell in facts.cells)
 
 
+def check_recommendation(facts: CardFacts, text: str, recommended: str) -> None:
+    """Why one file is recommended, against the figures of those it is compared with."""
+    cells = {cell.recipe: cell for cell in facts.cells}
+    said = re.search(r"the recommended file\. (.*?)Compared with it:", text)
+    assert bool(said) == ("Compared with it" in text)
+    if said is None:
+        return
+    (first,) = re.findall(r"Start with \[([^]]+)\]", text)
+    assert first == (recommended if recommended in cells else first)
+    assert said[1], "nothing speaks for it"
+    for merits, other in re.findall(
+        r"(?:It is|and) ((?:smaller|faster|closer to the original)[^`]*?) than `([^`]+)`", said[1]
+    ):
+        for merit in re.split(", | and ", merits):
+            assert MERITS[merit](cells[first], cells[other]), (merit, other)
+    if none := re.search(r"No other file is clearly (.+?)\.", said[1]):
+        rivals = [cell for cell in facts.cells if cell.recipe != first]
+        for merit in none[1].split(" or "):
+            tolerance = {"smaller": 0.95, "closer to the original": 0.01}[merit]
+            for one in rivals:
+                size, agreed = one.file.bytes / cells[first].file.bytes, one.parity.logits.top1_agreement
+                clear = (
+                    size < tolerance
+                    if merit == "smaller"
+                    else (agreed > cells[first].parity.logits.top1_agreement + tolerance)
+                )
+                assert not clear, (merit, one.recipe)
+
+
 def test_with_every_combination_of_recipes(card: Card, project: Project) -> None:
     seen = 0
     for facts, text, config in texts(card, project):
         check(facts, text, config)
+        check_recommendation(facts, text, card.export.recommended)
         cached = [cell for cell in facts.cells if choice.window(cell) is None]
         # What needs a KV cache is shown where a file has one, and only then.
         assert ("TextLLMRunner" in text) == bool(cached)
         assert ("### Android" in text) == bool(cached)
+        assert ("## Run it in a minute" in text) == bool(cached)
+        assert ("## Sample answers" in text) == bool(cached)
         assert ("for scoring text" in text) == (len(cached) < len(facts.cells))
         seen += 1
     assert seen == 2 ** len(card.export.recipes) - 1
@@ -206,3 +248,63 @@ def test_no_device_is_too_small_and_none_is_larger_than_needed(card: Card) -> No
         speed = cell.speed.model_copy(update={"peak_resident_bytes": int(peak)})
         program = cell.program.model_copy(update={"constant_bytes": 0, "delegate_bytes": 0})
         assert choice.device(cell.model_copy(update={"speed": speed, "program": program})) == gigabytes
+
+
+def test_samples_are_of_the_very_file_and_never_of_a_stand_in(card: Card, project: Project) -> None:
+    facts = all_facts(project, card)
+    _, text, _ = made(card, project, facts)
+    pick = next(cell for cell in facts.cells if cell.recipe == card.export.recommended)
+    shown = text.split("## Sample answers")[1].split("<!-- hubpub:end")[0]
+    assert f"`{pick.file.name}`" in shown
+    assert all(" ".join(one.text.split()) in shown for one in pick.parity.samples)
+    # What was cut is marked, and the mark is explained; a fence that the model wrote closes nothing.
+    assert "<pour> … ````" in shown and "the text was cut there" in shown
+    whole = tuple(one for one in pick.parity.samples if one.ended)
+    ended = pick.model_copy(update={"parity": pick.parity.model_copy(update={"samples": whole})})
+    _, text, _ = made(card, project, facts.model_copy(update={"cells": (ended,)}))
+    assert "cut there" not in text
+    _, text, _ = made(card, project, all_facts(project, card, scale_model=True))
+    assert "## Sample answers" not in text
+    assert "only four things" not in text
+
+
+@pytest.mark.parametrize(
+    ("sampling", "said"),
+    [
+        (Sampling(top_k=64, top_p=0.95), "recommend top-k 64 and top-p 0.95 ([generation"),
+        (Sampling(temperature=0.2), "recommend temperature 0.2"),
+        (Sampling(temperature=1.5, top_p=0.9), "out of its range, so set 1"),
+        (None, None),
+    ],
+)
+def test_sampling_is_that_of_the_makers_as_far_as_the_runner_goes(
+    card: Card, project: Project, sampling: Sampling | None, said: str | None
+) -> None:
+    facts = all_facts(project, card)
+    shipped = FileFact(name="generation_config.json", bytes=200, sha256="d" * 64)
+    cells = tuple(
+        cell.model_copy(update={"sampling": sampling, "tokenizer": (*cell.tokenizer, shipped)}) for cell in facts.cells
+    )
+    _, text, _ = made(card, project, facts.model_copy(update={"cells": cells}))
+    assert "Its top-p is fixed at 0.9" in text
+    assert ("The makers of the model recommend" in text) == (said is not None)
+    assert said is None or said in text
+    assert ("where the rest matters" in text) == bool(sampling and (sampling.top_k or sampling.top_p))
+
+
+def test_tools_and_thinking_are_shown_where_the_template_has_them(card: Card, project: Project) -> None:
+    facts = all_facts(project, card)
+    for tool, thinking, summary in (
+        ("T get_weather", ("on", "off"), "Tools and thinking"),
+        ("T get_weather", None, "Tools"),
+        (None, ("on", "off"), "Thinking"),
+        (None, None, None),
+    ):
+        cells = []
+        for cell in facts.cells:
+            assert cell.prompt
+            prompt = cell.prompt.model_copy(update={"tool": tool, "thinking": thinking})
+            cells.append(cell.model_copy(update={"prompt": prompt}))
+        _, text, _ = made(card, project, facts.model_copy(update={"cells": tuple(cells)}))
+        shown = re.search(r"<summary>(Tools|Thinking|Tools and thinking)</summary>", text)
+        assert (shown[1] if shown else None) == (summary if card.variant.chat else None)

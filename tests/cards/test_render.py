@@ -130,7 +130,7 @@ def test_the_text_is_tidy(card: Card, project: Project, facts: CardFacts) -> Non
         assert text.endswith("\n")
         assert not text.endswith("\n\n")
         # Two empty lines stand before a function of Python, and nowhere else.
-        assert "\n\n\n" not in re.sub(r"```.*?```", "code", text, flags=re.DOTALL)
+        assert "\n\n\n" not in re.sub(r"(?ms)^(`{3,})\w*$.*?^\1$", "code", text)
         assert not re.search(r"[ \t]\n", text)
         assert not re.search(r"\{\{|\{%|None|Undefined", text)
 
@@ -147,7 +147,7 @@ def test_prefill_takes_positions_as_the_program_asks(card: Card, project: Projec
 
 def test_python_blocks_are_python(card: Card, project: Project, facts: CardFacts) -> None:
     blocks = re.findall(r"```python\n(.*?)```", text_of(card, project, facts), re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for code in blocks:
         compile(code, "card", "exec")
         assert f'"{facts.version}"' in code

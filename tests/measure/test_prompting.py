@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from hubpub.errors import SourceError
-from hubpub.measure.prompting import prompt_format
+from hubpub.facts import Sampling
+from hubpub.measure.prompting import TOOL, prompt_format, sampling
 from hubpub.model.reader import Reader
 
 CHATML = (
@@ -78,3 +79,43 @@ def test_a_base_model_has_no_turns(tmp_path: Path) -> None:
 def test_no_tokenizer_is_an_error_of_the_source(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="cannot be read"):
         prompt_format(tmp_path)
+
+
+def test_tools_and_thinking_are_known_where_the_template_knows_them(tmp_path: Path) -> None:
+    plain = prompt_format(written(tmp_path, CHATML, adds_bos=False))
+    assert (plain.tool, plain.thinking) == (None, None)
+    template = (
+        "{{ bos_token }}{% if tools %}{{ '<|im_start|>tools\n' + tools[0]['function']['name'] + '\n' }}{% endif %}"
+        + CHATML.replace("{{ '<|im_start|>assistant\n' }}", "{{ '<|im_start|>assistant\n' }}"
+        "{% if enable_thinking is defined and not enable_thinking %}{{ '<think></think>' }}{% endif %}")
+    )  # fmt: skip
+    found = prompt_format(written(tmp_path, template, adds_bos=True))
+    assert found.tool is not None and found.thinking is not None
+    assert found.tool.startswith(f"<|im_start|>tools\n{TOOL['function']['name']}\n")
+    assert found.thinking[1] == found.thinking[0] + "<think></think>"
+
+
+def test_a_template_that_refuses_tools_has_none(tmp_path: Path) -> None:
+    refuses = "{% if tools %}{{ raise_exception('no tools') }}{% endif %}"
+    found = prompt_format(written(tmp_path, refuses + CHATML, adds_bos=False))
+    assert found.turns is not None
+    assert found.tool is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"do_sample": true, "top_k": 64, "top_p": 0.95}', Sampling(top_k=64, top_p=0.95)),
+        ('{"do_sample": true, "temperature": 0.2}', Sampling(temperature=0.2)),
+        ('{"do_sample": true}', None),
+        ('{"top_k": 64}', None),
+        ('{"do_sample": true, "top_k": "many"}', None),
+        ("[]", None),
+        ("{", None),
+        (None, None),
+    ],
+)
+def test_sampling_is_what_the_makers_say(tmp_path: Path, text: str | None, expected: Sampling | None) -> None:
+    if text is not None:
+        (tmp_path / "generation_config.json").write_text(text)
+    assert sampling(tmp_path) == expected
