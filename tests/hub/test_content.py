@@ -19,6 +19,9 @@ def test_a_release_checks_what_it_is_made_of() -> None:
             RepoRelease(repo, version, (file,), "m")
     with pytest.raises(ConfigError, match="both as a file and as a merge"):
         RepoRelease("a/b", "v1", (file,), "m", card_merge=lambda card: card or "")
+    for other in ("../README.md", ".gitattributes", "readme.md"):
+        with pytest.raises(ConfigError):
+            RepoRelease("a/b", "v1", (file, LocalFile.text(other, "x")), "m")
     assert LocalFile("a.bin", None, 256 << 10, "0" * 64).large and LocalFile("a.pte", None, 1, "0" * 64).large
     assert not LocalFile("a.bin", None, (256 << 10) - 1, "0" * 64).large
 
