@@ -1,16 +1,19 @@
 """Seconds by stage, peak memory and file size of exports at real size, beside the documented way.
 
     python benchmarks/real_size.py gemma-3n-E2B [RECIPE ...] [--plain] [--work DIR] [--record FILE]
+    python benchmarks/real_size.py gemma-3n-E4B 8da4w --slice E1.96B --slice E2.69B --keep
 
-The checkpoint is synthetic: the published shapes, names and dtypes, filled with noise; nothing is downloaded. Each
-export runs in a process of its own, watched from outside: anonymous memory is what it needs, mapped memory is the
-checkpoint's pages, which the system takes back whenever it wants. `--plain` adds `torch.export`, `to_edge`,
-`to_executorch` and writing, of the same decoder in bf16.
+The checkpoint is synthetic: the published shapes, names and dtypes, filled with noise, and a tokenizer of as many
+pieces; nothing is downloaded. Each export runs in a process of its own, watched from outside: anonymous memory is what
+it needs, mapped memory is the checkpoint's pages, which the system takes back whenever it wants. Noise is nothing to
+calibrate on: integers are rounded to nearest, unless `--calibrate` asks for the time of that too. `--plain` adds
+`torch.export`, `to_edge`, `to_executorch` and writing, of the same decoder in bf16.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -19,10 +22,14 @@ import struct
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from hubpub.model.scale.gemma_tokenizer import BYTES, chat_template
+from hubpub.model.scale.stand_in import CONTEXT
 
 NOISE = 32 << 20
 SHARD = 3 << 30
@@ -144,22 +151,53 @@ def checkpoint(variant: str, root: Path) -> Path:
                     place = 0
                 index[name] = shard
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    tokenizer(folder, text.vocab_size)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 106]}))
     return folder
 
 
-def export(folder: Path, variant: str, recipe: str, out: Path, context: int) -> None:
+def tokenizer(folder: Path, vocabulary: int) -> None:
+    """A tokenizer of Gemma's structure: pieces of the package's own text, and pairs of them up to `vocabulary` ids."""
+    from hubpub import data
+    from hubpub.model.scale import gemma3n
+
+    layout = replace(gemma3n.TOKENIZER, vocabulary=vocabulary, multimodal={}, names={})
+    chat = chat_template("<start_of_turn>", "<end_of_turn>", system=False)
+    layout.write(folder, data.corpus(), chat, CONTEXT)
+    path = folder / "tokenizer.json"
+    made = json.loads(path.read_text("utf-8"))
+    vocab, merges = made["model"]["vocab"], made["model"]["merges"]
+    free = sorted(set(range(vocabulary)) - set(vocab.values()))
+    learned = [piece for piece, index in vocab.items() if index > BYTES[-1]]
+    for pair in itertools.product(learned, repeat=2):
+        if not free:
+            break
+        if (piece := "".join(pair)) not in vocab:
+            vocab[piece] = free.pop(0)
+            merges.append(list(pair))
+    path.write_text(json.dumps(made, ensure_ascii=False), "utf-8")
+
+
+def name_of(variant: str, part: str | None) -> str:
+    return variant.replace("E4B", part) if part else variant
+
+
+def export(folder: Path, given: argparse.Namespace, out: Path) -> None:
     """One export, in this process; prints what it measured itself as JSON."""
     from hubpub.config import Project
     from hubpub.export.cell import export as export_cell
     from hubpub.model.checkpoint import Checkpoint
+    from hubpub.slices import named
 
-    opened = Checkpoint.open(folder)
+    context, (recipe,), (part,) = given.context, given.recipes, given.slice or [None]
+    opened = Checkpoint.open(folder, named(part) if part else None)
     if recipe == PLAIN:
         print(json.dumps(plain(opened, out / "plain.pte", context)))
         return
-    path = out / f"{variant}-{recipe}.pte"
+    path = out / f"{name_of(given.variant, part)}-{recipe}.pte"
     chosen = Project.find().recipes[recipe]
+    if not given.calibrate:
+        chosen = chosen.model_copy(update={"calibrated": False})
     done = export_cell(opened, chosen, path, context=context, prefill=PREFILL, progress=lambda *_: None)
     print(json.dumps({"bytes": done.file.bytes, "stages": done.stages.model_dump(exclude={"peak_resident_bytes"})}))
 
@@ -227,6 +265,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("variant", choices=[f"{f}-{s}" for f in FAMILIES for s in ("E2B", "E4B")])
     parser.add_argument("recipes", nargs="*", default=["8da4w", "bf16"])
+    parser.add_argument(
+        "--slice", action="append", help="a published slice of E4B instead of the whole; may be repeated"
+    )
+    parser.add_argument("--calibrate", action="store_true", help="choose integers as a release does")
     parser.add_argument("--plain", action="store_true", help="the documented way as well")
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--work", type=Path, default=Path(".hubpub/real-size"))
@@ -237,30 +279,33 @@ def main() -> None:
     out = arguments.work / "out"
     folder = arguments.work / arguments.variant
     if arguments.child:
-        export(folder, arguments.variant, arguments.recipes[0], out, arguments.context)
+        export(folder, arguments, out)
         return
     out.mkdir(parents=True, exist_ok=True)
     checkpoint(arguments.variant, arguments.work)
     source = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     host = f"{os.cpu_count()} cores, {platform.machine()}"
     print(f"{arguments.variant}: checkpoint of {source / 1e9:.2f} GB, {host}")
-    print(f"{'recipe':<12}{'file GB':>9}{'seconds':>9}{'anon GB':>9}{'mapped GB':>11}  stages")
-    for recipe in [*arguments.recipes, *([PLAIN] if arguments.plain else [])]:
+    print(f"{'model':<18}{'recipe':<12}{'file GB':>9}{'seconds':>9}{'anon GB':>9}{'mapped GB':>11}  stages")
+    rows = itertools.product(arguments.slice or [None], [*arguments.recipes, *([PLAIN] if arguments.plain else [])])
+    for part, recipe in rows:
         command = [sys.executable, __file__, arguments.variant, recipe, "--child", "--work", str(arguments.work)]
-        found, seconds, anonymous, mapped = watched([*command, "--context", str(arguments.context)])
+        command += ["--context", str(arguments.context), *(["--slice", part] if part else [])]
+        found, seconds, anonymous, mapped = watched([*command, *(["--calibrate"] if arguments.calibrate else [])])
         stages = "  ".join(f"{name} {value:.0f}" for name, value in found["stages"].items())
+        name = name_of(arguments.variant, part)
         print(
-            f"{recipe:<12}{found['bytes'] / 1e9:>9.2f}{seconds:>9.0f}{anonymous / 1e9:>9.2f}{mapped / 1e9:>11.2f}  "
-            + stages,
+            f"{name:<18}{recipe:<12}{found['bytes'] / 1e9:>9.2f}{seconds:>9.0f}{anonymous / 1e9:>9.2f}"
+            f"{mapped / 1e9:>11.2f}  {stages}",
             flush=True,
         )
         if arguments.record:
-            line = {"variant": arguments.variant, "recipe": recipe, "host": host, "seconds": round(seconds, 1)}
+            line = {"variant": name, "recipe": recipe, "host": host, "seconds": round(seconds, 1)}
             line |= {"anonymous_bytes": anonymous, "mapped_bytes": mapped, **found}
             with arguments.record.open("a") as file:
                 file.write(json.dumps(line) + "\n")
         if not arguments.keep:
-            (out / (f"{PLAIN}.pte" if recipe == PLAIN else f"{arguments.variant}-{recipe}.pte")).unlink()
+            (out / (f"{PLAIN}.pte" if recipe == PLAIN else f"{name}-{recipe}.pte")).unlink()
 
 
 if __name__ == "__main__":

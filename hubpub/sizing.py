@@ -72,7 +72,8 @@ class Need:
 def need_of(size: Size, recipe: Recipe) -> Need:
     """What a cell of `recipe` needs.
 
-    The file holds every weight in its recipe's form; the head is stored beside the embedding where the two differ.
+    The file holds every weight in its recipe's form; the head is stored beside the embedding where the two differ: in
+    int8 per row they are the same bytes, and lie there once.
     Weights whose form is the stored one stream from the mapped source to the file and are never held; the others are
     held from quantization until they are written. Validation holds the quantized weights once more, its head in float32
     while that is used, and logits of the passage for every token of the vocabulary.
@@ -88,10 +89,16 @@ def need_of(size: Size, recipe: Recipe) -> Need:
         parts.append((size.embedding, recipe.head))
     stored = [(int(count * _bytes_each(scheme, plain)), scheme) for count, scheme in parts]
     file = sum(size for size, _ in stored)
+    if _rows_of_bytes(recipe.embedding) and _rows_of_bytes(recipe.head) and recipe.backend == "xnnpack":
+        file -= size.embedding
     held = sum(bytes_ for bytes_, scheme in stored if scheme is not None or plain != size.width)
     logits = TABLES * 4 * PASSAGE * size.vocabulary
     head = 4 * size.embedding if recipe.head is not None else 0
     return Need(file, size.checkpoint + file, EXPORT_BASE + held, VALIDATE_BASE + held + head + logits)
+
+
+def _rows_of_bytes(scheme: Scheme | None) -> bool:
+    return scheme is not None and scheme.weight == "int8" and not scheme.group
 
 
 def _bytes_each(scheme: Scheme | None, plain: int) -> float:

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from hubpub.cards.diff import README, CardChange, Published, diff, state
-from hubpub.cards.render import CHARTS, golden_facts, render
+from hubpub.cards.render import CHARTS, golden_facts, recorded, render
 from hubpub.config import Card, Project
 from hubpub.errors import ConfigError
 from hubpub.facts import CardFacts, FileFact
@@ -107,7 +107,13 @@ def change(
         facts = facts.model_copy(update=update)
     owner = repo_id.partition("/")[0]
     rendered = render(
-        card, facts, namespace=owner, templates=project.templates_dir, previous=previous, among=project.readable_cards
+        card,
+        facts,
+        namespace=owner,
+        templates=project.templates_dir,
+        previous=previous,
+        among=project.readable_cards,
+        known=recorded,
     )
     return replace(diff(repo_id, held, state(rendered.files, facts)), new_version=version)
 

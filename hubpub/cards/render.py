@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from hubpub.cards import benchmarks, charts, choice, family_sizes, licenses, usage, words
 from hubpub.cards.blocks import BLOCK, Conflict, Merged, block, front, merge, unified
+from hubpub.cards.family_sizes import Known, Sized
 from hubpub.cards.linking import Links, links
 from hubpub.cards.metadata import metadata
 from hubpub.cards.prose import checked
 from hubpub.config import Card, Project
-from hubpub.errors import RenderError, UsageError
+from hubpub.errors import ConfigError, RenderError, UsageError
 from hubpub.facts import CardFacts, CellFacts, Method, load
 from hubpub.measure.compare import CardDiff, compare
 from hubpub.model.families import family
@@ -47,12 +49,13 @@ def render(
     templates: Path,
     previous: CardFacts | None = None,
     among: Sequence[Card] = (),
+    known: Known = family_sizes.nothing,
 ) -> Rendered:
     """The files of `card` with `facts`; without facts, a card that says there is no release yet.
 
     `namespace` is the owner of the repo on the Hub; `among` are the cards of the project, of which some may be other
-    sizes of the same model. With `previous` the card says what changed since then. Raises
-    RenderError naming file and line for a template or prose that does not fit.
+    sizes of the same model, and `known` what was measured of their files. With `previous` the card says what changed
+    since then. Raises RenderError naming file and line for a template or prose that does not fit.
     """
     if facts is not None:
         facts = _ordered(card, facts)
@@ -64,7 +67,7 @@ def render(
             for name, theme in CHARTS.items():
                 files[name] = charts.choice(shown, card.export.recommended, theme).encode()
         files |= benchmarks.eval_results(facts, card.export.recommended)
-    text = _tidy(_expand(templates, "card.md.jinja", _values(card, facts, namespace, previous, among)))
+    text = _tidy(_expand(templates, "card.md.jinja", _values(card, facts, namespace, previous, among, known)))
     about = metadata(card)
     if facts is not None and (index := benchmarks.model_index(facts, card.export.recommended)):
         about["model-index"] = index
@@ -78,11 +81,26 @@ def golden_facts(card: Card) -> CardFacts | None:
     return load(CardFacts, path) if path.exists() else None
 
 
+def recorded(card: Card) -> Sequence[CellFacts]:
+    """The committed facts of a card's cells; none where the file cannot be read, which its own card says."""
+    with suppress(ConfigError):
+        facts = golden_facts(card)
+        return facts.cells if facts else ()
+    return ()
+
+
 def golden(card: Card, project: Project) -> dict[Path, bytes]:
     """The committed card of a folder as its committed facts render it."""
     facts = golden_facts(card)
     namespace = facts.repo.partition("/")[0] if facts else "NAMESPACE"
-    made = render(card, facts, namespace=namespace, templates=project.templates_dir, among=project.readable_cards)
+    made = render(
+        card,
+        facts,
+        namespace=namespace,
+        templates=project.templates_dir,
+        among=project.readable_cards,
+        known=recorded,
+    )
     return {card.folder / "README.md": made.files["README.md"]}
 
 
@@ -97,8 +115,21 @@ def stale(project: Project) -> list[tuple[Path, str]]:
     return found
 
 
+def _sizes(card: Card, facts: CardFacts | None, among: Sequence[Card], known: Known) -> Sequence[Sized]:
+    """The sizes of the model with what was measured of each as this card's own files were: on scale models or not."""
+    if facts is None:
+        return family_sizes.siblings(card, among)
+    others = family_sizes.alike(known, scale_model=facts.scale_model)
+    return family_sizes.siblings(card, among, lambda one: facts.cells if one.repo == card.repo else others(one))
+
+
 def _values(
-    card: Card, facts: CardFacts | None, namespace: str, previous: CardFacts | None, among: Sequence[Card]
+    card: Card,
+    facts: CardFacts | None,
+    namespace: str,
+    previous: CardFacts | None,
+    among: Sequence[Card],
+    known: Known,
 ) -> dict[str, Any]:
     """What templates can speak of. Without facts there are no figures to name: using one is an error."""
     owner = card.variant.source.partition("/")[0]
@@ -116,7 +147,7 @@ def _values(
         "namespace": (facts.repo.partition("/")[0] if facts else namespace),
         "published": published().get(card.variant.slice.name) if card.variant.slice else None,
         "published_at": source(),
-        "sizes": family_sizes.siblings(card, among),
+        "sizes": _sizes(card, facts, among, known),
         "relatives": family_sizes.relatives(card, among),
         "card_repo": card.repo,
         "block": lambda name, caller: block(name, caller()),

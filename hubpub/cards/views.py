@@ -16,7 +16,7 @@ from hubpub.cards.blocks import FRONT, chips, metadata
 from hubpub.cards.diff import Published, state
 from hubpub.cards.markdown import code_html, to_html
 from hubpub.cards.published import change as change_of
-from hubpub.cards.render import Rendered, golden, render
+from hubpub.cards.render import Rendered, golden, recorded, render
 from hubpub.config import Card, Project, load_card
 from hubpub.errors import HubpubError
 from hubpub.facts import CardFacts, FileFact, dump
@@ -100,7 +100,7 @@ def make(sources: Sources, folder: str) -> Made:
         facts = sources.facts_for(card)
         # A fresh project each time: recipes and templates may have changed since.
         templates, others = sources.project.templates_dir, sources.project.readable_cards
-        rendered = render(card, facts, namespace=sources.namespace, templates=templates, among=others)
+        rendered = render(card, facts, namespace=sources.namespace, templates=templates, among=others, known=recorded)
     except HubpubError as error:
         return Made(folder, card, facts, problem=problem(error))
     except Exception as error:  # a preview shows what is wrong rather than going away

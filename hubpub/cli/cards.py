@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from hubpub.cards.family_sizes import all_sizes
-from hubpub.cards.render import golden, golden_facts, stale
+from hubpub.cards.render import golden, recorded, stale
 from hubpub.cli import options, tables
 from hubpub.cli.options import PATH, command
 from hubpub.cli.terminal import Terminal
@@ -58,19 +58,23 @@ def facts_diff(terminal: Terminal, old: Path, new: Path) -> None:
 @command(facts_command, "sizes")
 @options.rehearse
 def facts_sizes(terminal: Terminal, project: Project, work: Path, rehearse: bool) -> None:
-    """The sizes of a model side by side, across repos: memory, quality and speed of the recommended files."""
+    """The sizes of a model side by side, across repos: memory, quality and speed of the recommended files.
+
+    What was published by others and what is estimated of files that were not made is marked as such.
+    """
     workspace = Workspace(project, work, rehearse)
 
-    def made(card: Card) -> CellFacts | None:
-        if not rehearse:
-            released = golden_facts(card)
-            cells = released.cells if released else ()
-            return next((cell for cell in cells if cell.recipe == card.export.recommended), None)
-        steps = plan(cells_of(project, card), workspace)
-        return next((step.facts() for step in steps if step.cell.recipe.name == card.export.recommended), None)
+    def made(card: Card) -> list[CellFacts]:
+        return [facts for step in plan(cells_of(project, card), workspace) if (facts := step.facts()) is not None]
 
-    rows = all_sizes(project.cards, made)
-    terminal.answer({"sizes": [one.as_json() for one in rows]}, tables.sizes(rows))
+    rows = all_sizes(project.cards, made if rehearse else recorded)
+    estimated = {
+        one.card.repo: one.estimated_bytes(project.recipe(one.card, one.card.export.recommended))
+        for one in rows
+        if one.cell is None
+    }
+    found = [{**one.as_json(), "estimated_bytes": estimated.get(one.card.repo)} for one in rows]
+    terminal.answer({"sizes": found}, tables.sizes(rows, estimated))
 
 
 @command(name="schema")

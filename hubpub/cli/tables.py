@@ -413,12 +413,16 @@ def _metadata(value: object) -> str:
     return "not set" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def sizes(rows: Sequence[Sized]) -> Table:
-    """The sizes of a model; figures of the recommended file, and MMLU as it was published of the pretrained model."""
+def sizes(rows: Sequence[Sized], estimated: Mapping[str, int | None]) -> RenderableType:
+    """The sizes of a model; figures of the recommended file, and MMLU as it was published of the pretrained model.
+
+    `estimated` are bytes of files that were not made, by repo.
+    """
     shown = table("size", "repo", ">RAM", ">file", ">agrees", ">KL to the whole", ">tokens/s", ">published MMLU")
     for one in rows:
         found = one.as_json()
-        measured = ("not released", "", "", "", "")
+        guess = estimated.get(one.card.repo)
+        measured = ("not made", f"~{size(guess)}" if guess else "", "", "", "")
         if one.cell is not None:
             whole = found["kl_to_whole"]
             measured = (
@@ -429,4 +433,11 @@ def sizes(rows: Sequence[Sized]) -> Table:
                 number(found["decode_tokens_per_second"]),
             )
         shown.add_row(one.name, one.card.repo, *measured, percent(one.published.mmlu))
-    return shown
+    notes = ["MMLU is published by Google, of the pretrained model. All else was measured, of the recommended files."]
+    if any(one.cell and one.cell.source.scale_model for one in rows):
+        notes.append("These files are of a rehearsal: figures of small stand-ins, which say nothing of the model.")
+    if any(estimated.values()):
+        notes.append("~ is estimated from the shapes of the model.")
+    if len({(one.cell.speed.host, one.cell.speed.threads) for one in rows if one.cell}) > 1:
+        notes.append("Speed was measured on several machines: compare it on one alone.")
+    return Group(shown, Text("\n".join(notes), style="dim"))

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hubpub.cards.render import Rendered, golden, merge, render
+from hubpub.cards.family_sizes import Known, siblings
+from hubpub.cards.render import Rendered, golden, merge, recorded, render
 from hubpub.config import Card, Project
 from hubpub.errors import ConfigError, ConflictError
 from hubpub.facts import CardFacts, CellFacts, dump, save
@@ -107,10 +108,19 @@ def files_of(measured: Sequence[CellFacts], sources: Mapping[str, Path]) -> list
     return [LocalFile(one.name, sources.get(one.name), one.bytes, one.sha256) for one in wanted]
 
 
-def assemble(project: Project, ready: Ready, to: Destination, version: str) -> tuple[RepoRelease, CardFacts]:
+def beside(ready: Sequence[Ready]) -> Known:
+    """What is known of the files of any card when `ready` is released: what that holds, else what is committed."""
+    cells = {one.card.repo: one.cells for one in ready}
+    return lambda card: cells[card.repo] if card.repo in cells else recorded(card)
+
+
+def assemble(
+    project: Project, ready: Ready, to: Destination, version: str, known: Known = recorded
+) -> tuple[RepoRelease, CardFacts]:
     """The release of one repo, and its facts: what `ready` holds, and card, licenses and facts.json rendered from it.
 
-    Raises GateError where it is worse than the release it follows and its card does not say why.
+    `known` are figures of the other sizes of its model, which its card shows beside its own. Raises GateError where it
+    is worse than the release it follows and its card does not say why.
     """
     card, repo_id = ready.card, to.repo_id(ready.card)
     previous = _previous(to.client, repo_id, version)
@@ -134,6 +144,7 @@ def assemble(project: Project, ready: Ready, to: Destination, version: str) -> t
         templates=project.templates_dir,
         previous=previous,
         among=project.readable_cards,
+        known=known,
     )
     files = files_of(ready.cells, ready.sources)
     files += [LocalFile.text(name, data) for name, data in rendered.files.items() if name != "README.md"]
@@ -150,12 +161,19 @@ def assemble(project: Project, ready: Ready, to: Destination, version: str) -> t
     return release, facts
 
 
-def record(project: Project, card: Card, facts: CardFacts) -> None:
-    """Keep a release's facts and card in the checkout: the goldens that CI compares with."""
-    save(facts, card.folder / "facts.json")
-    # What changed since the release before is not in the facts: the committed card is made from them alone.
-    for path, data in golden(card, project).items():
-        write_atomic(path, data)
+def record(project: Project, released: Mapping[str, CardFacts]) -> None:
+    """Keep facts and cards of a release, by repo, in the checkout: the goldens that CI compares with.
+
+    Cards of other sizes of the same models show figures of what was released: they are rendered again too.
+    """
+    cards = {card.repo: card for card in project.cards}
+    for repo, facts in released.items():
+        save(facts, cards[repo].folder / "facts.json")
+    others = {one.card.repo for repo in released for one in siblings(cards[repo], project.cards)}
+    for repo in sorted({*released, *others}):
+        # What changed since the release before is not in the facts: the committed card is made from them alone.
+        for path, data in golden(cards[repo], project).items():
+            write_atomic(path, data)
 
 
 def _merge(repo_id: str, rendered: Rendered) -> Callable[[str | None], str]:

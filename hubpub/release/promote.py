@@ -18,7 +18,7 @@ from hubpub.hub.staging import staged_versions
 from hubpub.hub.tags import UNVERIFIED, unverified
 from hubpub.matrix import cells, select
 from hubpub.progress import Display
-from hubpub.release.assemble import Ready, assemble, complete_card, record
+from hubpub.release.assemble import Ready, assemble, beside, complete_card, record
 from hubpub.release.connect import Destination
 from hubpub.release.handover import handed_over
 from hubpub.release.targets import check_targets
@@ -58,7 +58,7 @@ def publish(
     with workspace.locked(display.note):
         for one in ready:
             try:
-                release, facts[one.card.repo] = assemble(workspace.project, one, to, version)
+                release, facts[one.card.repo] = assemble(workspace.project, one, to, version, beside(ready))
             except GateError as error:
                 kept_back[one.card.repo] = error
                 display.finish(one.card.repo, f"not published: {error.message}")
@@ -145,9 +145,7 @@ def promote(
     ]
     done = publish(workspace, to, ready, version, display, pulls=pulls, dry_run=dry_run, unstaged=unstaged)
     if keep:
-        for card in cards:
-            if card.repo in done.facts:
-                record(project, card, done.facts[card.repo])
+        record(project, done.facts)
     for error in done.kept_back.values():
         raise error
     return done.receipts

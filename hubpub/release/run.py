@@ -116,8 +116,8 @@ def run(
     for one in ready:
         if error := done.kept_back.get(one.card.repo):
             failures[f"{one.card.variant.name}/*"] = error
-        elif keep:
-            record(project, one.card, done.facts[one.card.repo])
+    if keep:
+        record(project, done.facts)
     pages = tuple(f"{to.client.endpoint}/{receipt.repo_id}" for receipt in done.receipts)
     seconds = monotonic() - started
     return Report(version, steps, made.facts, failures, done.receipts, pages, to.store, seconds)

@@ -6,10 +6,11 @@ import hashlib
 import re
 from collections.abc import Sequence
 
+from hubpub.cards.family_sizes import alike, siblings
 from hubpub.config import PACKAGE, Project
 from hubpub.errors import UsageError
 from hubpub.facts import dump
-from hubpub.release.assemble import Ready
+from hubpub.release.assemble import Ready, beside
 
 VERSION = re.compile(r"v\d+\.\d+\.\d+(?:-[0-9A-Za-z.-]+)?")
 
@@ -30,6 +31,9 @@ def rehearsal_version(project: Project, ready: Sequence[Ready]) -> str:
         digest.update((one.card.folder / "card.toml").read_bytes())
         for facts in one.cells:
             digest.update(dump(facts).encode())
+        # Its card shows figures of its other sizes, which may be of earlier releases.
+        for other in siblings(one.card, project.readable_cards, alike(beside(ready), scale_model=True)):
+            digest.update(dump(other.cell).encode() if other.cell else other.name.encode())
     for path in sorted(project.templates_dir.rglob("*")):
         if path.is_file():
             digest.update(path.read_bytes())

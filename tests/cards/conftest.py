@@ -14,7 +14,7 @@ import pytest
 from browser import browser as launched
 
 from cards.sample import facts as sample
-from hubpub.cards.render import render
+from hubpub.cards.render import recorded, render
 from hubpub.config import Card, Project
 from hubpub.facts import CardFacts, FileFact, dump
 from hubpub.hub.hashing import sha256sums
@@ -77,7 +77,7 @@ def put(hub: LocalHub, project: Project, card: Card, facts: CardFacts, *, readme
     repo = f"{hub.user}/{card.repo}"
     facts = held(facts).model_copy(update={"repo": repo})
     templates, among = project.templates_dir, project.readable_cards
-    files = render(card, facts, namespace=hub.user, templates=templates, among=among).files
+    files = render(card, facts, namespace=hub.user, templates=templates, among=among, known=recorded).files
     files |= {one.name: one.name.encode() for cell in facts.cells for one in (cell.file, *cell.tokenizer)}
     sums = [(name, hashlib.sha256(data).hexdigest()) for name, data in files.items() if name != "README.md"]
     files |= {"facts.json": dump(facts).encode(), "SHA256SUMS": sha256sums(sums)}
