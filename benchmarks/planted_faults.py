@@ -4,8 +4,9 @@
 
 PTE was exported from CHECKPOINT by that recipe, and has the integers of its calibration beside it (as quality.py leaves
 it). A damaged weight is planted in a copy of the file, where the runtime will find it; a decoder that was built wrongly
-(rotary base, window), and ends of a text, on the other side: the same weights under a config that differs. Prints one
-line per fault and writes planted.json to the folder of --work.
+(rotary base, window, softcap, attention scale), and ends of a text, on the other side: the same weights under a config
+that differs. A tokenizer that puts no first token before a text is shipped beside the right file. Prints one line per
+fault and adds it to planted.json in the folder of --work.
 """
 
 from __future__ import annotations
@@ -15,21 +16,22 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from safetensors import safe_open
 
-from hubpub import data
 from hubpub.config import Project, Recipe
 from hubpub.gates import evaluate_gates
 from hubpub.measure.inspect import inspect
-from hubpub.measure.parity import compare_to_reference
+from hubpub.measure.parity import measure
 from hubpub.measure.pte import opened
-from hubpub.measure.runtime import Session
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.workspace import integers_of
 
@@ -83,6 +85,16 @@ def one_byte(file: bytearray, at: dict[str, tuple[int, int]], _: int) -> None:
     file[at[f"{LAYER}.self_attn.o_proj.values"][0] + 77] ^= 0x10
 
 
+def norm(file: bytearray, at: dict[str, tuple[int, int]], _: int) -> None:
+    """All scales of one norm."""
+    _scaled(file, *at[f"{LAYER}.input_layernorm.weight"], False)
+
+
+def one_of_norm(file: bytearray, at: dict[str, tuple[int, int]], _: int) -> None:
+    start, _end = at[f"{LAYER}.input_layernorm.weight"]
+    _scaled(file, start + 40, start + 44, False)
+
+
 def _grouped(at: dict[str, tuple[int, int]], name: str) -> bool:
     (a, b), (c, d) = at[f"{name}.scales"], at[f"{name}.values"]
     return b - a > (d - c) // 64
@@ -96,6 +108,8 @@ WEIGHTS: dict[str, Change] = {
     "queries of two layers swapped": swapped,
     "a row of the table shifted": shifted,
     "one bit of one weight": one_byte,
+    "scales of a norm doubled": norm,
+    "one scale of a norm doubled": one_of_norm,
 }
 
 
@@ -110,41 +124,101 @@ def main() -> None:
     given = parser.parse_args()
     recipe = Project.find().recipes[given.recipe]
     given.work.mkdir(parents=True, exist_ok=True)
-    rows: dict[str, Any] = {}
+    kept = given.work / "planted.json"
+    rows: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
     with tempfile.TemporaryDirectory(dir=given.work) as folder:
-        for name, source, pte in planted(given.checkpoint, given.pte, Path(folder)):
-            if given.only and name not in given.only:
-                continue
-            rows[name] = judged(source, pte, recipe, given.tokens, given.work / "references" / source.name)
-            shown = ", ".join(f"{gate} {measured:g} ({limit:g})" for gate, measured, limit in rows[name])
-            print(f"{name}: {shown or 'passes all gates'}", flush=True)
-    (given.work / "planted.json").write_text(json.dumps(rows, indent=1))
+        for fault in planted(given.checkpoint, given.pte, Path(folder), given.only):
+            started = time.monotonic()
+            rows[fault.name] = missed = judged(fault, recipe, given.tokens, given.work / "references")
+            shown = ", ".join(f"{gate} {measured:g} ({limit:g})" for gate, measured, limit in missed)
+            seconds = time.monotonic() - started
+            print(f"{fault.name}: {shown or 'passes all gates'} [{seconds:.0f} s]", flush=True)
+            kept.write_text(json.dumps(rows, indent=1))
 
 
-def planted(checkpoint: Path, pte: Path, folder: Path) -> Iterator[tuple[str, Path, Path]]:
-    """Each fault by name, with the checkpoint and the file to compare; the first is none."""
-    yield "nothing", checkpoint, pte
+@dataclass(frozen=True)
+class Fault:
+    """What is broken, and the checkpoint, file and tokenizer to compare."""
+
+    name: str
+    checkpoint: Path
+    pte: Path
+    tokenizer: Path | None = None
+
+
+def planted(checkpoint: Path, pte: Path, folder: Path, only: Sequence[str] | None) -> Iterator[Fault]:
+    """Each fault in turn, the first of which is none; `only` those named."""
+
+    def wanted(name: str) -> bool:
+        return only is None or name in only
+
+    if wanted("nothing"):
+        yield Fault("nothing", checkpoint, pte)
     with opened(pte) as (file, _):
         at = {name: file.segments[index] for name, index in file.named.items()}
     config = json.loads((checkpoint / "config.json").read_text())
+    at |= _norms(checkpoint, pte)
     wrong = folder / "wrong.pte"
     integers = integers_of(pte)
     if integers.exists():
         integers_of(wrong).symlink_to(integers.resolve())
     for name, change in WEIGHTS.items():
-        data_ = bytearray(pte.read_bytes())
-        change(data_, at, config["hidden_size"])
-        wrong.write_bytes(data_)
-        yield name, checkpoint, wrong
-    rope = config.get("rope_theta", 1e4)
-    changes: dict[str, dict[str, Any]] = {"rotary base doubled": {"rope_theta": 2 * rope}}
+        if wanted(name):
+            data_ = bytearray(pte.read_bytes())
+            change(data_, at, config["hidden_size"])
+            wrong.write_bytes(data_)
+            yield Fault(name, checkpoint, wrong)
+    for name, changed in _configs(config).items():
+        if wanted(name):
+            copy = _copy(checkpoint, folder / name.replace(" ", "-"), "config.json", config | changed)
+            yield Fault(name, copy, pte)
+    if wanted("other ends of a text"):
+        generation = json.loads((checkpoint / "generation_config.json").read_text())
+        ends = {**generation, "eos_token_id": [config["vocab_size"] - 3]}
+        yield Fault("other ends of a text", _copy(checkpoint, folder / "ends", "generation_config.json", ends), pte)
+    tokenizer = json.loads((checkpoint / "tokenizer.json").read_text("utf-8"))
+    if wanted("no first token") and "<bos>" in json.dumps(tokenizer.get("post_processor")):
+        bare = folder / "tokenizer.json"
+        bare.write_text(json.dumps({**tokenizer, "post_processor": None}), "utf-8")
+        yield Fault("no first token", checkpoint, pte, bare)
+
+
+def _norms(checkpoint: Path, pte: Path) -> dict[str, tuple[int, int]]:
+    """Where the file holds the float32 scales of the norm before layer 7, which have no names there."""
+    name = f"{LAYER}.input_layernorm.weight"
+    with safe_open(checkpoint / "model.safetensors", "pt") as weights:
+        scales = weights.get_tensor(name).float().numpy().tobytes()
+    found = pte.read_bytes().find(scales)
+    assert found >= 0
+    return {name: (found, found + len(scales))}
+
+
+def _configs(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Keys of the config that a decoder may have been built against, one fault each."""
+
+    def turned(rope: dict[str, Any]) -> dict[str, Any]:
+        return {**rope, "rope_theta": 2 * rope["rope_theta"]}
+
+    rope = config["rope_parameters"]
+    if "rope_theta" in rope:
+        found: dict[str, dict[str, Any]] = {"rotary base doubled": {"rope_parameters": turned(rope)}}
+    else:
+        found = {
+            f"rotary base of {kind.removesuffix('_attention')} layers doubled": {
+                "rope_parameters": {**rope, kind: turned(rope[kind])}
+            }
+            for kind in rope
+        }
+    found["norms with another epsilon"] = {"rms_norm_eps": 100 * config["rms_norm_eps"]}
     if config.get("sliding_window"):
-        changes["window off by one"] = {"sliding_window": config["sliding_window"] - 1}
-    for name, changed in changes.items():
-        yield name, _copy(checkpoint, folder / name.replace(" ", "-"), "config.json", config | changed), pte
-    generation = json.loads((checkpoint / "generation_config.json").read_text())
-    ends = {**generation, "eos_token_id": [config["vocab_size"] - 3]}
-    yield "other ends of a text", _copy(checkpoint, folder / "ends", "generation_config.json", ends), pte
+        found["window off by one"] = {"sliding_window": config["sliding_window"] - 1}
+        full = config["layer_types"].index("full_attention")
+        kinds = ["sliding_attention" if number == full else kind for number, kind in enumerate(config["layer_types"])]
+        found["a full layer slides"] = {"layer_types": kinds}
+    if "query_pre_attn_scalar" in config:
+        found["attention scale a tenth off"] = {"query_pre_attn_scalar": 1.21 * config["query_pre_attn_scalar"]}
+        found["softcap of 30 left out"] = {"final_logit_softcapping": 30.0}
+    return found
 
 
 def _copy(checkpoint: Path, folder: Path, name: str, content: dict[str, Any]) -> Path:
@@ -154,13 +228,13 @@ def _copy(checkpoint: Path, folder: Path, name: str, content: dict[str, Any]) ->
     return folder
 
 
-def judged(source: Path, pte: Path, recipe: Recipe, tokens: int, references: Path) -> list[tuple[str, float, float]]:
+def judged(fault: Fault, recipe: Recipe, tokens: int, references: Path) -> list[tuple[str, float, float]]:
     """The gates that are missed, with what was measured and the limit."""
-    texts = data.passage(), [prompt.text for prompt in data.prompts()]
-    parity = compare_to_reference(
-        Session(pte), Checkpoint.open(source), recipe, texts, tokens, references, lambda *_: None
-    )
-    program = inspect(pte)
+    parity = measure(
+        fault.pte, Checkpoint.open(fault.checkpoint), recipe, tokens, references / fault.checkpoint.name,
+        lambda *_: None, tokenizer_file=fault.tokenizer,
+    )  # fmt: skip
+    program = inspect(fault.pte)
     vocabulary = int(str(program.metadata["get_vocab_size"]))
     gates = evaluate_gates(recipe.gates, parity, program, vocabulary)
     return [(gate.name, gate.measured, gate.limit) for gate in gates if not gate.passed]

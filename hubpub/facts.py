@@ -289,9 +289,9 @@ class TokenizerCheck(Fact):
     must be below the vocabulary), and whether it begins a text with the model's own first token by itself.
 
     `num_bos` is how many first tokens an app must ask the runner to put before a text, whose tokenizer adds none.
-    `chat_template` says whether conversations put together from the texts on the card (system, several turns) are what
-    the chat template makes of them, token for token, and whether the token that closes a turn ends a generation; None
-    for a model without a template.
+    `chat_template` says whether conversations put together from the texts on the card (system, several turns, thinking
+    and tools where the template knows them) are what the chat template makes of them, token for token, and whether the
+    tokens that close a turn and follow a call of a tool end a generation; None for a model without a template.
     """
 
     round_trips: float
@@ -316,12 +316,39 @@ class RunnerCheck(Fact):
     prompt_tokens_original: int | None = None
 
 
+class Thinking(Fact):
+    """What the chat template writes where the model is to think before it answers: `opening`, `reply` and `system` take
+    the place of those in `Turns`.
+
+    `thoughts` stand around what it thinks, which belongs to no later turn; None where the template does not write them.
+    """
+
+    opening: str
+    reply: str
+    system: tuple[str, str] | None = None
+    thoughts: tuple[str, str] | None = None
+
+
+class ToolTurns(Fact):
+    """What the chat template makes of one function, `get_weather(city)`, which the model is told of and calls.
+
+    `opening` takes the place of that in `Turns` and holds the declaration; the model answers with `call`, where a
+    generation ends; `response` is what the app puts after it, and the model goes on.
+    """
+
+    opening: str
+    call: str
+    response: str
+
+
 class Turns(Fact):
     """The texts that the chat template puts around messages; the model's own first token is none of them.
 
     `opening` stands before the first message of a user and `reply` after every one, so that the model answers; `again`
     stands between an answer and the next message of the user, and begins with `end`, which closes a turn. With a
     message of the system, `system` stands around that in place of `opening`; None where the template has no such role.
+    `answered` stands in place of `reply` where the answer is there already ("": the same). `thinking` and `tools` are
+    None where the template knows neither.
     """
 
     opening: str
@@ -329,19 +356,24 @@ class Turns(Fact):
     again: str
     end: str
     system: tuple[str, str] | None = None
+    answered: str = ""
+    thinking: Thinking | None = None
+    tools: ToolTurns | None = None
 
-    def conversation(self, messages: Sequence[tuple[str, str]]) -> str:
+    def conversation(self, messages: Sequence[tuple[str, str]], *, think: bool = False) -> str:
         """Messages (role, content), of the system at first or not at all and then of user and assistant in turns, as
-        the model reads them before it answers."""
-        text, (role, content) = "", messages[0]
+        the model reads them before it answers; before it thinks, where `think` is set."""
+        how = self.thinking if think else self
+        if how is None:
+            raise ValueError("the chat template knows no thinking")
+        text, (role, content) = how.opening, messages[0]
         if role == "system":
-            if self.system is None:
+            if how.system is None:
                 raise ValueError("the chat template has no message of the system")
-            text, messages = self.system[0] + content + self.system[1], messages[1:]
-        else:
-            text = self.opening
-        for role, content in messages:
-            text += content + (self.reply if role == "user" else self.again)
+            text, messages = how.system[0] + content + how.system[1], messages[1:]
+        for number, (role, content) in enumerate(messages):
+            last = number == len(messages) - 1
+            text += content + (self.again if role != "user" else how.reply if last else self.answered or self.reply)
         return text
 
 
@@ -350,16 +382,11 @@ class PromptFormat(Fact):
 
     The runner puts it there (`num_bos` = 1) where the shipped tokenizer does so by itself (`adds_bos`). With any other
     tokenizer.json ExecuTorch 1.4.1 ignores `num_bos`, and whoever asks writes the token (`written_bos`).
-
-    `tool` is a first question with one tool declared, and `thinking` one with thinking switched on and off, both as the
-    chat template writes them without `bos`; None where it knows nothing of either.
     """
 
     bos: str
     turns: Turns | None = None
     adds_bos: bool = True
-    tool: str | None = None
-    thinking: tuple[str, str] | None = None
 
     @property
     def num_bos(self) -> int:

@@ -169,8 +169,6 @@ def _values(
         "beginning": usage.BEGINNING,
         # What a stand-in says is no sample of the model.
         "samples": pick.parity.samples if pick and not facts.scale_model else (),
-        "tool": first.prompt.tool if first.prompt else None,
-        "thinking": first.prompt.thinking if first.prompt else None,
         "sampling": first.sampling,
         "scorer": scorer,
         "window": choice.window(scorer) if scorer else None,

@@ -10,6 +10,7 @@ from hubpub.facts import CellFacts, PromptFormat, Turns
 from hubpub.model.families import family
 
 QUESTIONS = ("What is the capital of France?", "Which river runs through it?")
+WEATHER = "What is the weather in Paris?"
 SYSTEM = "Answer in one sentence."
 BEGINNING = "Water moves around the earth in"
 NEW_TOKENS = 64
@@ -21,6 +22,8 @@ class Usage:
 
     `bos` is how many first tokens the runner puts before the first prompt and `bos_text` that token (None: not known);
     `written_bos` is one that the prompt itself begins with, since the runner cannot put it there ("" for none);
+    `thinking` is a prompt that has the model think first, `thoughts` what it puts around that; `tools` are a prompt
+    that declares a function, the model's call of it, and the response to send (None: the template knows neither).
     `end` closes a turn, and is part of what a runner answers. `positions` is the second input of `forward` in Python,
     for tokens `piece` from `held` on. `pieces` says that prompts are fed in pieces, for which the runner counts only
     new tokens and does not watch the context.
@@ -30,6 +33,9 @@ class Usage:
     prompt: str
     later: str | None
     system: str | None
+    thinking: str | None
+    thoughts: tuple[str, str] | None
+    tools: tuple[str, str, str] | None
     end: str
     bos: int
     bos_text: str | None
@@ -55,6 +61,9 @@ def usage(cell: CellFacts, variant: Variant) -> Usage:
         prompt=first + (f"{turns.opening}{QUESTIONS[0]}{turns.reply}" if turns else BEGINNING),
         later=f"{turns.again}{QUESTIONS[1]}{turns.reply}" if turns else None,
         system=_with_system(first, turns),
+        thinking=_thinking(first, turns),
+        thoughts=turns.thinking.thoughts if turns and turns.thinking else None,
+        tools=_tools(first, turns),
         end=turns.end if turns else "",
         bos=int(begins and not first),
         bos_text=("" if first else known.bos) if cell.prompt else None,
@@ -91,6 +100,18 @@ def _with_system(first: str, turns: Turns | None) -> str | None:
         return None
     before, after = turns.system
     return f"{first}{before}{SYSTEM}{after}{QUESTIONS[0]}{turns.reply}"
+
+
+def _thinking(first: str, turns: Turns | None) -> str | None:
+    if turns is None or turns.thinking is None:
+        return None
+    return f"{first}{turns.thinking.opening}{QUESTIONS[0]}{turns.thinking.reply}"
+
+
+def _tools(first: str, turns: Turns | None) -> tuple[str, str, str] | None:
+    if turns is None or turns.tools is None:
+        return None
+    return f"{first}{turns.tools.opening}{WEATHER}{turns.reply}", turns.tools.call, turns.tools.response
 
 
 def _positions(cell: CellFacts) -> str:

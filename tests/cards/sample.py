@@ -27,6 +27,8 @@ from hubpub.facts import (
     Speed,
     Stages,
     Tensor,
+    Thinking,
+    ToolTurns,
     Turns,
 )
 
@@ -55,15 +57,21 @@ _TURNS = Turns(
     again="<end_of_turn>\n<start_of_turn>user\n",
     end="<end_of_turn>",
     system=("<start_of_turn>user\n", "\n\n"),
+    thinking=Thinking(
+        opening="<start_of_turn>think\n",
+        reply="<end_of_turn>\n<start_of_turn>model\n",
+        thoughts=("<thought>\n", "\n</thought>"),
+    ),
+    tools=ToolTurns(
+        opening="<start_of_turn>user\nTools: get_weather(city)\n",
+        call="<call>get_weather<end>",
+        response="<response>sunny",
+    ),
 )
 _SAMPLES = (
     Sample(prompt="What is the capital of France?", text="The capital of France is **Paris**.", ended=True),
     Sample(prompt="How do I make tea?", text="Boil water.\n```\nwait | <pour>", ended=False),
 )
-_TOOL = (
-    "<start_of_turn>user\nTools: get_weather(city)\nWhat is the weather in Paris?<end_of_turn>\n<start_of_turn>model\n"
-)
-_THINKING = ("<start_of_turn>user\nThink.<end_of_turn>\n", "<start_of_turn>user\nAnswer.<end_of_turn>\n")
 _SPEED = {"8da4w": 13.6, "8da4w-small": 13.1, "8da8w": 9.4, "int8": 2.2, "bf16": 1.9, "bf16-window": 0.06, "fp32": 1.1}
 
 
@@ -182,9 +190,7 @@ def cell(card: Card, recipe: str, summary: str, *, scale_model: bool = False) ->
             "platform": "Linux x86_64",
         },
         stages=Stages(load=5, quantize=60, export=30, lower=800, write=12, peak_resident_bytes=17_300_000_000),
-        prompt=PromptFormat(bos="<bos>", turns=_TURNS, tool=_TOOL, thinking=_THINKING)
-        if card.variant.chat
-        else PromptFormat(bos="<bos>"),
+        prompt=PromptFormat(bos="<bos>", turns=_TURNS) if card.variant.chat else PromptFormat(bos="<bos>"),
         sampling=Sampling(top_k=64, top_p=0.95),
     )
 

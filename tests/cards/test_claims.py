@@ -294,17 +294,23 @@ def test_sampling_is_that_of_the_makers_as_far_as_the_runner_goes(
 
 def test_tools_and_thinking_are_shown_where_the_template_has_them(card: Card, project: Project) -> None:
     facts = all_facts(project, card)
-    for tool, thinking, summary in (
-        ("T get_weather", ("on", "off"), "Tools and thinking"),
-        ("T get_weather", None, "Tools"),
-        (None, ("on", "off"), "Thinking"),
-        (None, None, None),
+    for dropped, summary in (
+        ((), "Tools and thinking"),
+        (("thinking",), "Tools"),
+        (("tools",), "Thinking"),
+        (("tools", "thinking"), None),
     ):
         cells = []
         for cell in facts.cells:
             assert cell.prompt
-            prompt = cell.prompt.model_copy(update={"tool": tool, "thinking": thinking})
-            cells.append(cell.model_copy(update={"prompt": prompt}))
+            known = cell.prompt.turns
+            turns = known and known.model_copy(update=dict.fromkeys(dropped))
+            cells.append(cell.model_copy(update={"prompt": cell.prompt.model_copy(update={"turns": turns})}))
         _, text, _ = made(card, project, facts.model_copy(update={"cells": tuple(cells)}))
         shown = re.search(r"<summary>(Tools|Thinking|Tools and thinking)</summary>", text)
         assert (shown[1] if shown else None) == (summary if card.variant.chat else None)
+        if card.variant.chat:
+            for said in ("Tools: get_weather(city)", "<call>get_weather<end>", "<response>sunny"):
+                assert (said in text) == ("tools" not in dropped)
+            for said in ("<start_of_turn>think", "between `<thought>` and `</thought>`"):
+                assert (said in text) == ("thinking" not in dropped)

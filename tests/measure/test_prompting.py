@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from hubpub.errors import SourceError
-from hubpub.facts import Sampling
-from hubpub.measure.prompting import TOOL, prompt_format, sampling
+from hubpub.facts import Sampling, Turns
+from hubpub.measure.prompting import chat_template_fits, prompt_format, sampling
 from hubpub.model.reader import Reader
+from hubpub.model.scale.gemma4 import CHAT_TEMPLATE, ENDS, TOKENIZER
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
@@ -71,6 +72,46 @@ def test_a_model_that_wants_a_first_token_gets_it_from_who_encodes(tmp_path: Pat
     assert [Reader(twice, wants).encode("a") for wants in (True, None, False)] == [[0, 5], [0, 5], [5]]
 
 
+def gemma4(folder: Path, template: str) -> tuple[Turns, Reader]:
+    TOKENIZER.write(folder, "What is the weather in a city?\nIt is sunny in Paris.\n" * 4, template, 2048)
+    turns = prompt_format(folder, begins_with_bos=True).turns
+    assert turns is not None
+    return turns, Reader(folder, begins_with_bos=True)
+
+
+def test_thinking_and_functions_are_read_out_of_the_template(tmp_path: Path) -> None:
+    turns, reader = gemma4(tmp_path, CHAT_TEMPLATE)
+    assert turns.thinking is not None
+    assert turns.thinking.opening == "<|turn>system\n<|think|>\n<turn|>\n<|turn>user\n"
+    assert turns.thinking.system == ("<|turn>system\n<|think|>\n", "<turn|>\n<|turn>user\n")
+    assert turns.thinking.thoughts == ("<|channel>thought\n", "\n<channel|>")
+    assert turns.tools is not None
+    assert turns.tools.opening.startswith(
+        '<|turn>system\n<|tool>declaration:get_weather{description:<|"|>The weather in'
+    )
+    assert turns.tools.call == '<|tool_call>call:get_weather{city:<|"|>Paris<|"|>}<tool_call|>'
+    assert turns.tools.response == '<|tool_response>response:get_weather{value:<|"|>sunny<|"|>}<tool_response|>'
+    assert chat_template_fits(reader, tmp_path / "tokenizer.json", ENDS)
+    # A program that does not stop at <|tool_response> would make up what the function gives back.
+    assert not chat_template_fits(reader, tmp_path / "tokenizer.json", [1, 106])
+
+
+def test_what_stands_before_a_new_answer_need_not_stand_before_an_old_one(tmp_path: Path) -> None:
+    """The larger ones of Gemma 4 are asked not to think by thoughts that are empty, in the last turn alone."""
+    asked = (
+        "{%- if add_generation_prompt and not enable_thinking -%}{{- '<|channel>thought\n<channel|>' -}}{%- endif -%}"
+    )
+    turns, reader = gemma4(tmp_path, CHAT_TEMPLATE + asked)
+    assert (turns.reply, turns.answered) == (
+        "<turn|>\n<|turn>model\n<|channel>thought\n<channel|>",
+        "<turn|>\n<|turn>model\n",
+    )
+    said = turns.conversation([("user", "a"), ("assistant", "b"), ("user", "c")])
+    assert said.count("thought") == 1
+    assert said.endswith("<channel|>")
+    assert chat_template_fits(reader, tmp_path / "tokenizer.json", ENDS)
+
+
 def test_a_base_model_has_no_turns(tmp_path: Path) -> None:
     found = prompt_format(written(tmp_path, None, adds_bos=True))
     assert (found.bos, found.turns) == ("<s>", None)
@@ -81,25 +122,27 @@ def test_no_tokenizer_is_an_error_of_the_source(tmp_path: Path) -> None:
         prompt_format(tmp_path)
 
 
-def test_tools_and_thinking_are_known_where_the_template_knows_them(tmp_path: Path) -> None:
-    plain = prompt_format(written(tmp_path, CHATML, adds_bos=False))
-    assert (plain.tool, plain.thinking) == (None, None)
-    template = (
-        "{{ bos_token }}{% if tools %}{{ '<|im_start|>tools\n' + tools[0]['function']['name'] + '\n' }}{% endif %}"
-        + CHATML.replace("{{ '<|im_start|>assistant\n' }}", "{{ '<|im_start|>assistant\n' }}"
-        "{% if enable_thinking is defined and not enable_thinking %}{{ '<think></think>' }}{% endif %}")
-    )  # fmt: skip
-    found = prompt_format(written(tmp_path, template, adds_bos=True))
-    assert found.tool is not None and found.thinking is not None
-    assert found.tool.startswith(f"<|im_start|>tools\n{TOOL['function']['name']}\n")
-    assert found.thinking[1] == found.thinking[0] + "<think></think>"
+def test_a_template_that_thinks_unless_it_is_told_not_to(tmp_path: Path) -> None:
+    plain = prompt_format(written(tmp_path, CHATML, adds_bos=False)).turns
+    assert plain is not None
+    assert (plain.tools, plain.thinking) == (None, None)
+    template = CHATML.replace(
+        "{{ '<|im_start|>assistant\n' }}",
+        "{{ '<|im_start|>assistant\n' }}"
+        "{% if enable_thinking is defined and not enable_thinking %}{{ '<think></think>' }}{% endif %}",
+    )
+    found = prompt_format(written(tmp_path, template, adds_bos=True)).turns
+    assert found is not None
+    assert found.thinking is not None
+    assert found.reply == found.thinking.reply + "<think></think>"
+    assert found.answered == found.thinking.reply
 
 
 def test_a_template_that_refuses_tools_has_none(tmp_path: Path) -> None:
     refuses = "{% if tools %}{{ raise_exception('no tools') }}{% endif %}"
     found = prompt_format(written(tmp_path, refuses + CHATML, adds_bos=False))
     assert found.turns is not None
-    assert found.tool is None
+    assert found.turns.tools is None
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def stand_in(size: str | None, *, chat: bool) -> StandIn:
         config=config,
         generation=generation,
         tokenizer=GemmaTokenizer(VOCABULARY, special={105: "<start_of_turn>", 106: "<end_of_turn>"}),
-        chat_template=chat_template("<start_of_turn>", "<end_of_turn>", system=False) if chat else None,
+        chat_template=chat_template("<start_of_turn>", "<end_of_turn>") if chat else None,
         training=Training(steps=150),
         begin=(2,),
         # What is stored is the difference from one.

@@ -47,7 +47,7 @@ def stand_in(size: str | None, *, chat: bool) -> StandIn:
         config=config,
         generation=generation,
         tokenizer=TOKENIZER,
-        chat_template=chat_template("<start_of_turn>", "<end_of_turn>", system=False) if chat else None,
+        chat_template=chat_template("<start_of_turn>", "<end_of_turn>") if chat else None,
         # Four parallel streams make a step dearer than that of other families.
         training=Training(steps=200, nested=(3,)) if size == "E4B" else Training(steps=150),
         begin=(2,),

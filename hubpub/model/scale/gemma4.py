@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from hubpub.model.scale.gemma_tokenizer import GemmaTokenizer, chat_template
+from hubpub.model.scale.gemma_tokenizer import GemmaTokenizer
 from hubpub.model.scale.stand_in import CONTEXT, StandIn, Training
 
 # The shortest patterns that hold what the real ones hold: a sliding layer whose keys and values nobody else reads, the
@@ -44,7 +44,7 @@ def stand_in(size: str | None, *, chat: bool) -> StandIn:
         generation=generation,
         # Chat models leave <bos> to their template, and to whoever reads a text without one.
         tokenizer=replace(TOKENIZER, adds_bos=not chat),
-        chat_template=chat_template("<|turn>", "<turn|>", system=True) if chat else None,
+        chat_template=CHAT_TEMPLATE if chat else None,
         training=Training(steps=190),
         begin=(2,),
         norm=1.0,
@@ -90,6 +90,58 @@ TOKENIZER = GemmaTokenizer(
         "eot_token": "<turn|>",
     },
 )
+
+
+# What the published ones do: a turn of the system holds the request to think and the functions; thoughts are shown in a
+# turn that calls one, and cut out of answers; the turn waits for the function and goes on after its response.
+CHAT_TEMPLATE = """\
+{%- macro value(v) -%}
+{%- if v is string -%}<|"|>{{ v }}<|"|>
+{%- elif v is mapping -%}
+{{- "{" }}{%- for k, x in v | dictsort -%}{{ k }}:{{ value(x) }}{{ "," if not loop.last }}{%- endfor -%}{{ "}" }}
+{%- elif v is iterable -%}[{%- for x in v -%}{{ value(x) }}{{ "," if not loop.last }}{%- endfor -%}]
+{%- else -%}{{ v | tojson }}
+{%- endif -%}
+{%- endmacro -%}
+{%- macro text(content) -%}
+{%- if content is string -%}{{ content | trim }}
+{%- else -%}{%- for item in content or [] if item["type"] == "text" -%}{{ item["text"] | trim }}{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}
+{{- bos_token }}
+{%- set told = messages[0]["role"] == "system" -%}
+{%- if told or tools or enable_thinking -%}
+{{- "<|turn>system\\n" }}{{ "<|think|>\\n" if enable_thinking }}{{ text(messages[0]["content"]) if told }}
+{%- for tool in tools or [] -%}
+<|tool>declaration:{{ tool["function"]["name"] }}{description:{{ value(tool["function"]["description"]) }},parameters:
+{{- value(tool["function"]["parameters"]) }}}<tool|>
+{%- endfor -%}
+{{- "<turn|>\\n" }}
+{%- endif -%}
+{%- set state = namespace(open=false) -%}
+{%- for message in (messages[1:] if told else messages) -%}
+{%- if message["role"] == "tool" -%}
+response:{{ message["name"] }}{value:{{ value(message["content"]) }}}<tool_response|>
+{%- else -%}
+{{- "<|turn>" + message["role"] | replace("assistant", "model") + "\\n" if not state.open }}
+{%- set state.open = false -%}
+{%- if message["tool_calls"] -%}
+{{- "<|channel>thought\\n" + message["reasoning"] + "\\n<channel|>" if message["reasoning"] }}
+{%- for call in message["tool_calls"] -%}
+<|tool_call>call:{{ call["function"]["name"] }}{{ value(call["function"]["arguments"]) }}<tool_call|>
+{%- endfor -%}
+<|tool_response>
+{%- set state.open = true -%}
+{%- else -%}
+{%- for part in text(message["content"]).split("<channel|>") -%}
+{{- part.split("<|channel>")[0] if "<|channel>" in part else part }}
+{%- endfor -%}
+{{- "<turn|>\\n" }}
+{%- endif -%}
+{%- endif -%}
+{%- endfor -%}
+{{- "<|turn>model\\n" if add_generation_prompt and not state.open }}
+"""
 
 
 def _config(size: str) -> dict[str, Any]:

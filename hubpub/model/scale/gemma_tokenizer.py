@@ -165,33 +165,23 @@ def _json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", "utf-8")
 
 
-def chat_template(start: str, end: str, *, system: bool) -> str:
-    """Gemma's turn format. Without a system turn of its own, a system message opens the first user turn."""
-    text = (
+def chat_template(start: str, end: str) -> str:
+    """Gemma's turn format. There is no system turn: a system message opens the first user turn."""
+    return (
         "{%- macro text(content) -%}"
         "{%- if content is string -%}{{ content | trim }}"
         "{%- else -%}{%- for item in content -%}{%- if item['type'] == 'text' -%}{{ item['text'] | trim }}"
         "{%- endif -%}{%- endfor -%}{%- endif -%}"
         "{%- endmacro -%}\n"
         "{{ bos_token }}"
+        "{%- set lead = namespace(text='') -%}"
+        "{%- for message in messages -%}"
+        "{%- if message['role'] == 'system' and loop.first -%}"
+        "{%- set lead.text = text(message['content']) + '\\n\\n' -%}"
+        "{%- else -%}"
+        "{%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}"
+        f"{{{{ '{start}' + role + '\\n' + lead.text + text(message['content']) + '{end}\\n' }}}}"
+        "{%- set lead.text = '' -%}"
+        "{%- endif -%}{%- endfor -%}\n"
+        f"{{%- if add_generation_prompt -%}}{{{{ '{start}model\\n' }}}}{{%- endif -%}}\n"
     )
-    if system:
-        body = (
-            "{%- for message in messages -%}"
-            "{%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}"
-            f"{{{{ '{start}' + role + '\\n' + text(message['content']) + '{end}\\n' }}}}"
-            "{%- endfor -%}\n"
-        )
-    else:
-        body = (
-            "{%- set lead = namespace(text='') -%}"
-            "{%- for message in messages -%}"
-            "{%- if message['role'] == 'system' and loop.first -%}"
-            "{%- set lead.text = text(message['content']) + '\\n\\n' -%}"
-            "{%- else -%}"
-            "{%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}"
-            f"{{{{ '{start}' + role + '\\n' + lead.text + text(message['content']) + '{end}\\n' }}}}"
-            "{%- set lead.text = '' -%}"
-            "{%- endif -%}{%- endfor -%}\n"
-        )
-    return text + body + f"{{%- if add_generation_prompt -%}}{{{{ '{start}model\\n' }}}}{{%- endif -%}}\n"
