@@ -49,6 +49,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Publish": {
         "release": ("publishing", "export, measure, render and publish"),
         "promote": ("publishing", "publish what was staged, or merge the pull request that waits"),
+        "collection": ("publishing", "the collection of a release on the Hub, made or put right"),
         "status": ("maintaining", "what is published, staged and local, and whether they agree"),
         "verify": ("maintaining", "check published files against their sums"),
         "yank": ("maintaining", "mark a bad version on its card; the tag stays"),

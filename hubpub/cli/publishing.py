@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -10,10 +11,12 @@ from hubpub.cli import options, tables
 from hubpub.cli.options import PATH, check_selection, command
 from hubpub.cli.terminal import Terminal
 from hubpub.config import Project
-from hubpub.errors import UsageError
+from hubpub.errors import ConfigError, UsageError
+from hubpub.release.collection import collect
 from hubpub.release.promote import promote
 from hubpub.release.run import make_and_stage, planned, run
 from hubpub.release.targets import destination
+from hubpub.release.version import checked_version
 from hubpub.workspace import Workspace
 
 
@@ -116,3 +119,24 @@ def promote_command(
     terminal.answer(
         {"version": version, "receipts": [receipt.as_json() for receipt in receipts]}, tables.receipts(receipts)
     )
+
+
+@command(name="collection")
+@click.option("--version", metavar="vX.Y.Z", required=True, help="The release whose repos it holds.")
+@options.hub
+@options.namespace
+def collection_command(
+    terminal: Terminal, project: Project, work: Path, version: str, hub: str | None, namespace: str | None
+) -> None:
+    """Make the collection of a release on the Hub, or put it right.
+
+    A release does so by itself where its token may: one that was made for a single repo may not.
+    """
+    version = checked_version(version, "write it as it was released: --version v1.0.0")
+    workspace = Workspace(project, work, rehearsal=False)
+    with destination(workspace, hub, namespace, None) as to:
+        found = collect(to, project.cards, version)
+    if found is None:
+        raise ConfigError(f"fewer than two repos of {version} are published: that is no collection")
+    changed = f"{found.changed} of them added or moved" if found.changed else "all in their places"
+    terminal.answer(asdict(found), f"{found.url}\n{len(found.repos)} repos, {changed}")

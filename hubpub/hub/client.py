@@ -135,6 +135,24 @@ class Pull:
 
 
 @dataclass(frozen=True)
+class CollectionItem:
+    """A repo in a collection; `key` is what the Hub calls its place there."""
+
+    key: str
+    repo_id: str
+    note: str | None
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A named list of repos, in its order."""
+
+    slug: str
+    url: str
+    items: tuple[CollectionItem, ...]
+
+
+@dataclass(frozen=True)
 class Commit:
     """One commit of a history."""
 
@@ -399,6 +417,44 @@ class Client:
             return digest()
         except NotFound:
             return None
+
+    def collection(self, owner: str, title: str) -> Collection | None:
+        """The collection of that very title, with all of its items; None where `owner` has none."""
+
+        def found() -> Any:
+            alike = (one for one in self._api.list_collections(owner=owner) if one.title == title)
+            first = next(alike, None)
+            # A list shows the first items of each.
+            return self._api.get_collection(first.slug) if first else None
+
+        answer = self._call(f"looking for the collection '{title}' of {owner}", found)
+        return _collection(answer) if answer else None
+
+    def create_collection(self, owner: str, title: str, description: str, *, private: bool = False) -> Collection:
+        """A new collection; the one that has this title already, where there is one."""
+        answer = self._call(
+            f"making the collection '{title}' of {owner}",
+            self._api.create_collection,
+            title,
+            namespace=owner,
+            description=description,
+            private=private,
+            exists_ok=True,
+        )
+        return _collection(answer)
+
+    def add_to_collection(self, slug: str, repo_id: str, note: str) -> None:
+        """Put a repo at the end of a collection; one that is there stays where it is."""
+        doing = f"adding {repo_id} to a collection"
+        add = self._api.add_collection_item
+        self._call(doing, add, slug, check_repo_id(repo_id), "model", note=note, exists_ok=True)
+
+    def change_in_collection(
+        self, slug: str, item: CollectionItem, *, note: str | None = None, position: int | None = None
+    ) -> None:
+        """Give an item of a collection another note, or another place (from 0)."""
+        doing = f"putting {item.repo_id} in its place in a collection"
+        self._call(doing, self._api.update_collection_item, slug, item.key, note=note, position=position)
 
     def card_problem(self, text: str) -> str | None:
         """Why this Hub would refuse `text` as a card, in its own words; None where it would take it."""
@@ -773,6 +829,12 @@ def _again(after: float | None) -> str:
         return "run again later; nothing is lost"
     when = datetime.now(UTC) + timedelta(seconds=after)
     return f"run the same command again after {when:%H:%M} UTC ({after / 60:.0f} minutes): what was sent is kept"
+
+
+def _collection(answer: Any) -> Collection:
+    held = sorted(answer.items, key=lambda item: item.position)
+    items = tuple(CollectionItem(item.item_object_id, item.item_id, item.note) for item in held)
+    return Collection(answer.slug, answer.url, items)
 
 
 def _remote(item: Any) -> RemoteFile:

@@ -1,4 +1,4 @@
-"""The Hub's REST API under /api: repos, commits, references, trees, pull requests."""
+"""The Hub's REST API under /api: repos, commits, references, trees, pull requests, collections."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-from hubpub.localhub import gitobjects, metadata, xet
+from hubpub.localhub import collections, gitobjects, metadata, xet
 from hubpub.localhub.names import check_path, check_ref_name, check_repo_id, check_sha256, check_size
 from hubpub.localhub.patterns import LARGE_FROM, is_ignored, is_large
 from hubpub.localhub.site import Site, isotime
@@ -35,6 +35,8 @@ def handle(site: Site, request: Request) -> Response:
             return _delete(site, request)
         case "GET", ("models",):
             return _list(site, request)
+        case _, ("collections", *rest):
+            return collections.handle(site, request, rest)
         case _, ("models", namespace, name, *rest):
             return _repo(site, request, namespace, name, tuple(rest))
         case _, ("datasets" | "spaces" | "kernels", *_):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.message import Message
 from functools import cache
@@ -12,9 +13,10 @@ from markupsafe import Markup
 
 from hubpub.cards.blocks import chips
 from hubpub.cards.markdown import code_html, css
-from hubpub.localhub import metadata
+from hubpub.localhub import collections, metadata
 from hubpub.localhub.cardview import render_card
 from hubpub.localhub.patterns import LARGE_FROM
+from hubpub.localhub.shelf import Collection
 from hubpub.localhub.site import Site
 from hubpub.localhub.store import BRANCH, TAG, Commit, Entry, Repo
 from hubpub.localhub.wire import HttpError, Request, Response
@@ -49,11 +51,18 @@ def handle(site: Site, request: Request) -> Response:
             access = site.access(request)
             shown = [r for r in site.store.repos() if not r.state.private or (access and access.may_read(r.id))]
             rows = [{"repo": repo, "head": _head(repo), "card": _card(site, _head(repo))} for repo in shown]
-            return _page("index.html", rows=rows, user=site.tokens.user)
+            made = _collections(site, request, "")
+            return _page("index.html", rows=rows, user=site.tokens.user, collections=made)
         case ("_style.css",):
             return Response(200, css().encode(), {"Content-Type": "text/css; charset=utf-8"})
         case ("robots.txt",):
             return Response(200, b"User-agent: *\nDisallow: /\n", {"Content-Type": "text/plain"})
+        case ("collections",):
+            return _page("collections.html", owner="", collections=_collections(site, request, ""))
+        case ("collections", owner, name):
+            return _page("collection.html", **_collection(site, collections.readable(site, request, owner, name)))
+        case (owner, "collections"):
+            return _page("collections.html", owner=owner, collections=_collections(site, request, owner))
         case (namespace, name):
             repo = site.readable(request, namespace, name)
             return _repo_page(site, repo, "main")
@@ -77,6 +86,21 @@ def handle(site: Site, request: Request) -> Response:
             if found:
                 return _page("pull.html", pull=found[0], **_about(repo, "main"))
     raise HttpError(404, "There is no such page")
+
+
+def _collections(site: Site, request: Request, owner: str) -> list[Collection]:
+    """The collections that this token may see."""
+    found = []
+    for one in site.shelf.of(owner):
+        with suppress(HttpError):
+            found.append(collections.readable(site, request, *one.slug.split("/")))
+    return found
+
+
+def _collection(site: Site, one: Collection) -> dict[str, Any]:
+    repos = [(item, site.store.find(item.repo)) for item in one.items]
+    rows = [{"item": item, "head": _head(repo)} for item, repo in repos if repo is not None]
+    return {"collection": one, "rows": rows}
 
 
 def _head(repo: Repo) -> Commit:

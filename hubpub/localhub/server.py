@@ -24,6 +24,7 @@ from hubpub.localhub import api, pages, transfer, xet
 from hubpub.localhub.disk import Disk, FolderLock
 from hubpub.localhub.faults import Entry, Fault, Faults, RequestLog
 from hubpub.localhub.names import check_repo_id
+from hubpub.localhub.shelf import Shelf
 from hubpub.localhub.site import CommitQuota, Options, Site
 from hubpub.localhub.store import Store
 from hubpub.localhub.tokens import Publisher, Role, Tokens
@@ -416,7 +417,8 @@ class LocalHub:
         try:
             disk = Disk(self.root.resolve())
             store = Store(disk)
-            site = Site(store, Tokens(disk, *self._who), self._options, CommitQuota(self._options.commits_per_hour))
+            quota = CommitQuota(self._options.commits_per_hour)
+            site = Site(store, Tokens(disk, *self._who), self._options, quota, Shelf(disk))
             self._server = Server(site, self._host, self._port)
             # Who finds the folder locked can ask the one that has it.
             disk.write(self.root / ADDRESS, self.url.encode())

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from hubpub.localhub.names import check_repo_id
+from hubpub.localhub.shelf import Shelf
 from hubpub.localhub.store import Repo, Store, repo_not_found
 from hubpub.localhub.tokens import Access, Tokens
 from hubpub.localhub.wire import HttpError, Request
@@ -68,6 +69,7 @@ class Site:
     tokens: Tokens = field(repr=False)
     options: Options
     quota: CommitQuota = field(repr=False)
+    shelf: Shelf = field(repr=False)
 
     def access(self, request: Request) -> Access | None:
         return self.tokens.access(request.headers.get("Authorization"))

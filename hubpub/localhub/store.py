@@ -3,6 +3,7 @@
     token, tokens.json     who may do what (readable by their owner alone)
     blobs/ab/abcdef...     contents, named by their SHA-256
     repos/owner/name/      state.json (references, pull requests), commits/<id>.json, objects/<sha256> (uploaded here)
+    collections/owner/     one file per collection
     unfinished/            whatever was being written when the process died; emptied at the start
 
 A reference changes by replacing state.json in one step, after everything it points to is on disk. Killing the process

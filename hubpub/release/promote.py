@@ -19,6 +19,7 @@ from hubpub.hub.tags import UNVERIFIED, unverified
 from hubpub.matrix import cells, select
 from hubpub.progress import Display
 from hubpub.release.assemble import Ready, assemble, beside, complete_card, record
+from hubpub.release.collection import collected
 from hubpub.release.connect import Destination
 from hubpub.release.handover import handed_over
 from hubpub.release.targets import check_targets
@@ -76,6 +77,8 @@ def publish(
             display.finish(receipt.repo_id, receipt.summary)
         if not dry_run:
             receipts = [_verified(client, receipt, root) for receipt in receipts]
+    if not dry_run and not to.create_pr:
+        collected(to, workspace.project.readable_cards, version, display)
     return Publication(tuple(receipts), facts, kept_back)
 
 
