@@ -21,7 +21,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from hubpub import units
-from hubpub.cards.licenses import files
+from hubpub.cards.licenses import files, lacks_agreement
 from hubpub.config import PACKAGE, Card, locate
 from hubpub.errors import AccessError, HubpubError, ToolchainError
 from hubpub.hub.source_sizes import sizes
@@ -122,7 +122,10 @@ def _licenses(cards: Sequence[Card]) -> list[Check]:
     checks = []
     for card in cards:
         try:
-            found = Check(f"license of {card.repo}", "ok", f"{card.variant.license}: {', '.join(files(card.variant))}")
+            given = f"{card.variant.license}: {', '.join(files(card.variant, card.folder.parent))}"
+            lacking = lacks_agreement(card.variant, card.folder.parent)
+            state: Verdict = "warning" if lacking else "ok"
+            found = Check(f"license of {card.repo}", state, given, lacking)
         except HubpubError as error:
             found = Check(f"license of {card.repo}", "failed", error.message, error.hint)
         checks.append(found)

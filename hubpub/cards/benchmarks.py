@@ -13,7 +13,7 @@ import yaml
 from hubpub.facts import CardFacts, Evaluation
 
 # Data sets that the Hub keeps a leaderboard of, and what their eval.yaml calls the task that is this one of the
-# harness: https://huggingface.co/docs/hub/eval-results
+# harness: https://huggingface.co/docs/hub/eval-results names both data sets. Their leaderboards are in percent.
 _LEADERBOARDS = {"gsm8k": ("openai/gsm8k", "gsm8k"), "mmlu_pro": ("TIGER-Lab/MMLU-Pro", "mmlu_pro")}
 FOLDER = ".eval_results"
 
@@ -50,7 +50,7 @@ def eval_results(facts: CardFacts, recommended: str) -> dict[str, bytes]:
         dataset, task = _LEADERBOARDS[one.task]
         entry = {
             "dataset": {"id": dataset, "task_id": task},
-            "value": one.scores[0].value,
+            "value": round(100 * one.scores[0].value, 2),
             "source": {"url": _page(facts), "name": f"{one.harness} over the .pte"},
             "notes": f"{recommended}, {_setting(one)}, {one.scores[0].metric}",
         }

@@ -15,13 +15,38 @@ GEMMA_NOTICE = "Gemma is provided under and subject to the Gemma Terms of Use fo
 GEMMA_POLICY = "https://ai.google.dev/gemma/prohibited_use_policy"
 
 
+# Its text is Google's: whoever publishes saves it here, beside the folders of the cards, and every repo passes it on.
+AGREEMENT = "gemma-terms-of-use.txt"
+
+
+def agreement(variant: Variant, cards: Path) -> bytes | None:
+    """The text of the agreement that goes with `variant`, out of the folder `cards`; None where there is none.
+
+    Raises RenderError for a file of that name with another text.
+    """
+    path = cards / AGREEMENT
+    if variant.license != "gemma" or not path.is_file():
+        return None
+    text = path.read_bytes()
+    if not all(part in text for part in (b"Gemma Terms of Use", b"3.1", b"3.2")):
+        raise RenderError(f"{path.name} is not the Gemma Terms of Use", f"save the text of {GEMMA_TERMS} there")
+    return text
+
+
+def lacks_agreement(variant: Variant, cards: Path) -> str | None:
+    """What to do where the license asks for a copy of the agreement and there is none; None where all is there."""
+    if variant.license != "gemma" or (cards / AGREEMENT).is_file():
+        return None
+    return f"save the text of {GEMMA_TERMS} as {cards.name}/{AGREEMENT}: section 3.1 asks for a copy of the agreement"
+
+
 def notice_name(variant: Variant) -> str:
     """The file that says what was modified."""
     return "Notice" if variant.license == "gemma" else "NOTICE"
 
 
-def files(variant: Variant) -> dict[str, bytes]:
-    """The license files of a repo by name.
+def files(variant: Variant, cards: Path) -> dict[str, bytes]:
+    """The license files of a repo by name; `cards` is the folder that may hold the text of an agreement.
 
     Raises RenderError where the declared license is not the one of the family, or a text it needs cannot be had.
     """
@@ -41,14 +66,15 @@ def files(variant: Variant) -> dict[str, bytes]:
         "quantized.\n"
     )
     if variant.license == "gemma":
+        copy = agreement(variant, cards)
         text = (
             f"{GEMMA_NOTICE}\n\n{modified}\n"
-            f"The agreement: {GEMMA_TERMS}\n"
+            f"The agreement: {GEMMA_TERMS}{' (a copy is in LICENSE)' if copy else ''}\n"
             "Use is restricted as section 3.2 of the agreement says; the Prohibited Use Policy is part of it:\n"
             f"{GEMMA_POLICY}\n"
             "Whoever passes these files on must pass on these restrictions and this notice.\n"
         )
-        return {"Notice": text.encode()}
+        return {"Notice": text.encode(), **({"LICENSE": copy} if copy else {})}
     return {"LICENSE": _apache(), "NOTICE": modified.encode()}
 
 

@@ -72,7 +72,7 @@ def render(
     if facts is not None and (index := benchmarks.model_index(facts, card.export.recommended)):
         about["model-index"] = index
     readme = front(about) + "\n" + text
-    return Rendered({"README.md": readme.encode(), **files, **licenses.files(card.variant)})
+    return Rendered({"README.md": readme.encode(), **files, **licenses.files(card.variant, card.folder.parent)})
 
 
 def golden_facts(card: Card) -> CardFacts | None:
@@ -140,6 +140,7 @@ def _values(
         "facts": facts,
         "notice": licenses.notice_name(card.variant),
         "terms": licenses.GEMMA_TERMS,
+        "agreement": licenses.agreement(card.variant, card.folder.parent) is not None,
         "policy": licenses.GEMMA_POLICY,
         "multimodal": family(card.variant.family).multimodal,
         "owner": owner,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hubpub.cards.licenses import lacks_agreement
 from hubpub.config import Card
 from hubpub.errors import GateError, HubError
 from hubpub.facts import CardFacts, CellFacts
@@ -77,6 +78,10 @@ def publish(
             display.finish(receipt.repo_id, receipt.summary)
         if not dry_run:
             receipts = [_verified(client, receipt, root) for receipt in receipts]
+    if not workspace.rehearsal:
+        for todo in dict.fromkeys(lacks_agreement(one.card.variant, one.card.folder.parent) for one in ready):
+            if todo:
+                display.note(f"the terms of Gemma are linked, not passed on: {todo}")
     if not dry_run and not to.create_pr:
         collected(to, workspace.project.readable_cards, version, display)
     return Publication(tuple(receipts), facts, kept_back)

@@ -39,7 +39,9 @@ def stage(
             measured = [facts[step.cell.id] for step in own]
             files = files_of(measured, sources_here(card, own))
             files += [LocalFile.text(note_of(one.file.name), dump(one)) for one in measured]
-            files += [LocalFile.text(name, data) for name, data in licenses.files(card.variant).items()]
+            files += [
+                LocalFile.text(name, data) for name, data in licenses.files(card.variant, card.folder.parent).items()
+            ]
             release = RepoRelease(to.repo_id(card), version, tuple(files), f"Release {version}")
             staged = stage_files(
                 to.client, release, workspace.root, progress=partial(display.update, release.repo_id), small_too=True

@@ -53,7 +53,7 @@ def test_a_whole_benchmark_is_on_the_page_and_in_the_metadata(project: Project, 
     assert entry["results"][0]["dataset"]["type"] == "openai/gsm8k"
     assert entry["results"][0]["metrics"][0]["value"] == 0.25
     (board,) = yaml.safe_load(made.files[".eval_results/gsm8k.yaml"])
-    assert (board["dataset"], board["value"]) == ({"id": "openai/gsm8k", "task_id": "gsm8k"}, 0.25)
+    assert (board["dataset"], board["value"]) == ({"id": "openai/gsm8k", "task_id": "gsm8k"}, 25.0)
 
 
 @pytest.mark.parametrize(

@@ -187,25 +187,47 @@ def test_gemma_is_passed_on_as_its_terms_ask(card: Card, project: Project, facts
 
 def test_apache_goes_with_its_text(card: Card) -> None:
     variant = card.variant.model_copy(update={"license": "apache-2.0", "family": "gemma4"})
-    found = licenses.files(variant)
+    found = licenses.files(variant, card.folder.parent)
     assert b"Apache License" in found["LICENSE"]
     assert b"modified" in found["NOTICE"]
 
 
+def test_the_agreement_goes_with_every_repo_where_its_text_is_there(
+    card: Card, project: Project, facts: CardFacts, tmp_path: Path
+) -> None:
+    mine = card.model_copy(update={"folder": tmp_path / "cards" / card.repo})
+    mine.folder.mkdir(parents=True)
+    assert "Notice" in licenses.files(mine.variant, mine.folder.parent)
+    assert "gemma-terms-of-use.txt" in str(licenses.lacks_agreement(mine.variant, mine.folder.parent))
+    text = b"Gemma Terms of Use\n3.1 Distribution\n3.2 Use\n"
+    (mine.folder.parent / licenses.AGREEMENT).write_bytes(text)
+    made = render(mine, facts, namespace="x", templates=project.templates_dir).files
+    assert made["LICENSE"] == text
+    assert "A copy is in [LICENSE](./LICENSE)" in made["README.md"].decode()
+    assert "a copy is in LICENSE" in made["Notice"].decode()
+    assert licenses.lacks_agreement(mine.variant, mine.folder.parent) is None
+    (mine.folder.parent / licenses.AGREEMENT).write_text("404 Not Found")
+    with pytest.raises(RenderError, match="not the Gemma Terms of Use"):
+        render(mine, facts, namespace="x", templates=project.templates_dir)
+    # A model under another license takes no notice of it.
+    apache = mine.variant.model_copy(update={"license": "apache-2.0", "family": "gemma4"})
+    assert b"Apache License" in licenses.files(apache, mine.folder.parent)["LICENSE"]
+
+
 def test_a_family_of_many_publishers_has_the_license_of_the_card(project: Project) -> None:
     (variant,) = (card.variant for card in project.cards if card.variant.name == "SmolLM2-135M-Instruct")
-    assert licenses.files(variant).keys() == {"LICENSE", "NOTICE"}
-    notice = licenses.files(variant)["NOTICE"].decode()
+    assert licenses.files(variant, project.cards_dir).keys() == {"LICENSE", "NOTICE"}
+    notice = licenses.files(variant, project.cards_dir)["NOTICE"].decode()
     assert f"modified from {variant.source} at revision {variant.revision}" in notice
     assert "multimodal" not in notice
-    assert licenses.files(variant.model_copy(update={"license": "gemma"})).keys() == {"Notice"}
+    assert licenses.files(variant.model_copy(update={"license": "gemma"}), project.cards_dir).keys() == {"Notice"}
 
 
 @pytest.mark.parametrize(("family", "license_"), [("gemma3n", "apache-2.0"), ("gemma4", "gemma")])
 def test_a_license_nobody_gave_is_refused(card: Card, family: str, license_: str) -> None:
     variant = card.variant.model_copy(update={"license": license_, "family": family})
     with pytest.raises(RenderError, match=r"variant\.license: .* comes under"):
-        licenses.files(variant)
+        licenses.files(variant, card.folder.parent)
 
 
 @pytest.mark.parametrize(
