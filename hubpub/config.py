@@ -99,6 +99,9 @@ class Gates(Frozen):
 
     `slice_kl_mean_max` is on a slice against the model it is a slice of: one that takes other weights than those that
     were trained to work alone is no model at all.
+    Of a source that was trained for four bits, `grid_exact_min` is the share of groups of weights that the file holds
+    exactly (all of them where the source holds integers), and `grid_weights_min` the share of the weights of linear
+    layers that are in such groups.
     `anonymous_per_weight_max` is bytes of memory that the system cannot take back, for each weight, beyond the arena.
     """
 
@@ -115,6 +118,8 @@ class Gates(Frozen):
     noise_max: float = Field(default=1.5, ge=1)
     lowering_perplexity_max: float = Field(default=0.01, gt=0)
     slice_kl_mean_max: float = Field(default=0.4, gt=0)
+    grid_exact_min: float = Field(default=0.999, ge=0, le=1)
+    grid_weights_min: float = Field(default=0.9, ge=0, le=1)
     anonymous_per_weight_max: float | None = Field(default=None, gt=0)
 
 
@@ -143,6 +148,11 @@ class Recipe(Frozen):
     """Whether the integers of linear layers are chosen for what a calibration text puts into them, or to nearest."""
     gates: Gates
 
+    @property
+    def in_four_bits(self) -> bool:
+        """Whether linear layers get four bits: then those that were trained for that keep their integers."""
+        return self.linear is not None and self.linear.weight == "int4" and self.linear.activation is not None
+
     @model_validator(mode="after")
     def _can_run(self) -> Recipe:
         if (self.layout == "window") != (self.window is not None):
@@ -169,12 +179,24 @@ class Recipe(Frozen):
         return self
 
 
+class Trained(Frozen):
+    """That a source was trained for four bits, the model `of` which it is, and the form in which it holds them.
+
+    "w4a16-ct": integers, packed as compressed-tensors packs them. "q4_0": bfloat16 weights on a grid of one scale for
+    32 of them.
+    """
+
+    form: Literal["w4a16-ct", "q4_0"]
+    of: RepoId
+
+
 class Variant(Frozen):
     """One source model at one pinned revision; without one it can be rehearsed and not released.
 
     `chat` says that it was tuned to chat. `size` is its size as its family names it, e.g. "E2B": what stands in for it
-    in a rehearsal depends on that. `slice` makes the variant a smaller model inside of its source: the name of a
-    published slice of Gemma 3n E4B, or its widths and the layers it skips.
+    in a rehearsal depends on that. `qat` says that the source is the outcome of quantization-aware training: recipes of
+    four bits keep its integers, and must find them. `slice` makes the variant a smaller model inside of its source: the
+    name of a published slice of Gemma 3n E4B, or its widths and the layers it skips.
     """
 
     name: Name
@@ -182,6 +204,7 @@ class Variant(Frozen):
     revision: Revision | None = None
     family: Family
     size: Name | None = None
+    qat: Trained | None = None
     slice: Annotated[Slice | None, BeforeValidator(chosen)] = None
     chat: bool = False
     license: License

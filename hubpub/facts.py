@@ -53,7 +53,8 @@ class SliceFact(Fact):
 class Source(Fact):
     """The checkpoint that was exported. `scale_model` is true in a rehearsal: then `repo` was not downloaded.
 
-    `slice` says what was exported of it, None for the whole model.
+    `slice` says what was exported of it, None for the whole model. `qat_of` is the model that the checkpoint was made
+    of by quantization-aware training, None where it was not.
     """
 
     repo: str
@@ -63,6 +64,7 @@ class Source(Fact):
     architecture: str
     files: tuple[FileFact, ...]
     slice: SliceFact | None = None
+    qat_of: str | None = None
 
 
 class Parameters(Fact):
@@ -270,18 +272,44 @@ class Lowering(Fact):
     noise_kl_mean: float | None = None
 
 
+class GridFact(Fact):
+    """What of a model was trained for four bits and lies in the file as it was trained.
+
+    `matrices` is how many were found on a grid of one scale for 32 weights, `groups` of how many such groups they
+    are, and `exact` how many of these are stored exactly; the rest are rounded to nearest. `shifted` of them
+    reach +8, one more than four bits hold, and take a product beside. `weights_share` is the share of the weights of
+    linear layers in the matrices that were found, and `others` names up to 20 layers that were not. `explicit`: the
+    checkpoint says which integers it holds; else they were found in its bfloat16 weights.
+    """
+
+    explicit: bool
+    matrices: int
+    groups: int
+    exact: int
+    shifted: int
+    weights_share: float
+    others: tuple[str, ...] = ()
+
+    @property
+    def share(self) -> float:
+        """The share of groups that are exact, 0 to 1."""
+        return self.exact / self.groups
+
+
 class StoredWeights(Fact):
     """The weights in the file against those that the recipe makes of the source, bit for bit.
 
     `weights` is how many there are, `found` how many were found in the file; the others are stored in another form.
     `products` is how many products of delegates were looked at, and `wrong` names up to 20 weights that differ, and
-    layers that no product reads, or that one reads out of their order.
+    layers that no product reads, or that one reads out of their order. `grid` is what was trained for four bits, None
+    where nothing was, or the recipe has other bits.
     """
 
     weights: int
     found: int
     products: int
     wrong: tuple[str, ...] = ()
+    grid: GridFact | None = None
 
 
 class TokenizerCheck(Fact):

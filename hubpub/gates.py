@@ -32,9 +32,12 @@ def evaluate_gates(
     vocabulary: int,
     memory: Memory | None = None,
     parameters: int | None = None,
+    *,
+    trained: bool = False,
 ) -> tuple[Gate, ...]:
     """Every gate with its limit and what was measured. A figure that is not finite passes no gate.
 
+    `trained`: the file must hold integers of four bits that its source was trained for.
     What facts of an older release do not hold, and what a layout does not have, is not judged; nor is memory where it
     was not measured.
     """
@@ -69,6 +72,12 @@ def evaluate_gates(
         gates.append(_gate("slice_kl_mean", "max", limits.slice_kl_mean_max, parity.whole.kl_mean))
     if parity.weights is not None:
         gates.append(_gate("weights_stored", "min", 1.0, float(not parity.weights.wrong)))
+    if trained and parity.weights is not None:
+        grid = parity.weights.grid
+        # Rounded down: one group of millions that is lost is not all of them.
+        least = 1.0 if grid is not None and grid.explicit else limits.grid_exact_min
+        gates.append(_gate("grid_exact", "min", least, math.floor(grid.share * 1e6) / 1e6 if grid else 0.0))
+        gates.append(_gate("grid_weights", "min", limits.grid_weights_min, grid.weights_share if grid else 0.0))
     if parity.stop_tokens is not None:
         same = program.eos_ids is not None and set(program.eos_ids) == set(parity.stop_tokens)
         gates.append(_gate("eos_ids", "min", 1.0, float(same)))
@@ -106,9 +115,13 @@ def _quality_limits(limits: Gates, logits: Logits) -> tuple[float, float]:
 def with_current_gates(cell: Cell, facts: CellFacts) -> CellFacts:
     """`facts` with the recipe's gates as they are now, on every machine: changing a limit needs no new export."""
 
+    trained = cell.variant.qat is not None and cell.recipe.in_four_bits
+
     def judged(one: CellFacts | OtherHost) -> tuple[Gate, ...]:
         limits, weights = cell.recipe.gates, facts.parameters.total
-        return evaluate_gates(limits, one.parity, facts.program, facts.vocabulary, one.speed.memory, weights)
+        return evaluate_gates(
+            limits, one.parity, facts.program, facts.vocabulary, one.speed.memory, weights, trained=trained
+        )
 
     hosts = tuple(one.model_copy(update={"gates": judged(one)}) for one in facts.hosts)
     return facts.model_copy(update={"gates": judged(facts), "hosts": hosts, "summary": cell.recipe.summary})

@@ -12,7 +12,7 @@ from toy import card, cell, declared
 
 from hubpub.config import Gates, Project, Recipe
 from hubpub.errors import ConfigError, GateError
-from hubpub.facts import CellFacts, Gate, Lowering, Memory, Parity, Resident, RunnerCheck, TokenizerCheck
+from hubpub.facts import CellFacts, Gate, GridFact, Lowering, Memory, Parity, Resident, RunnerCheck, TokenizerCheck
 from hubpub.gates import (
     BESIDE,
     METRICS,
@@ -160,6 +160,34 @@ def test_of_int8_activations_every_token_counts_and_not_the_first_alone() -> Non
 
 def test_a_file_that_holds_another_weight_is_refused() -> None:
     assert missed(parity(weights__wrong=("model.layers.3.mlp.up_proj.values",))) == ["weights_stored"]
+
+
+@pytest.mark.parametrize(
+    ("explicit", "exact", "share", "missed"),
+    [
+        (True, 10_000_000, 0.95, []),
+        # One group of ten million.
+        (True, 9_999_999, 0.95, ["grid_exact"]),
+        (False, 9_990_000, 0.95, []),
+        (False, 9_989_000, 0.95, ["grid_exact"]),
+        (False, 10_000_000, 0.89, ["grid_weights"]),
+        (None, 0, 0, ["grid_exact", "grid_weights"]),
+    ],
+)
+def test_a_file_holds_what_its_source_was_trained_to(
+    explicit: bool | None, exact: int, share: float, missed: list[str]
+) -> None:
+    grid = None
+    if explicit is not None:
+        grid = GridFact(
+            explicit=explicit, matrices=1, groups=10_000_000, exact=exact, shifted=0, weights_share=share
+        ).model_dump()
+    found, program = parity(weights__grid=grid), cell().program
+    program = program.model_copy(update={"metadata": {"get_eos_ids": (106, 1)}})
+    judged = evaluate_gates(LIMITS, found, program, VOCABULARY, trained=True)
+    assert [gate.name for gate in judged if not gate.passed] == missed
+    # Of a source that nobody trained for it, nothing is asked.
+    assert "grid_exact" not in evaluated(found)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

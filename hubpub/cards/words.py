@@ -33,9 +33,14 @@ _GATES = {
     "tokenizer_fits": "the tokenizer matches the model",
     "anonymous_per_weight": "bytes of anonymous memory for each weight, beyond the arena",
     "weights_stored": "the weights in the file are those that were meant, bit for bit",
+    "grid_exact": "groups of weights that are as they were trained, bit for bit",
+    "grid_weights": "weights of linear layers that were trained for four bits, and are kept so",
     "llm_runner_matches": "the LLM runner gives the same text",
 }
-_SHARES = {"top1_agreement", "greedy_first_token", "greedy_exact", "greedy_tokens", "lowering_perplexity"}
+_SHARES = {"top1_agreement", "greedy_first_token", "greedy_exact", "greedy_tokens", "lowering_perplexity"} | {
+    "grid_exact",
+    "grid_weights",
+}
 _FLAGS = {"finite_logits", "weights_stored", "llm_runner_matches", "eos_ids", "tokenizer_fits", "chat_template_fits"}
 
 

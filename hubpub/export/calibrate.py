@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from hubpub.config import Recipe, Scheme
 from hubpub.data import calibration
+from hubpub.export.grid import keep_grids
 from hubpub.export.quantize import (
     DynamicLinear,
     layer_schemes,
@@ -29,6 +30,7 @@ from hubpub.export.quantize import (
     symmetric,
     to_int8_and_back,
 )
+from hubpub.facts import GridFact
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.reader import Reader
 from hubpub.model.widened import narrow, widen
@@ -75,16 +77,19 @@ def apply_recipe(
     kept: Path | None = None,
     keep: bool = False,
     progress: Progress = unseen,
-) -> None:
+) -> GridFact | None:
     """Turn the mapped `model` of `checkpoint` into what `recipe` makes of it, in place.
+
+    Layers that were trained for four bits keep their integers, whatever is chosen for others, and are done first:
+    returns what was found of them.
 
     Calibration takes minutes where a model is large: its integers are read from `kept` where that file exists, and with
     `keep` written there else. It must be of this very checkpoint, recipe and code, as what lies in the folder of a
     fingerprint is.
     """
     register_operators()
-    if recipe.calibrated:
-        schemes = layer_schemes(model, recipe)
+    found = keep_grids(model, checkpoint, recipe)
+    if recipe.calibrated and (schemes := layer_schemes(model, recipe)):
         if kept is not None and kept.exists():
             _restore(model, schemes, kept)
         else:
@@ -92,6 +97,7 @@ def apply_recipe(
             if kept is not None and keep:
                 _keep(model, schemes, kept)
     quantize(model, recipe, checkpoint.family)
+    return found
 
 
 def _keep(model: Any, schemes: dict[str, Scheme], path: Path) -> None:

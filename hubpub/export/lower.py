@@ -101,9 +101,11 @@ def simplify(graph_module: torch.fx.GraphModule) -> None:
     """Rewrite what tracing leaves behind, without changing a value: the graph is half the size to lower and to run.
 
     Conversions to the dtype a tensor already has, assertions about metadata and pairs of transposes go; squares and
-    reciprocal square roots become the operators of that name, which cost a fraction of `pow` in the runtime.
+    reciprocal square roots become the operators of that name, which cost a fraction of `pow` in the runtime. What
+    several layers ask of one input, the sums of its groups, is computed once.
     """
     graph = graph_module.graph
+    asked: dict[str, torch.fx.Node] = {}
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
@@ -112,6 +114,10 @@ def simplify(graph_module: torch.fx.GraphModule) -> None:
             graph.erase_node(node)
         elif _does_nothing(node):
             _drop(graph, node, args[0])
+        elif target in (aten.unflatten.int, aten.sum.dim_IntList):
+            first = asked.setdefault(repr((target, args, node.kwargs)), node)
+            if first is not node:
+                _drop(graph, node, first)
         elif target is aten.transpose.int and _swaps_back(node):
             _drop(graph, node, args[0].args[0])
         elif target is aten.pow.Tensor_Scalar and args[1] in (2, -0.5, 0.5):

@@ -8,6 +8,7 @@ the mapped checkpoint, quantized and released before the next: the model is neve
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from importlib import import_module
 from typing import Any
@@ -32,9 +33,7 @@ def quantize(model: Any, recipe: Recipe, family: Family) -> dict[str, int]:
     What is left in floating point becomes the recipe's dtype.
     """
     used: dict[str, int] = {}
-    tables = {family.embedding: recipe.embedding}
-    if family.per_layer_embedding is not None:
-        tables[family.per_layer_embedding] = recipe.per_layer_embedding
+    in_tables = tables(recipe, family)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[recipe.dtype]
     tied = model.lm_head.weight.data_ptr() == model.get_submodule(family.embedding).weight.data_ptr()
     if recipe.head is not None or recipe.embedding is not None:
@@ -44,7 +43,7 @@ def quantize(model: Any, recipe: Recipe, family: Family) -> dict[str, int]:
         if isinstance(module, nn.Embedding):
             # Export only fuses a table without a padding row; at inference the row is read like any other.
             module.padding_idx = None
-            if scheme := tables.get(name):
+            if scheme := in_tables.get(name):
                 replace(model, name, QuantizedEmbedding.of(module, scheme, dtype))
                 used[f"embedding {scheme}"] = used.get(f"embedding {scheme}", 0) + 1
         elif isinstance(module, nn.Linear):
@@ -74,6 +73,12 @@ def quantize(model: Any, recipe: Recipe, family: Family) -> dict[str, int]:
     if recipe.head is None and recipe.embedding is None:
         model.tie_weights()
     return used
+
+
+def tables(recipe: Recipe, family: Family) -> dict[str, Scheme]:
+    """The tables that `recipe` gives integers, by module path."""
+    found = {family.embedding: recipe.embedding, family.per_layer_embedding: recipe.per_layer_embedding}
+    return {name: scheme for name, scheme in found.items() if name is not None and scheme is not None}
 
 
 def _in_int8(table: nn.Module) -> bool:
@@ -201,11 +206,21 @@ class DynamicLinear(nn.Module):
     """Integer weights with activations quantized per token at run time: the form XNNPACK has kernels for.
 
     While exporting it is one call of `hubpub::dynamic_linear`, which carries the layer's name and not its weights; run
-    eagerly it does in floating point what the kernel does in integers.
+    eagerly it does in floating point what the kernel does in integers. `beside` are products with the sums of each
+    group of the input, which are added (see hubpub.export.grid).
     """
 
-    def __init__(self, name: str, values: torch.Tensor, scales: torch.Tensor, bits: int, group: int | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        values: torch.Tensor,
+        scales: torch.Tensor,
+        bits: int,
+        group: int | None,
+        beside: Sequence[DynamicLinear] = (),
+    ) -> None:
         super().__init__()
+        self.beside = nn.ModuleList(beside)
         self.name, self.bits, self.group = name, bits, group
         # Plain attributes: a buffer would be emitted as a constant of the program beside the delegate's.
         self.values, self.scales = values, scales
@@ -224,6 +239,14 @@ class DynamicLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in] float32 -> [..., out]."""
+        out = self._product(x)
+        if self.beside:
+            sums = x.unflatten(-1, (-1, self.group)).sum(-1)
+            for part in self.beside:
+                out = out + part(sums)
+        return out
+
+    def _product(self, x: torch.Tensor) -> torch.Tensor:
         if torch.compiler.is_exporting():
             result: torch.Tensor = torch.ops.hubpub.dynamic_linear(x, self.name, self.out_features)
             return result
@@ -253,15 +276,17 @@ class QuantizedEmbedding(nn.Module):
     def of(cls, table: nn.Embedding, scheme: Scheme, dtype: torch.dtype) -> QuantizedEmbedding:
         bits = int(scheme.weight.removeprefix("int"))
         if bits == 4:
-            values, scales = symmetric_int4(table.weight, scheme.group, low_first=False)
-            # The kernel reads float16, not bfloat16. Eight bits of a scale times an int4 are exact in either.
-            scales = scales.half()
-        else:
-            values, scales = symmetric(table.weight, bits, scheme.group)
-        # The factor the original applies, rounded as the original rounds it.
-        factor = getattr(table, "embed_scale", None)
-        rounded = 1.0 if factor is None else factor.to(dtype).item()
-        return cls(values, scales.squeeze(-1), bits, rounded, dtype)
+            return cls.packed(table, *symmetric_int4(table.weight, scheme.group, low_first=False), dtype)
+        values, scales = symmetric(table.weight, bits, scheme.group)
+        return cls(values, scales.squeeze(-1), bits, _factor(table, dtype), dtype)
+
+    @classmethod
+    def packed(
+        cls, table: nn.Embedding, values: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype
+    ) -> QuantizedEmbedding:
+        """`table` in int4 `values`, the odd column first, with bfloat16 `scales` [rows, groups]."""
+        # The kernel reads float16, not bfloat16. Eight bits of a scale times an int4 are exact in either.
+        return cls(values, scales.half().squeeze(-1), 4, _factor(table, dtype), dtype)
 
     def forward(self, indices: torch.Tensor) -> torch.Tensor:
         """Rows of int64 `indices` [...]; returns [..., width]."""
@@ -270,6 +295,12 @@ class QuantizedEmbedding(nn.Module):
         look_up = ops.embedding_byte if self.bits == 8 else ops.embedding_4bit
         rows = look_up.dtype(self.values, self.scales, None, low, high, indices, dtype=self.dtype)
         return rows * self.factor
+
+
+def _factor(table: nn.Embedding, dtype: torch.dtype) -> float:
+    """What the original multiplies rows by, rounded as the original rounds it."""
+    factor: torch.Tensor | None = getattr(table, "embed_scale", None)
+    return 1.0 if factor is None else float(factor.to(dtype).item())
 
 
 class WeightOnlyLinear(nn.Module):

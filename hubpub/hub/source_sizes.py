@@ -12,7 +12,8 @@ from hubpub.hub.client import Client
 from hubpub.hub.sources import cached_source
 from hubpub.matrix import Cell
 from hubpub.model import checkpoint, families
-from hubpub.model.checkpoint import Checkpoint, Stored, width
+from hubpub.model.checkpoint import Checkpoint, Stored, of_packed, width
+from hubpub.model.packed import unpacked
 from hubpub.plan import Step
 from hubpub.sizing import Size, Tensors
 from hubpub.slices import Slice, whole
@@ -29,7 +30,12 @@ def size_of(tensors: Tensors, family: str) -> Size:
     tables = {f"{known.embedding}.weight": "embedding"}
     if known.per_layer_embedding is not None:
         tables[f"{known.per_layer_embedding}.weight"] = "per_layer_embedding"
-    for name, (dtype, shape) in tensors.items():
+    try:
+        weights = unpacked({name: Stored("", *value) for name, value in tensors.items()}, of_packed)
+    except ValueError as error:
+        raise SourceError(f"the checkpoint cannot be read: {error}") from None
+    for name, one in weights.items():
+        dtype, shape = one.dtype, one.shape
         if name.startswith(prefix):
             below = "model." + name.removeprefix(prefix)
             kind = tables.get(below, "matrices" if len(shape) > 1 else "vectors")
@@ -80,7 +86,7 @@ def _tensors(cell: Cell, client: Client | None) -> Tensors:
     folder = cached_source(variant.source, variant.revision)
     if folder is not None:
         try:
-            return {name: (one.dtype, one.shape) for name, one in Checkpoint.open(folder).tensors.items()}
+            return {name: (one.dtype, one.shape) for name, one in Checkpoint.open(folder).headers.items()}
         except SourceError:
             if client is None:
                 raise

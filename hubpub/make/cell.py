@@ -94,6 +94,7 @@ def make(job: Job, progress: Progress) -> CellFacts:
             scale_model=job.scale_model,
             architecture=checkpoint.family.architecture,
             slice=_slice(checkpoint),
+            qat_of=job.variant.qat.of if job.variant.qat else None,
             files=checkpoint.files(),
         ),
         parameters=exported.parameters,
@@ -104,7 +105,13 @@ def make(job: Job, progress: Progress) -> CellFacts:
         parity=parity,
         speed=speed,
         gates=evaluate_gates(
-            job.recipe.gates, parity, program, exported.vocabulary, speed.memory, exported.parameters.total
+            job.recipe.gates,
+            parity,
+            program,
+            exported.vocabulary,
+            speed.memory,
+            exported.parameters.total,
+            trained=job.variant.qat is not None and job.recipe.in_four_bits,
         ),
         patches=exported.patches,
         toolchain=exported.toolchain,

@@ -170,7 +170,13 @@ def on_this_host(target: Target, workspace: Workspace, facts: CellFacts, progres
     progress("bench", 0.0)
     speed_here = bench(target, None, RUNS).model_copy(update={"sha256": parity.sha256})
     gates = evaluate_gates(
-        recipe.gates, parity, facts.program, facts.vocabulary, speed_here.memory, facts.parameters.total
+        recipe.gates,
+        parity,
+        facts.program,
+        facts.vocabulary,
+        speed_here.memory,
+        facts.parameters.total,
+        trained=facts.source.qat_of is not None and recipe.in_four_bits,
     )
     return OtherHost(system=system(), parity=parity, speed=speed_here, gates=gates)
 

@@ -511,7 +511,7 @@ def compare_lowering(
     else:
         told(0.0)
         model = loader.load_mapped(checkpoint, dtype=loader.DTYPES[recipe.dtype])
-        apply_recipe(model, checkpoint, recipe, kept=integers_of(pte))
+        grid = apply_recipe(model, checkpoint, recipe, kept=integers_of(pte))
         with torch.no_grad():
             eager = EagerLogits(model, tokens, known.window)
             others: list[Rows] = [_rows(ours)]
@@ -520,7 +520,7 @@ def compare_lowering(
                     others.append(EagerLogits(model, tokens, known.window))
             found, *changed = _agreements(eager, others, tokens, told)
             noise = changed[0].kl_mean if changed else noise
-        stored = check_weights(pte, model)
+        stored = check_weights(pte, model).model_copy(update={"grid": grid})
         del model
     lowering = Lowering(
         kl_mean=found.kl_mean,

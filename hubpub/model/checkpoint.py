@@ -18,6 +18,7 @@ from typing import Any
 from hubpub.errors import SourceError
 from hubpub.facts import FileFact
 from hubpub.model.families import FAMILIES, Family, family
+from hubpub.model.packed import Packed, form_error, unpacked
 from hubpub.model.slicing import Part, parts, sliced_config
 from hubpub.slices import Slice, Whole, refuse_family
 
@@ -47,7 +48,8 @@ def width(dtype: str) -> int:
 class Stored:
     """One tensor of a checkpoint: which shard holds it, its dtype as safetensors names it, and its shape.
 
-    In a slice: `name` is what the shard calls it, and `part` what is kept of it (None: all).
+    In a slice: `name` is what the shard calls it, and `part` what is kept of it (None: all). `packed` is where the
+    integers lie of a matrix that is stored in four bits; `dtype` and `shape` are then those of what they stand for.
     """
 
     shard: str
@@ -55,6 +57,7 @@ class Stored:
     shape: tuple[int, ...]
     name: str = ""
     part: Part | None = None
+    packed: Packed | None = None
 
 
 def sliced(tensors: Mapping[str, Stored], part: Slice, whole: Whole, prefix: str) -> dict[str, Stored]:
@@ -104,6 +107,12 @@ class Checkpoint:
                 f"{path}: architecture {names or 'is not named'} is not one hubpub can export",
                 f"known architectures: {', '.join(known)}",
             )
+        if unread := form_error(config):
+            raise SourceError(
+                f"{path}: {unread}: these quantized weights are not read",
+                "use a checkpoint in bf16, or one in the pack-quantized form of compressed-tensors: four bits, "
+                "symmetric, groups of 32",
+            )
         checkpoint = cls(folder, config, match)
         _ = checkpoint.tensors
         return checkpoint if part is None else checkpoint.sliced(part)
@@ -146,15 +155,31 @@ class Checkpoint:
         return tuple(names)
 
     @cached_property
-    def tensors(self) -> dict[str, Stored]:
-        """Every stored tensor by name, from the shards' headers; each shard's size is checked against its header."""
-        if self.whole is not None and self.slice is not None:
-            numbered = Whole.of(self.whole.config["text_config"])
-            return sliced(self.whole.tensors, self.slice, numbered, self.family.text_prefix)
+    def headers(self) -> dict[str, Stored]:
+        """Every tensor of the shards as it is stored; each shard's size is checked against its header."""
         found: dict[str, Stored] = {}
         for name in self.shards:
             found.update(_header(self.folder / name))
         return found
+
+    @cached_property
+    def tensors(self) -> dict[str, Stored]:
+        """Every tensor by name, from the shards' headers: of a slice, its own; of integers, what they stand for."""
+        if self.whole is not None and self.slice is not None:
+            numbered = Whole.of(self.whole.config["text_config"])
+            return sliced(self.whole.tensors, self.slice, numbered, self.family.text_prefix)
+        found = self.headers
+        if "quantization_config" not in self.config:
+            return found
+        try:
+            return unpacked(found, of_packed)
+        except ValueError as error:
+            raise SourceError(f"{self.folder}: {error}", "download the checkpoint again") from None
+
+    @property
+    def packed(self) -> dict[str, Packed]:
+        """The text matrices that are stored in four bits, by their name below the text model."""
+        return {name: stored.packed for name, stored in self.text_tensors.items() if stored.packed is not None}
 
     @cached_property
     def text_tensors(self) -> dict[str, Stored]:
@@ -181,6 +206,11 @@ class Checkpoint:
         """The files an export depends on, with their hashes (each hashed once; see `digest`)."""
         names = ["config.json", *(n for n in TOKENIZER_FILES if (self.folder / n).is_file()), *self.shards]
         return tuple(digest(self.folder / name) for name in names)
+
+
+def of_packed(integers: Stored, shape: tuple[int, ...], dtype: str, packed: Packed) -> Stored:
+    """A matrix in four bits as what it stands for."""
+    return Stored(integers.shard, dtype, shape, packed=packed)
 
 
 def digest(path: Path) -> FileFact:

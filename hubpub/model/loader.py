@@ -17,6 +17,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from hubpub.errors import SourceError, ToolchainError
 from hubpub.model.checkpoint import Checkpoint
+from hubpub.model.packed import fill
 from hubpub.model.patches import check_version
 from hubpub.model.slicing import take
 
@@ -33,8 +34,10 @@ def load(checkpoint: Checkpoint, *, dtype: torch.dtype | None = None) -> Any:
     transformers.utils.logging.disable_progress_bar()
     model_class = getattr(transformers, checkpoint.family.text_class)
     config = text_config(checkpoint)
+    # What weights were stored in is not what they are here: transformers would pack them again.
+    vars(config).pop("quantization_config", None)
     verify(checkpoint, config, model_class)
-    if checkpoint.slice is None:
+    if checkpoint.slice is None and not checkpoint.packed:
         read: dict[str, Any] = {
             # Not every text class knows by itself where the multimodal one keeps its weights.
             "key_mapping": {"^" + re.escape(checkpoint.family.text_prefix): "model."},
@@ -60,20 +63,34 @@ def load(checkpoint: Checkpoint, *, dtype: torch.dtype | None = None) -> Any:
 
 
 def _state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """The text tensors of a slice as the text class names them, mapped."""
+    """The text tensors of a slice, or of a checkpoint in four bits, as the text class names them, mapped."""
+    from safetensors import safe_open
+
     gathered = _Gathered()
-    return {f"model.{name}": value for name, value in read_text(checkpoint, gathered)}
+    found = {f"model.{name}": value for name, value in read_text(checkpoint, gathered)}
+    # Beside the text model, not in it.
+    if (head := checkpoint.tensors.get("lm_head.weight")) is not None and head.packed is None:
+        with safe_open(checkpoint.folder / head.shard, "pt") as file:
+            found["lm_head.weight"] = file.get_tensor("lm_head.weight")
+    return found
 
 
 def read_text(checkpoint: Checkpoint, make: Callable[[tuple[int, ...], torch.dtype], torch.Tensor]) -> Iterator[Any]:
-    """Name below the text model and value of every text tensor of a slice; `make` is where it is gathered."""
+    """Name below the text model and value of every text tensor; `make` is where one is gathered that lies in pieces or
+    in four bits."""
     from safetensors import safe_open
 
     for shard in checkpoint.shards:
         own = [(name, stored) for name, stored in checkpoint.text_tensors.items() if stored.shard == shard]
         with safe_open(checkpoint.folder / shard, "pt") as file:
             for name, stored in own:
-                value = file.get_tensor(stored.name)
+                if stored.packed is not None:
+                    words, scales = stored.packed.read(checkpoint.folder)
+                    value = make(stored.shape, scales.dtype)
+                    fill(value, words, scales)
+                    yield name, value
+                    continue
+                value = file.get_tensor(stored.name or checkpoint.family.text_prefix + name)
                 yield name, value if stored.part is None else take(value, stored.part, make)
 
 

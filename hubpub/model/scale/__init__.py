@@ -23,6 +23,7 @@ from typing import Any
 from hubpub.config import Variant
 from hubpub.data import corpus
 from hubpub.model.families import family
+from hubpub.model.scale import on_grid
 from hubpub.model.scale.stand_in import CONTEXT, StandIn
 from hubpub.model.scale.training import repeatable, trained
 from hubpub.progress import Progress, unseen
@@ -35,12 +36,14 @@ def build(variant: Variant, cache: Path, *, progress: Progress = unseen) -> Path
     `progress` gets the stages "train" and "write". Building is safe against being
     killed and against another process that builds the same model at the same time.
     """
-    return _build(variant.family, variant.size, variant.chat, cache, progress)
+    made = _build(variant.family, variant.size, variant.chat, cache, progress)
+    return made if variant.qat is None else _on_grid(made, variant.family, variant.qat.form, cache)
 
 
 def scale_key(variant: Variant) -> str:
-    """12 hex digits that change whenever the bytes of the scale model would."""
-    return _key(variant.family, variant.size, variant.chat)
+    """A key that changes whenever the bytes of the scale model would: 12 hex digits, and how it was put on a grid."""
+    key = _key(variant.family, variant.size, variant.chat)
+    return key if variant.qat is None else f"{key}-{variant.qat.form}-{_putting()}"
 
 
 def slice_of(variant: Variant, *, rehearsal: bool) -> Slice | None:
@@ -90,6 +93,27 @@ def _build(family: str, size: str | None, chat: bool, cache: Path, progress: Pro
         try:
             tuned = None if chat else _build(family, size, True, cache, progress)
             _make(plan, work, progress, tuned)
+            work.chmod(0o755)
+            _publish(work, target)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+@cache
+def _putting() -> str:
+    """What weights are put on a grid by."""
+    return hashlib.sha256(Path(on_grid.__file__).read_bytes()).hexdigest()[:8]
+
+
+def _on_grid(made: Path, name: str, form: on_grid.Form, cache: Path) -> Path:
+    target = cache / f"{made.name}-{form}-{_putting()}"
+    with _lock(cache / f".{target.name}.lock"):
+        if target.is_dir():
+            return target
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp", dir=cache))
+        try:
+            on_grid.put_on_grid(made, work, family(name), form)
             work.chmod(0o755)
             _publish(work, target)
         finally:
