@@ -1,7 +1,7 @@
 """The weights a file holds, against those it was meant to hold: bit for bit, and without a model being run.
 
 What a model says at the end cannot show a fault that is smaller than the noise of its own activations: one row of a
-table, one layer of many. The bytes can. Weights that XNNPACK computes with lie under their names; which product reads
+table, one layer of many, one scale of a norm. The bytes can. Weights that XNNPACK computes with lie under their names; which product reads
 which of them is in the delegates.
 """
 
@@ -75,8 +75,10 @@ def stored_weights(
     the file is taken to be the constant of its size that belongs to no other.
     """
     free: dict[tuple[int, str], int] = {}
-    extents = {(file.constant(one), one.bytes) for plan in plans for one in plan.tensors.values() if one.constant}
-    for start, size in sorted(extents):
+    constants = [one for plan in plans for one in plan.tensors.values() if one.constant]
+    extents = {(file.constant(one), one.bytes, one.dtype) for one in constants}
+    kinds = {start: kind for start, _, kind in extents}
+    for start, size, _ in sorted(extents):
         free.setdefault((size, _digest(_slices(file, start, start + size))), start)
     lost: list[tuple[str, Any]] = []
     taken: set[tuple[int, str]] = set()
@@ -93,7 +95,10 @@ def stored_weights(
         else:
             lost.append((name, tensor))
     for name, tensor in lost:
-        other = next((key for key in free if key[0] == tensor.nbytes and key not in taken), None)
+        kind = str(tensor.dtype).removeprefix("torch.")
+        other = next(
+            (key for key in free if key[0] == tensor.nbytes and key not in taken and kinds[free[key]] == kind), None
+        )
         if other is None:
             yield name, tensor, None
         else:
@@ -109,7 +114,8 @@ def holds(file: File, extent: tuple[int, int], tensor: Any) -> bool:
 
 
 def _weights(model: Any) -> list[tuple[str, Any]]:
-    """Every stored weight of two dimensions, and the scales of integers, by name; of tied ones each use that differs.
+    """Every stored weight but single numbers, by name: matrices, tables, scales of integers and of norms; of tied ones
+    each use that differs.
 
     A table that is tied to a head in integers is both: a constant for one, and under the head's name for the other.
     """
@@ -123,7 +129,7 @@ def _weights(model: Any) -> list[tuple[str, Any]]:
     ]
     seen: dict[int, tuple[str, Any]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if tensor.ndim >= 2 or name.endswith(".scales"):
+        if tensor.ndim:
             seen.setdefault(tensor.data_ptr(), (name, tensor))
     return [*found, *seen.values()]
 

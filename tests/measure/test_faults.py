@@ -157,11 +157,12 @@ WEIGHTS = [
     ("model.layers.4.mlp.gate_proj.scales", one_nan, "finite_logits"),
     # What no output shows beside the noise of a real model.
     ("model.layers.2.self_attn.q_proj.values", one_bit, "weights_stored"),
+    ("model.layers.2.input_layernorm.weight", one_doubled, "weights_stored"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "gate"), WEIGHTS, ids=["zeroed", "transposed", "scales", "scale", "nan", "bit"]
+    ("name", "change", "gate"), WEIGHTS, ids=["zeroed", "transposed", "scales", "scale", "nan", "bit", "norm"]
 )
 def test_a_damaged_weight(healthy: Healthy, tmp_path: Path, name: str, change: Any, gate: str) -> None:
     assert gate in missed(healthy.gates(pte=healthy.damaged(tmp_path / "wrong.pte", name, change)))
