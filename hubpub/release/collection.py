@@ -62,6 +62,7 @@ def collected(to: Destination, cards: Sequence[Card], version: str, display: Dis
     """`collect`, for a release that is published whatever becomes of this: what does not work is a note."""
     try:
         if to.client.whoami().only(f"{to.namespace}/any"):
+            display.note(f"this token is for single repos: 'hubpub collection --version {version}' collects them")
             return
         found = collect(to, cards, version)
     except HubError as error:

@@ -20,9 +20,9 @@ from hubpub.facts import CardFacts, CellFacts, FileFact, Sampling
 
 # A count on the page, and the fact of every cell that it must be: exceptions are named in brackets after it.
 COUNTS = {
-    r"read the same text of (.+?), and continued": "parity.logits.tokens",
-    r"and continued (.+?) greedily": "parity.greedy.prompts",
-    r"greedily by (.+?) each": "parity.greedy.new_tokens",
+    r"on the same text of (.+?), and on greedy": "parity.logits.tokens",
+    r"continuations of (.+?) by up to": "parity.greedy.prompts",
+    r"by up to (.+?) each\. ": "parity.greedy.new_tokens",
     r"(?:Medians of |(?=One run))(.+?), each in a fresh process": "speed.runs",
     r"Prefill reads a prompt of (.+?), decode": "speed.prefill_tokens",
     r"decode generates (.+?)\. Peak": "speed.decode_tokens",

@@ -180,6 +180,35 @@ def test_what_was_killed_goes_on_where_it_stopped(world: World) -> None:
     assert set(world.tags(first)) == set(world.tags(second)) == {"v1.0.0"}
 
 
+def test_every_cell_is_measured_on_a_second_kind_of_machine(
+    tmp_path: Path, hub: LocalHub, service: Issuer, work: Path
+) -> None:
+    repo = "SmolLM2-135M-Instruct-pte"
+    world = World(tmp_path, hub, service, work, [repo], "v1.0.0")
+    world.trust(repo)
+    world.flow.variables |= {"HUBPUB_ARM_RUNNER": "ubuntu-24.04-arm"}
+    world.flow.killer = lambda job, matrix, step, process: (job, step) == ("measure", "Validate, bench")
+    run = world.flow.run()
+    assert run.result("export") == "success", run.jobs["export"][0][1].log[-3000:]
+    assert {values["runner"] for values, _ in run.jobs["measure"]} == {"ubuntu-24.04-arm"}
+    assert run.result("attest") == "success", str(run.jobs["attest"][0][1].log[-2000:])
+    refused = run.of("promote", repo=repo)
+    assert refused.result == "failure" and "was not measured on ARM" in refused.log
+    assert world.tags(repo) == {}
+    world.flow.killer = None
+    again = world.flow.run(run)
+    assert_green(again)
+    path = hf_hub_download(f"{hub.user}/{repo}", "facts.json", endpoint=hub.url, cache_dir=tmp_path / "cache")
+    (cell,) = json.loads(Path(path).read_text())["cells"]
+    (host,) = cell["hosts"]
+    assert host["parity"]["sha256"] == host["speed"]["sha256"] == cell["file"]["sha256"]
+    assert [gate["name"] for gate in host["gates"]] == [gate["name"] for gate in cell["gates"]]
+    # What is published was measured there: the same version again measures nothing.
+    known = world.flow.run()
+    assert_green(known)
+    assert {one.steps["Validate, bench"] for _, one in known.jobs["measure"]} == {"skipped"}
+
+
 def kill_promotions(job: str, matrix: Mapping[str, Any], step: str, process: subprocess.Popen[str]) -> bool:
     return job == "promote" and step == "Promote"
 

@@ -161,3 +161,12 @@ def test_a_lost_answer_makes_no_second_collection(hub: LocalHub, client: Client,
 
     assert len(list(HfApi(endpoint=hub.url, token=hub.token).list_collections(owner=hub.user))) == 1
     assert len(held(hub, client)) == 2
+
+
+def test_a_token_for_one_repo_leaves_it_to_a_person(hub: LocalHub, client: Client, project: Project) -> None:
+    release(hub, client, project, "alpha", "beta")
+    one = Client(hub.url, hub.add_token(hub.user, repos=["local/alpha-pte"]), retry=Retry(attempts=1))
+    told = Notes()
+    collected(Destination(one, hub.user), project.cards, VERSION, told)
+    assert told.notes == ["this token is for single repos: 'hubpub collection --version v1.0.0' collects them"]
+    assert held(hub, client) == []
