@@ -55,3 +55,10 @@ def test_the_versions_are_those_that_were_looked_up(page: str) -> None:
     assert "executorch-android:1.4.1" in page
     assert "`swiftpm-1.4.1`" in page
     assert "--branch v1.4.1 " in page
+
+
+def test_every_block_is_on_the_list_of_how_it_is_checked(page: str) -> None:
+    """A block that is added or goes is an entry of docs/code-on-cards.md, which says how it is checked."""
+    found = re.findall(r"(?ms)^(?:```)(\w+)\n.*?^```$", page)
+    counted = {language: found.count(language) for language in dict.fromkeys(found) if language != "text"}
+    assert counted == {"sh": 9, "python": 4, "kotlin": 1, "swift": 1, "ts": 1, "cmake": 1, "cpp": 2}
