@@ -65,9 +65,10 @@ def report(found: Report) -> RenderableType:
     for step in found.steps:
         made.add_row(*_cell(found, step))
     lines: list[RenderableType] = [made, Text()]
-    if any(facts.source.scale_model for facts in found.facts.values()):
+    real = [facts for facts in found.facts.values() if not facts.source.scale_model]
+    if len(real) < len(found.facts):
         lines.append(Text("Rehearsal: every figure is of a scale model, none of a real one.", style="yellow"))
-    busy = [facts.cell for facts in found.facts.values() if not facts.speed.representative]
+    busy = [facts.cell for facts in real if not facts.speed.representative]
     if busy:
         lines.append(Text(f"The machine was busy while it timed {len(busy)} cells: their speed says little.", "yellow"))
     lines += [Text(failure.message, style="red") for failure in found.failures.values()]

@@ -191,7 +191,9 @@ def _parity(checkpoint: Checkpoint, job: Job, exported: Exported, progress: Prog
 
 
 def _bench(job: Job, context: Context, progress: Progress) -> Speed:
-
     progress("bench", 0.0)
-    tokenizer = job.checkpoint / "tokenizer.json"
-    return speed(job.pte, context.exported, tokenizer if job.recipe.layout == "cache" else None)
+    tokenizer = job.checkpoint / "tokenizer.json" if job.recipe.layout == "cache" else None
+    if not job.scale_model:
+        return speed(job.pte, context.exported, tokenizer)
+    found = speed(job.pte, context.exported, tokenizer, runs=1)
+    return found.model_copy(update={"representative": False, "reason": "a scale model, timed beside other work"})

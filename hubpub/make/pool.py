@@ -14,7 +14,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -35,36 +35,60 @@ class Done(Generic[T]):
     error: HubpubError | None
 
 
-def run_all(
-    tasks: Sequence[tuple[str, Callable[..., T], tuple[Any, ...]]], jobs: int, report: Report
-) -> Iterator[Done[T]]:
+Task = tuple[str, Callable[..., T], tuple[Any, ...]]
+
+
+def run_all(tasks: Sequence[Task[T]], jobs: int, report: Report) -> Iterator[Done[T]]:
     """Run (name, function, arguments) in `jobs` processes and yield each result as it is done.
 
-    Every function is called with `progress(stage, fraction)` as its last argument; `report` gets (name, stage,
-    fraction). Stopping the iteration, or Ctrl-C, ends the workers.
+    See `Workers` for how functions are called. Stopping the iteration, or Ctrl-C, ends the workers.
     """
-    context = multiprocessing.get_context("spawn")
-    events: Any = context.Queue()
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start, initargs=(events,))
-    listener = threading.Thread(target=_listen, args=(events, report), daemon=True)
-    listener.start()
-    futures: dict[Future[Any], str] = {}
-    try:
-        # Workers are started as tasks come, and read their environment then.
-        with _environment(threads):
-            futures = {pool.submit(_call, name, function, arguments): name for name, function, arguments in tasks}
-        for future in as_completed(futures):
-            yield _result(futures[future], future)
-    finally:
-        workers = list((pool._processes or {}).values())
-        unfinished = any(not future.done() for future in futures)
-        pool.shutdown(wait=not unfinished, cancel_futures=True)
+    with Workers(jobs, report) as workers:
+        for name, function, arguments in tasks:
+            workers.submit(name, function, arguments)
+        yield from workers.finished()
+
+
+class Workers:
+    """`jobs` processes that take one task after the other; leaving the context ends them.
+
+    Every function is called with `progress(stage, fraction)` as its last argument; `report` gets (name, stage,
+    fraction).
+    """
+
+    def __init__(self, jobs: int, report: Report) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._events: Any = context.Queue()
+        self._threads = max(1, (os.cpu_count() or 1) // jobs)
+        self._pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start, initargs=(self._events,))
+        self._listener = threading.Thread(target=_listen, args=(self._events, report), daemon=True)
+        self._pending: dict[Future[Any], str] = {}
+
+    def __enter__(self) -> Workers:
+        self._listener.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        workers = list((self._pool._processes or {}).values())
+        unfinished = any(not future.done() for future in self._pending)
+        self._pool.shutdown(wait=not unfinished, cancel_futures=True)
         if unfinished:
             for worker in workers:
                 worker.terminate()
-        events.put(None)
-        listener.join(timeout=5)
+        self._events.put(None)
+        self._listener.join(timeout=5)
+
+    def submit(self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        """Have `function` called when a process is free."""
+        # Workers are started as tasks come, and read their environment then.
+        with _environment(self._threads):
+            self._pending[self._pool.submit(_call, name, function, arguments)] = name
+
+    def finished(self) -> Iterator[Done[Any]]:
+        """Each result as it is done, those of tasks that are submitted meanwhile too, until nothing is left to do."""
+        while self._pending:
+            for future in wait(self._pending, return_when=FIRST_COMPLETED).done:
+                yield _result(self._pending.pop(future), future)
 
 
 @contextlib.contextmanager

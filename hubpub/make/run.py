@@ -1,13 +1,13 @@
 """From a plan to measured cells: sources, processes, and what was made before.
 
 Cells are exported and compared with their references side by side, as many as the machine holds; their speed is taken
-one after the other. A cell that was interrupted goes on where it stopped.
+one after the other, but for scale models. A cell that was interrupted goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from hubpub.hub.sources import download_source
 from hubpub.machine import processes_that_fit
 from hubpub.make import cell as one_cell
 from hubpub.make.cell import Job
-from hubpub.make.pool import run_all
+from hubpub.make.pool import Done, Workers, run_all
 from hubpub.matrix import Cell
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.scale import build, slice_of
@@ -61,8 +61,11 @@ def make(steps: Sequence[Step], workspace: Workspace, display: Display, *, jobs:
                 facts[step.cell.id] = known
             else:
                 todo.append(step)
-        if todo:
-            _make(todo, workspace, display, jobs, facts, failures)
+        for done in _make(todo, workspace, display, jobs) if todo else ():
+            if done.error is not None:
+                failures[done.name] = done.error
+            elif done.value is not None:
+                facts[done.name] = done.value
     for name, found in facts.items():
         if (error := missed_gates(found)) is not None:
             failures[name] = error
@@ -79,42 +82,62 @@ def _finished(step: Step) -> CellFacts | None:
     return known if known is not None and known.measured_as_now else None
 
 
-def _make(
-    todo: Sequence[Step],
-    workspace: Workspace,
-    display: Display,
-    jobs: int | None,
-    facts: dict[str, CellFacts],
-    failures: dict[str, HubpubError],
-) -> None:
-    sources = _sources(todo, workspace, display, jobs)
-    for folder in sources.values():
-        refuse_links(folder)
-    if not workspace.rehearsal:
-        _check_disk(todo, workspace.root)
-    ordered = []
-    for step in _longest_first(todo):
+def _make(todo: Sequence[Step], workspace: Workspace, display: Display, jobs: int | None) -> Iterator[Done[CellFacts]]:
+    """The facts of each cell of `todo`, or the error that ended it, as they are done."""
+    for step in todo:
         if step.forced:
             _forget(step)
-        remember(step)
-        ordered.append(_job(step, sources[step.cell.variant.name], workspace))
-    made = []
-    builds = [(job.cell, one_cell.build, (job,)) for job in ordered]
+    making = _of_scale_models if workspace.rehearsal else _of_sources
+    for done in making(todo, workspace, display, jobs):
+        if done.error is not None:
+            display.finish(done.name, f"failed: {done.error.message}")
+        elif done.value is not None:
+            display.finish(done.name, "done" if done.value.passed else "gate failed")
+        yield done
+
+
+def _of_scale_models(
+    todo: Sequence[Step], workspace: Workspace, display: Display, jobs: int | None
+) -> Iterator[Done[CellFacts]]:
+    """Each cell as soon as its scale model is there, timed beside the others: its speed says nothing."""
+    waiting: dict[str, list[Step]] = {}
+    for step in _longest_first(todo):
+        waiting.setdefault(step.cell.variant.name, []).append(step)
+    # A base variant waits for the training of its tuned sibling: that one first.
+    variants = sorted((steps[0].cell.variant for steps in waiting.values()), key=lambda variant: not variant.chat)
+    tasks = max(len(variants), len(todo))
+    with Workers(min(tasks, jobs or processes_that_fit(tasks, PROCESS_BYTES)), display.update) as workers:
+        for variant in variants:
+            workers.submit(variant.name, _build_scale, (variant, workspace.scale_models))
+        for done in workers.finished():
+            if done.name not in waiting:
+                yield done
+                continue
+            if done.error or done.value is None:
+                raise done.error or HubpubError(f"{done.name}: no scale model was made")
+            display.finish(done.name, "scale model ready")
+            for step in waiting[done.name]:
+                workers.submit(step.cell.id, one_cell.make, (_job(step, done.value, workspace),))
+
+
+def _of_sources(
+    todo: Sequence[Step], workspace: Workspace, display: Display, jobs: int | None
+) -> Iterator[Done[CellFacts]]:
+    """Cells of downloaded checkpoints: exported and compared side by side, and then timed one after the other."""
+    sources = {}
+    for variant in {step.cell.variant.name: step.cell.variant for step in todo}.values():
+        display.note(f"{variant.name}: fetching {variant.source}@{str(variant.revision)[:12]}")
+        sources[variant.name] = download_source(variant.source, revision=variant.revision)
+    _check_disk(todo, workspace.root)
+    made = [_job(step, sources[step.cell.variant.name], workspace) for step in _longest_first(todo)]
+    failed = set()
+    builds = [(job.cell, one_cell.build, (job,)) for job in made]
     for built in run_all(builds, _processes(len(todo), sources, jobs), display.update):
         if built.error is not None:
-            failures[built.name] = built.error
-            display.finish(built.name, f"failed: {built.error.message}")
-        else:
-            made.append(built.name)
+            failed.add(built.name)
+            yield Done(built.name, None, built.error)
     # Speed is taken one cell after the other, when nothing else of ours runs, and on all cores.
-    rest = [(job.cell, one_cell.make, (job,)) for job in ordered if job.cell in made]
-    for done in run_all(rest, 1, display.update):
-        if done.value is not None:
-            facts[done.name] = done.value
-            display.finish(done.name, "done" if done.value.passed else "gate failed")
-        elif done.error is not None:
-            failures[done.name] = done.error
-            display.finish(done.name, f"failed: {done.error.message}")
+    yield from run_all([(job.cell, one_cell.make, (job,)) for job in made if job.cell not in failed], 1, display.update)
 
 
 def export_from(
@@ -185,28 +208,6 @@ def _check_disk(todo: Sequence[Step], work: Path) -> None:
         )
 
 
-def _sources(todo: Sequence[Step], workspace: Workspace, display: Display, jobs: int | None) -> dict[str, Path]:
-    """The checkpoint folder of every variant: a scale model in a rehearsal, else a download."""
-    variants = {step.cell.variant.name: step.cell.variant for step in todo}
-    if not workspace.rehearsal:
-        found = {}
-        for name, variant in variants.items():
-            display.note(f"{name}: fetching {variant.source}@{str(variant.revision)[:12]}")
-            found[name] = download_source(variant.source, revision=variant.revision)
-        return found
-    # A base variant waits for the training of its tuned sibling: that one first.
-    ordered = sorted(variants.values(), key=lambda variant: not variant.chat)
-    tasks = [(variant.name, _build_scale, (variant, workspace.scale_models)) for variant in ordered]
-    found = {}
-    processes = min(len(tasks), jobs or processes_that_fit(len(tasks), PROCESS_BYTES))
-    for done in run_all(tasks, processes, display.update):
-        if done.error or done.value is None:
-            raise done.error or HubpubError(f"{done.name}: no scale model was made")
-        found[done.name] = done.value
-        display.finish(done.name, "scale model ready")
-    return found
-
-
 def _build_scale(variant: Variant, cache: Path, progress: Progress) -> Path:
     """One scale model, in a worker process."""
 
@@ -230,6 +231,9 @@ def _longest_first(todo: Sequence[Step]) -> list[Step]:
 
 
 def _job(step: Step, source: Path, workspace: Workspace) -> Job:
+    """What a worker needs to make the cell of `step` from `source`; what its fingerprint is made of is noted down."""
+    refuse_links(source)
+    remember(step)
     cell = step.cell
     return Job(
         cell=cell.id,

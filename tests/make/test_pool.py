@@ -8,7 +8,7 @@ from typing import Any
 
 from hubpub.errors import ExportError
 from hubpub.machine import export_environment
-from hubpub.make.pool import run_all
+from hubpub.make.pool import Workers, run_all
 
 
 def environment(names: tuple[str, ...], progress: Any) -> dict[str, Any]:
@@ -58,3 +58,16 @@ def test_errors_come_back_as_what_they_are() -> None:
 def test_a_process_that_vanishes_is_an_error_of_its_task() -> None:
     (done,) = run_all([("gone", vanish, ())], 1, lambda *event: None)
     assert done.error is not None and done.error.hint == "is there enough memory?"
+
+
+def test_what_is_submitted_meanwhile_runs_in_the_same_processes() -> None:
+    order = []
+    with Workers(1, lambda *event: None) as workers:
+        workers.submit("one", environment, ((),))
+        workers.submit("two", environment, ((),))
+        for done in workers.finished():
+            order.append((done.name, (done.value or {})["pid"]))
+            if done.name == "one":
+                workers.submit("three", environment, ((),))
+    assert [name for name, _ in order] == ["one", "two", "three"]
+    assert len({process for _, process in order}) == 1
