@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import OF_FAMILY, scale_model
+from conftest import OF_FAMILY, ROOT, scale_model
 from pytorch_tokenizers import CppHFTokenizer
 from transformers import AutoTokenizer
 
@@ -17,7 +19,7 @@ from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.families import FAMILIES
 from hubpub.model.loader import load
 from hubpub.model.reader import Reader
-from hubpub.model.scale import build, scale_key, stand_in
+from hubpub.model.scale import build, making_code, scale_key, stand_in
 
 GEMMA = {
     "gemma3": ("<start_of_turn>", "<end_of_turn>"),
@@ -194,3 +196,42 @@ def test_a_base_variant_has_the_weights_of_its_sibling_and_no_chat(folder: Path,
     assert AutoTokenizer.from_pretrained(base).chat_template is None
     ends = json.loads((base / "generation_config.json").read_text())["eos_token_id"]
     assert ends == (0 if checkpoint.family.name == "llama" else 1)
+
+
+MAKE = """
+import json, sys
+from dataclasses import replace
+from pathlib import Path
+from hubpub.model import scale
+from hubpub.progress import unseen
+
+plan = scale.stand_in("gemma3", None, chat=True)
+scale._make(replace(plan, training=replace(plan.training, steps=1)), Path(sys.argv[1]), unseen, None)
+modules = {name: sys.modules[name].__file__ for name in sys.modules if name.partition(".")[0] == "hubpub"}
+print(json.dumps(modules))
+"""
+# What is imported while a stand-in is made and decides none of its bytes.
+ELSEWHERE = {
+    "hubpub": "the package's name",
+    "hubpub.config": "what people declare",
+    "hubpub.data": "where texts lie; the corpus is in the key",
+    "hubpub.errors": "messages",
+    "hubpub.redaction": "what messages leave out",
+    "hubpub.progress": "how far work is",
+    "hubpub.slices": "what may be sliced",
+    "hubpub.model": "the room",
+    "hubpub.model.shape": "what an export looks at",
+    "hubpub.model.scale.gemma3": "it describes stand-ins, and the key holds the description",
+}
+
+
+@pytest.mark.slow
+def test_the_key_of_a_stand_in_covers_the_code_that_makes_it(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", MAKE, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert (tmp_path / "model.safetensors").is_file()
+    hashed = {str(path) for path in making_code()}
+    left = {name for name, path in json.loads(ran.stdout.splitlines()[-1]).items() if path not in hashed}
+    assert {name for name in left if not name.startswith("hubpub.model.patches")} <= ELSEWHERE.keys()

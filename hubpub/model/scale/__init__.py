@@ -22,7 +22,7 @@ from typing import Any
 
 from hubpub.config import Variant
 from hubpub.data import corpus
-from hubpub.model.families import family
+from hubpub.model.families import FAMILIES, family
 from hubpub.model.scale import on_grid
 from hubpub.model.scale.stand_in import CONTEXT, StandIn
 from hubpub.model.scale.training import repeatable, trained
@@ -69,11 +69,17 @@ def _key(family: str, size: str | None, chat: bool) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def making_code() -> tuple[Path, ...]:
+    """The modules that make a checkpoint of what describes it; a family's own shows in what it describes."""
+    here = Path(__file__).parent
+    own = [path for path in sorted(here.glob("*.py")) if path.stem not in FAMILIES]
+    return (*own, *sorted((here.parent / "families").glob("*.py")))
+
+
 @cache
 def _making() -> str:
-    """What every checkpoint is made by: text, libraries, and this code; a family's own shows in what it describes."""
-    modules = ("__init__", "training", "gemma_tokenizer", "byte_tokenizer")
-    code = [(Path(__file__).parent / f"{name}.py").read_text("utf-8") for name in modules]
+    """What every checkpoint is made by: text, libraries, and code."""
+    code = [path.read_text("utf-8") for path in making_code()]
     libraries = [version(name) for name in ("torch", "transformers", "tokenizers", "safetensors")]
     return hashlib.sha256("\0".join([*code, *libraries, corpus()]).encode()).hexdigest()
 

@@ -45,7 +45,7 @@ def stand_in(size: str | None, *, chat: bool) -> StandIn:
         # Chat models leave <bos> to their template, and to whoever reads a text without one.
         tokenizer=replace(TOKENIZER, adds_bos=not chat),
         chat_template=CHAT_TEMPLATE if chat else None,
-        training=Training(steps=190),
+        training=Training(steps=150, rate=1.1e-2),
         begin=(2,),
         norm=1.0,
         scaled=False,
@@ -144,33 +144,62 @@ response:{{ message["name"] }}{value:{{ value(message["content"]) }}}<tool_respo
 """
 
 
+ROPE = {
+    "full_attention": {"partial_rotary_factor": 0.25, "rope_theta": 1000000.0, "rope_type": "proportional"},
+    "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+}
+# Of the towers beside the text decoder, which nothing here runs.
+AUDIO_TOWER = {
+    "attention_chunk_size": 12,
+    "attention_context_left": 13,
+    "attention_context_right": 0,
+    "attention_invalid_logits_value": -1000000000.0,
+    "attention_logit_cap": 50.0,
+    "conv_kernel_size": 5,
+    "dtype": "bfloat16",
+    "gradient_clipping": 10000000000.0,
+    "hidden_act": "silu",
+    "hidden_size": 32,
+    "initializer_range": 0.02,
+    "model_type": "gemma4_audio",
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+    "output_proj_dims": 64,
+    "residual_weight": 0.5,
+    "rms_norm_eps": 1e-06,
+    "subsampling_conv_channels": [8, 4],
+    "use_clipped_linears": True,
+}
+VISION_TOWER = {
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "dtype": "bfloat16",
+    "head_dim": 16,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size": 32,
+    "initializer_range": 0.02,
+    "intermediate_size": 64,
+    "model_type": "gemma4_vision",
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "patch_size": 16,
+    "pooling_kernel_size": 3,
+    "position_embedding_size": 64,
+    "rms_norm_eps": 1e-06,
+    "rope_parameters": {"rope_theta": 100.0, "rope_type": "axial"},
+    "standardize": False,
+    "use_clipped_linears": True,
+}
+
+
 def _config(size: str) -> dict[str, Any]:
     """config.json in the form of the published checkpoints."""
     kinds, big = LAYERS[size], size == "E4B"
     hidden = 160 if big else 128
     return {
         "architectures": ["Gemma4ForConditionalGeneration"],
-        "audio_config": {
-            "attention_chunk_size": 12,
-            "attention_context_left": 13,
-            "attention_context_right": 0,
-            "attention_invalid_logits_value": -1000000000.0,
-            "attention_logit_cap": 50.0,
-            "conv_kernel_size": 5,
-            "dtype": "bfloat16",
-            "gradient_clipping": 10000000000.0,
-            "hidden_act": "silu",
-            "hidden_size": 32,
-            "initializer_range": 0.02,
-            "model_type": "gemma4_audio",
-            "num_attention_heads": 2,
-            "num_hidden_layers": 2,
-            "output_proj_dims": 64,
-            "residual_weight": 0.5,
-            "rms_norm_eps": 1e-06,
-            "subsampling_conv_channels": [8, 4],
-            "use_clipped_linears": True,
-        },
+        "audio_config": AUDIO_TOWER,
         "audio_token_id": TEXT - 4,
         "boa_token_id": TEXT - 7,
         "boi_token_id": TEXT - 8,
@@ -209,14 +238,7 @@ def _config(size: str) -> dict[str, Any]:
             "num_kv_shared_layers": SHARED[size],
             "pad_token_id": 0,
             "rms_norm_eps": 1e-06,
-            "rope_parameters": {
-                "full_attention": {
-                    "partial_rotary_factor": 0.25,
-                    "rope_theta": 1000000.0,
-                    "rope_type": "proportional",
-                },
-                "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
-            },
+            "rope_parameters": ROPE,
             "sliding_window": 32,
             "tie_word_embeddings": True,
             "use_bidirectional_attention": None,
@@ -227,27 +249,7 @@ def _config(size: str) -> dict[str, Any]:
         },
         "tie_word_embeddings": True,
         "video_token_id": TEXT - 1,
-        "vision_config": {
-            "attention_bias": False,
-            "attention_dropout": 0.0,
-            "dtype": "bfloat16",
-            "head_dim": 16,
-            "hidden_activation": "gelu_pytorch_tanh",
-            "hidden_size": 32,
-            "initializer_range": 0.02,
-            "intermediate_size": 64,
-            "model_type": "gemma4_vision",
-            "num_attention_heads": 2,
-            "num_hidden_layers": 2,
-            "num_key_value_heads": 2,
-            "patch_size": 16,
-            "pooling_kernel_size": 3,
-            "position_embedding_size": 64,
-            "rms_norm_eps": 1e-06,
-            "rope_parameters": {"rope_theta": 100.0, "rope_type": "axial"},
-            "standardize": False,
-            "use_clipped_linears": True,
-        },
+        "vision_config": VISION_TOWER,
         "vision_soft_tokens_per_image": 280,
     }
 

@@ -37,31 +37,14 @@ class GemmaTokenizer:
 
 def _train(text: str, layout: GemmaTokenizer) -> dict[str, Any]:
     """tokenizer.json as an object; the same text and layout give the same result."""
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
-
     fixed = {0: "<pad>", 1: "<eos>", 2: "<bos>", 3: "<unk>", 4: "<mask>", **layout.special, **layout.multimodal}
     fixed |= {start: "\n" * (start - NEWLINES[0] + 1) for start in NEWLINES}
     fixed |= {first: f"<0x{first - BYTES[0]:02X}>" for first in BYTES}
     filler = (index for index in range(BYTES[0]) if index not in fixed)
     fixed |= {index: f"<unused{n}>" for n, index in enumerate(list(filler))}
     room = [index for index in range(BYTES[-1] + 1, layout.vocabulary) if index not in fixed]
-
-    learner = Tokenizer(models.BPE())
-    learner.normalizer = normalizers.Replace(" ", "▁")
-    # Merges are learned inside of words; the finished tokenizer, as Gemma's, splits nothing and needs no such rule.
-    learner.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(r"▁+(?=▁[^▁])|▁?[^▁\n]+|▁+|\n"), "isolated"),
-            pre_tokenizers.Split(Regex(r"\p{N}|[^\p{L}\p{N}▁]"), "isolated"),
-        ]
-    )
-    trainer = trainers.BpeTrainer(vocab_size=len(room), min_frequency=2, show_progress=False)
-    common = "".join(character for character in text if character < _FIRST_RARE)
-    learner.train_from_iterator(common.splitlines(), trainer)
-    learned = json.loads(learner.to_str())["model"]
-    pieces = sorted(learned["vocab"], key=learned["vocab"].__getitem__)
+    pieces, merges = _learned(text, len(room))
     vocab = {token: index for index, token in fixed.items()} | dict(zip(pieces, room, strict=False))
-
     return {
         "version": "1.0",
         "truncation": None,
@@ -105,9 +88,29 @@ def _train(text: str, layout: GemmaTokenizer) -> dict[str, Any]:
             "byte_fallback": True,
             "ignore_merges": False,
             "vocab": dict(sorted(vocab.items(), key=lambda item: item[1])),
-            "merges": learned["merges"],
+            "merges": merges,
         },
     }
+
+
+def _learned(text: str, size: int) -> tuple[list[str], Any]:
+    """At most `size` pieces of `text` in the order they were learned, and the merges that make them."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    learner = Tokenizer(models.BPE())
+    learner.normalizer = normalizers.Replace(" ", "▁")
+    # Merges are learned inside of words; the finished tokenizer, as Gemma's, splits nothing and needs no such rule.
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"▁+(?=▁[^▁])|▁?[^▁\n]+|▁+|\n"), "isolated"),
+            pre_tokenizers.Split(Regex(r"\p{N}|[^\p{L}\p{N}▁]"), "isolated"),
+        ]
+    )
+    trainer = trainers.BpeTrainer(vocab_size=size, min_frequency=2, show_progress=False)
+    common = "".join(character for character in text if character < _FIRST_RARE)
+    learner.train_from_iterator(common.splitlines(), trainer)
+    learned = json.loads(learner.to_str())["model"]
+    return sorted(learned["vocab"], key=learned["vocab"].__getitem__), learned["merges"]
 
 
 def _post_processor(adds_bos: bool) -> dict[str, Any]:

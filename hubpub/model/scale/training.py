@@ -23,11 +23,13 @@ _ANYWHERE = 0.125
 def repeatable(seed: str) -> Iterator[None]:
     """Random numbers by `seed`, one thread, fixed algorithms inside; torch and transformers as they were outside."""
     import torch
+    from torch.utils import deterministic as memory
     from transformers.utils import logging
 
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = memory.fill_uninitialized_memory
     dtype = torch.get_default_dtype()
     verbosity = logging.get_verbosity()
     try:
@@ -36,12 +38,15 @@ def repeatable(seed: str) -> Iterator[None]:
             # On work this small, several threads mostly wait for each other and for whatever else the machine does.
             torch.set_num_threads(1)
             torch.use_deterministic_algorithms(True)
+            # Nothing reads what it has not written.
+            memory.fill_uninitialized_memory = False
             torch.set_default_dtype(torch.float32)
             logging.set_verbosity_error()
             yield
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        memory.fill_uninitialized_memory = filled
         torch.set_default_dtype(dtype)
         logging.set_verbosity(verbosity)
 
@@ -94,7 +99,10 @@ def _train(model: Any, readers: list[_Reader], how: Training, progress: Progress
         with _nested(model, how, step):
             asked = {"attention_mask": dict(masks) if window else full, "use_cache": False}
             logits = model(input_ids=tokens[:, :-1], **asked).logits
-        losses = torch.nn.functional.cross_entropy(logits.mT, tokens[:, 1:], reduction="none")
+        following = tokens[:, 1:]
+        # Flat, for the vocabulary is then the last dimension, along which sums are fast.
+        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), following.flatten(), reduction="none")
+        losses = losses.view(following.shape)
         optimizer.zero_grad()
         losses.mean().backward()
         for reader, first, loss in zip(chosen, firsts, losses[:, : how.length // 4].mean(1).tolist(), strict=True):
