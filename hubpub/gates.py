@@ -15,7 +15,20 @@ from typing import Literal
 
 from hubpub.config import Card, Gates, locate
 from hubpub.errors import ConfigError, GateError
-from hubpub.facts import Accepted, CardFacts, CellFacts, Gate, Logits, Memory, OtherHost, Parity, Program, rounded
+from hubpub.facts import (
+    Accepted,
+    CardFacts,
+    CellFacts,
+    Gate,
+    Logits,
+    Memory,
+    OtherHost,
+    Parity,
+    Program,
+    RunnerCheck,
+    TokenizerCheck,
+    rounded,
+)
 from hubpub.matrix import Cell
 
 Verdict = Literal["better", "worse", "same", "changed", "not comparable"]
@@ -82,25 +95,35 @@ def evaluate_gates(
         same = program.eos_ids is not None and set(program.eos_ids) == set(parity.stop_tokens)
         gates.append(_gate("eos_ids", "min", 1.0, float(same)))
     if parity.tokenizer is not None:
-        fits = parity.tokenizer
-        counted = runner is None or runner.prompt_tokens == runner.prompt_tokens_original
-        good = fits.round_trips == 1 and fits.largest_id < vocabulary and counted
-        gates.append(_gate("tokenizer_fits", "min", 1.0, float(good)))
-        if fits.chat_template is not None:
-            gates.append(_gate("chat_template_fits", "min", 1.0, float(fits.chat_template)))
+        gates += _tokenizer_gates(parity.tokenizer, runner, vocabulary)
     if runner is not None:
         gates.append(_gate("llm_runner_matches", "min", 1.0, float(runner.matches_decode_loop)))
     if limits.logit_error_max is not None:
         gates.append(_gate("logit_error_max", "max", limits.logit_error_max, logits.error_max))
     if memory is not None and parameters and limits.anonymous_per_weight_max is not None:
-        # Beyond the arena, which the file asks for and which holds the KV cache: copies of weights.
-        # Nor does the tokenizer count: of a large vocabulary it takes hundreds of megabytes.
-        known = max((one.planned_bytes for one in program.methods), default=0)
-        known += memory.beside.anonymous if memory.beside else 0
-        copies = max(0, memory.generated.anonymous - known)
         limit = limits.anonymous_per_weight_max + BESIDE / parameters
-        gates.append(_gate("anonymous_per_weight", "max", rounded(limit), rounded(copies / parameters)))
+        copied = _copied(program, memory) / parameters
+        gates.append(_gate("anonymous_per_weight", "max", rounded(limit), rounded(copied)))
     return tuple(gates)
+
+
+def _tokenizer_gates(fits: TokenizerCheck, runner: RunnerCheck | None, vocabulary: int) -> list[Gate]:
+    counted = runner is None or runner.prompt_tokens == runner.prompt_tokens_original
+    good = fits.round_trips == 1 and fits.largest_id < vocabulary and counted
+    gates = [_gate("tokenizer_fits", "min", 1.0, float(good))]
+    if fits.chat_template is not None:
+        gates.append(_gate("chat_template_fits", "min", 1.0, float(fits.chat_template)))
+    return gates
+
+
+def _copied(program: Program, memory: Memory) -> int:
+    """Bytes of anonymous memory beyond the arena, which the file asks for and which holds the KV cache.
+
+    Nor does the tokenizer count: of a large vocabulary it takes hundreds of megabytes.
+    """
+    known = max((one.planned_bytes for one in program.methods), default=0)
+    known += memory.beside.anonymous if memory.beside else 0
+    return max(0, memory.generated.anonymous - known)
 
 
 def _quality_limits(limits: Gates, logits: Logits) -> tuple[float, float]:

@@ -99,6 +99,13 @@ def choice(cells: Sequence[CellFacts], recommended: str, theme: Theme) -> str:
         if index % every == 0 and tick != ticks[-1]:
             parts.append(_text(x(tick), HEIGHT - _BOTTOM + 20, _round_size(tick), theme.soft, 13, "middle"))
     parts += _labels(points, recommended, theme)
+    parts += _marks(points, recommended, theme)
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _marks(points: Sequence[_Point], recommended: str, theme: Theme) -> list[str]:
+    """The points, small ones over large ones; the recommended one in a ring."""
+    parts = []
     for point in sorted(points, key=lambda one: -one.radius):
         mine = point.cell.recipe == recommended
         colour = theme.accent if mine else theme.point
@@ -110,7 +117,7 @@ def choice(cells: Sequence[CellFacts], recommended: str, theme: Theme) -> str:
         parts.append(
             f'<circle {centre} r="{point.radius:.1f}" fill="{colour}" stroke="{theme.ground}" stroke-width="1.5"/>'
         )
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    return parts
 
 
 def described(cells: Sequence[CellFacts]) -> str:
