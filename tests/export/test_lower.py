@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from executorch.exir import EdgeCompileConfig, to_edge
 
 from hubpub.config import Scheme
 from hubpub.export import lower
@@ -28,6 +27,9 @@ class Mixed(torch.nn.Module):
 @pytest.mark.slow
 @pytest.mark.parametrize("stacked", [True, False])
 def test_one_retrace_gives_the_same_bytes(stacked: bool) -> None:
+    # Not at the top: every process would import it, to find tests, for seconds.
+    from executorch.exir import EdgeCompileConfig, to_edge
+
     dynamic: tuple[dict[int, object], ...] = ({0: torch.export.Dim("S", min=2, max=64)}, {})
     made = []
     for patches in ([edge_passes.PATCH] if stacked else [], []):
@@ -41,6 +43,7 @@ def test_one_retrace_gives_the_same_bytes(stacked: bool) -> None:
 
 
 def test_the_passes_are_as_they_were_afterwards() -> None:
+    from executorch.exir import EdgeCompileConfig
     from executorch.exir.program import _program
 
     before = _program._get_aten_to_edge_passes

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from executorch.exir import to_edge
 
 from hubpub.errors import ToolchainError
 from hubpub.export.write import stored, write
@@ -34,6 +33,8 @@ class Table(torch.nn.Module):
 @pytest.fixture(scope="module")
 def programs() -> tuple[Any, Any, Table]:
     """The same program emitted with and without streaming."""
+    from executorch.exir import to_edge
+
     table = Table()
     edge = [to_edge(torch.export.export(table, (torch.ones(1, 128),))) for _ in range(2)]
     with applied([PATCH]):
