@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import re
@@ -53,6 +55,22 @@ def hubpub(*arguments: str, work: Path, cwd: Path = ROOT, timeout: float = 1800,
     return Ran(done.returncode, done.stdout, done.stderr)
 
 
+class Silent:
+    """A display that keeps the notes it is given."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.finished: dict[str, str] = {}
+
+    def update(self, name: str, stage: str, fraction: float) -> None: ...
+
+    def finish(self, name: str, outcome: str) -> None:
+        self.finished[name] = outcome
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
 def bounded(script: str, *paths: Path, memory: int) -> list[str]:
     """The words that `script` prints, given `memory` and `paths` as arguments, in a minute of the processor."""
     ran = subprocess.run(
@@ -67,15 +85,67 @@ def bounded(script: str, *paths: Path, memory: int) -> list[str]:
     return ran.stdout.split()
 
 
+# What a work folder may have of an earlier run: each named by a fingerprint of all that it is made of. Never a Hub, for
+# what is released is compared with what was.
+KEPT = ("scale", "cells", "references")
+# What decides the figures in a cell's facts, and is not in its fingerprint.
+MEASURING_CODE = ("measure", "make/cell.py", "facts.py", "gates.py")
+
+
+def kept_work(root: Path, kept: Path) -> Path:
+    """A work folder at `root` with no Hub and no receipts; its scale models and cells are those in `kept`."""
+    root.mkdir(parents=True, exist_ok=True)
+    for name in KEPT:
+        (kept / name).mkdir(parents=True, exist_ok=True)
+        # Each process of pytest-xdist does this.
+        with contextlib.suppress(FileExistsError):
+            (root / name).symlink_to((kept / name).resolve(), target_is_directory=True)
+    return root
+
+
+def forget_measured(kept: Path) -> None:
+    """Delete what was measured in `kept` by other code than today's; exported programs stay."""
+    digest = hashlib.sha256()
+    for path in sorted(file for name in MEASURING_CODE for file in _modules(ROOT / "hubpub" / name)):
+        digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    mark = kept / "measured-by"
+    if mark.exists() and mark.read_text() == digest.hexdigest():
+        return
+    for name in ("parity.json", "speed.json", "facts.json"):
+        for path in kept.glob(f"**/cells/*/*/*/*/{name}"):
+            path.unlink()
+    kept.mkdir(parents=True, exist_ok=True)
+    mark.write_text(digest.hexdigest())
+
+
+def _modules(path: Path) -> list[Path]:
+    return [path] if path.is_file() else list(path.rglob("*.py"))
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Once for a run, and not in every process of pytest-xdist."""
+    if (given := os.environ.get("HUBPUB_TEST_WORK")) and not hasattr(session.config, "workerinput"):
+        forget_measured(Path(given))
+
+
 @pytest.fixture(scope="session")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The work folder of this test run. HUBPUB_TEST_WORK keeps it between runs while developing."""
-    given = os.environ.get("HUBPUB_TEST_WORK")
-    if given:
-        return Path(given)
-    # Each process of pytest-xdist has a folder of its own in that of the run, and what is made once is made for all.
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this test run: one for all processes of pytest-xdist, each of which has its own in it."""
     base = tmp_path_factory.getbasetemp()
-    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "work"
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def kept(run_folder: Path) -> Path:
+    """Where it lies what is made once: in HUBPUB_TEST_WORK, which stays for the next run, else in that of this one."""
+    given = os.environ.get("HUBPUB_TEST_WORK")
+    return Path(given).absolute() if given else run_folder / "kept"
+
+
+@pytest.fixture(scope="session")
+def work(run_folder: Path, kept: Path) -> Path:
+    """The work folder of this test run."""
+    return kept_work(run_folder / "work", kept)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-from conftest import ROOT
+from conftest import ROOT, forget_measured, kept_work
 
 # Imported where they are used, because each takes longer to load than a light command may take.
 HEAVY = {
@@ -135,3 +135,28 @@ def test_there_is_one_way_to_publish() -> None:
         )
     }
     assert commits == {"hubpub.hub.client", "hubpub.hub.tags"}
+
+
+def test_a_kept_folder_gives_a_run_cells_and_no_hub(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    first = kept_work(tmp_path / "first", kept)
+    (first / "cells" / "one").mkdir()
+    (first / "hub").mkdir()
+    (first / "releases").mkdir()
+    second = kept_work(tmp_path / "second", kept)
+    assert (second / "cells" / "one").is_dir()
+    assert {path.name for path in second.iterdir()} == {"cells", "references", "scale"}
+    assert {path.name for path in kept.iterdir()} == {"cells", "references", "scale"}
+
+
+def test_what_other_code_measured_is_measured_again_and_not_exported(tmp_path: Path) -> None:
+    cell = tmp_path / "cells" / "rehearsal" / "variant" / "recipe" / "0123456789ab"
+    cell.mkdir(parents=True)
+    names = {"export.json", "facts.json", "model.pte", "parity.json", "speed.json"}
+    for by, left in (("other code", {"export.json", "model.pte"}), (None, names)):
+        for name in names:
+            (cell / name).touch()
+        if by:
+            (tmp_path / "measured-by").write_text(by)
+        forget_measured(tmp_path)
+        assert {path.name for path in cell.iterdir()} == left

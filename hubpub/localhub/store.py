@@ -13,6 +13,7 @@ at any moment therefore leaves the state before or after a request, never one in
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 import time
@@ -225,7 +226,8 @@ def write_commit(
             if parent in files:
                 raise HttpError(400, f"'{parent}' cannot be a file and a folder")
             parent = parent.rpartition("/")[0]
-    seconds = int(time.time())
+    # As for other builds that are to be the same again: the same content then has the same commit id.
+    seconds = int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
     tree = gitobjects.tree_ids((path, entry.oid) for path, entry in files.items())[""]
     text = f"{title}\n\n{message}" if message else title
     oid = gitobjects.commit_id(tree, parents, author, seconds, text)

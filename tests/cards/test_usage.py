@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import hubpub, scale_model
+from conftest import Silent, kept_work, scale_model
 
 from cards.sample import cell as sample
 from hubpub.cards.render import render
@@ -23,8 +23,12 @@ from hubpub.config import Card, Project
 from hubpub.facts import CardFacts, CellFacts, Context, FileFact, dump
 from hubpub.hub.hashing import sha256sums
 from hubpub.localhub import LocalHub
+from hubpub.make.run import make
+from hubpub.matrix import cells, select
 from hubpub.measure.prompting import prompt_format
 from hubpub.model.checkpoint import TOKENIZER_FILES, digest
+from hubpub.plan import plan
+from hubpub.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 
@@ -55,16 +59,20 @@ class Published:
 
 
 @pytest.fixture(scope="module")
-def made(work: Path, scale_cache: Path) -> tuple[Path, Path]:
-    """A scale model's checkpoint and the folder of its files, for a KV cache and for a window."""
-    checkpoint = scale_model("gemma-3n-E2B-it", scale_cache)
-    out = work / "usage" / checkpoint.name
-    names = [f"gemma-3n-E2B-it-{recipe}.pte" for recipe in ("8da4w", "bf16-window")]
-    if not all((out / name).is_file() for name in names):
-        cells = ("gemma-3n-E2B-it/8da4w", "gemma-3n-E2B-it/bf16-window")
-        ran = hubpub("export", *cells, "--source", str(checkpoint), "--out", str(out), work=work)
-        assert ran.code == 0, ran.err[-2000:]
-    return checkpoint, out
+def made(
+    run_folder: Path, kept: Path, project: Project, scale_cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """A scale model's checkpoint and a folder of its programs, with a KV cache and over a window."""
+    # A work folder of its own waits for nobody, and has the cells of the others.
+    workspace = Workspace(project, kept_work(run_folder / "usage-work", kept), rehearsal=True)
+    steps = plan(
+        select(cells(project), [f"gemma-3n-E2B-it/{recipe}" for recipe in ("8da4w", "bf16-window")]), workspace
+    )
+    assert make(steps, workspace, Silent()).failures == {}
+    out = tmp_path_factory.mktemp("programs")
+    for step in steps:
+        (out / step.cell.file).symlink_to(step.pte)
+    return scale_model("gemma-3n-E2B-it", scale_cache), out
 
 
 @pytest.fixture(scope="module")

@@ -125,6 +125,14 @@ class Run:
 Killer = Callable[[str, Mapping[str, Any], str, "subprocess.Popen[str]"], bool]
 
 
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        # What is kept between test runs may lie on another disk.
+        shutil.copy2(source, target)
+
+
 class Workflow:
     """A workflow file, and the world around it: `variables`, the event, and where jobs find their work folder."""
 
@@ -209,7 +217,7 @@ class Workflow:
         space, work = home / "space", home / "work"
         space.mkdir(parents=True)
         # A machine of its own: files are shared by links, and every tool replaces files instead of writing into them.
-        shutil.copytree(self.work, work, copy_function=os.link, ignore=shutil.ignore_patterns("hub", "downloads"))
+        shutil.copytree(self.work, work, copy_function=_link, ignore=shutil.ignore_patterns("hub", "downloads"))
         permissions = job.get("permissions", {})
         machine = {
             "PATH": f"{self.tools}:{os.environ['PATH']}", "HOME": str(home), "HF_HOME": str(home / "hf"),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Ran, hubpub
+from conftest import ROOT, Ran, hubpub, kept_work
 from real_weights import REPO, smollm2
 
 from hubpub.localhub import LocalHub
@@ -20,13 +20,21 @@ QUESTION = "What is the capital of France? Answer in one sentence."
 
 
 @pytest.fixture(scope="module")
+def own_work(run_folder: Path, kept: Path) -> Path:
+    """A work folder beside that of the rehearsal, whose lock and Hub it has not to wait for."""
+    return kept_work(run_folder / "real-work", kept / "real-work")
+
+
+@pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalHub, str]]:
     """A Hub that holds the source model, and the commit it has there."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
     folder = smollm2()
     owner, _, _ = REPO.partition("/")
-    with LocalHub(tmp_path_factory.mktemp("source"), orgs=[owner]) as hub:
+    with LocalHub(tmp_path_factory.mktemp("source"), orgs=[owner]) as hub, pytest.MonkeyPatch.context() as patch:
+        # The same commit in every run: the cell is of it, and is kept with it.
+        patch.setenv("SOURCE_DATE_EPOCH", "1700000000")
         api = HfApi(endpoint=hub.url, token=hub.token)
         api.create_repo(REPO)
         files = [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())]
@@ -35,7 +43,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalHub,
 
 
 @pytest.fixture(scope="module")
-def released(source: tuple[LocalHub, str], work: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+def released(source: tuple[LocalHub, str], own_work: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """`hubpub release`, not a rehearsal, to the local Hub: without a token, of one cell with a short context."""
     hub, commit = source
     project = tmp_path_factory.mktemp("real-project")
@@ -51,7 +59,7 @@ def released(source: tuple[LocalHub, str], work: Path, tmp_path_factory: pytest.
     (project / "cards" / CARD / "card.toml").write_text(text)
     ran = hubpub(
         "release", "SmolLM2-135M-Instruct/*", "--version", "v0.1.0", "--hub", "local", "--json",
-        work=work / "real-release", cwd=project, HF_ENDPOINT=hub.url, HF_HOME=str(work / "real-home"), HF_TOKEN="",
+        work=own_work, cwd=project, HF_ENDPOINT=hub.url, HF_HOME=str(own_work / "home"), HF_TOKEN="",
     )  # fmt: skip
     assert ran.code == 0, ran.err[-4000:]
     return Ran(ran.code, ran.out, ran.err, project)
@@ -66,10 +74,10 @@ def test_a_real_model_is_released_and_passes_its_gates(released: Ran) -> None:
 
 
 @pytest.mark.parametrize("target", [f"local/{CARD}", f"local/{CARD}@v0.1.0"])
-def test_the_published_file_answers_in_english(released: Ran, work: Path, target: str) -> None:
+def test_the_published_file_answers_in_english(released: Ran, own_work: Path, target: str) -> None:
     ran = hubpub(
-        "run", target, "--chat", "--prompt", QUESTION, "--json", work=work / "real-release", cwd=released.root,
-        HF_HOME=str(work / "real-home"),
+        "run", target, "--chat", "--prompt", QUESTION, "--json", work=own_work, cwd=released.root,
+        HF_HOME=str(own_work / "home"),
     )  # fmt: skip
     assert ran.code == 0, ran.err
     assert "Paris" in ran.json["text"]

@@ -342,3 +342,14 @@ def test_a_server_in_a_process_of_its_own(transport: str, start: Callable[..., P
     again = start()
     assert again.token == server.token
     assert info_of(api_of(again.url, again.token), "local/model", "a.pte").size == 300_000
+
+
+def test_the_same_content_at_the_same_time_is_the_same_commit(
+    hub: LocalHub, api: HfApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    for moment, repo in (("1700000000", "local/a"), ("1700000000", "local/b"), ("1700000001", "local/c")):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", moment)
+        api.create_repo(repo)
+        made.append(commit(api, repo, {"a.txt": b"a"}))
+    assert made[0] == made[1] != made[2]

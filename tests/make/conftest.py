@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from conftest import Silent
 
 from hubpub.config import Project
 from hubpub.facts import CellFacts
@@ -16,22 +17,6 @@ from hubpub.workspace import Workspace
 
 # The cheapest to export, to measure and to time.
 CELL = "gemma-4-E2B-it/bf16-window"
-
-
-class Silent:
-    """A display that keeps the notes it is given."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.finished: dict[str, str] = {}
-
-    def update(self, name: str, stage: str, fraction: float) -> None: ...
-
-    def finish(self, name: str, outcome: str) -> None:
-        self.finished[name] = outcome
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 @dataclass(frozen=True)

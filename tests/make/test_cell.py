@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import Silent
 
 from hubpub.facts import CellFacts, Parity, Speed, load, save
 from hubpub.files import HashCache
@@ -18,7 +19,7 @@ from hubpub.make.cell import Job
 from hubpub.make.existing import source_of
 from hubpub.make.run import make
 from hubpub.plan import plan
-from make.conftest import CELL, Made, Silent
+from make.conftest import CELL, Made
 
 pytestmark = pytest.mark.slow
 
@@ -113,3 +114,9 @@ def test_damaged_facts_are_put_together_again(made: Made) -> None:
     again = make(plan([made.step.cell], made.workspace), made.workspace, Silent())
     assert (again.failures, again.facts) == ({}, {CELL: made.facts})
     assert {path.name: path.stat().st_mtime_ns for path in made.step.folder.glob("[es]*.json")} == kept
+
+
+def test_a_scale_model_is_timed_once_and_says_so(made: Made) -> None:
+    speed = made.facts.speed
+    assert (speed.runs, speed.representative) == (1, False)
+    assert speed.reason == "a scale model, timed beside other work"

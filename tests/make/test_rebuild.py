@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Ran, hubpub
+from conftest import Ran, Silent, hubpub
 
 from hubpub.config import Project
 from hubpub.errors import ConfigError, SourceError, ToolchainError
@@ -19,7 +19,7 @@ from hubpub.hub.publish import publish_all
 from hubpub.localhub import LocalHub
 from hubpub.make.rebuild import rebuild, record, with_rebuilds
 from hubpub.workspace import Workspace
-from make.conftest import CELL, Made, Silent
+from make.conftest import CELL, Made
 
 pytestmark = pytest.mark.slow
 
