@@ -1,8 +1,8 @@
 """The weights a file holds, against those it was meant to hold: bit for bit, and without a model being run.
 
 What a model says at the end cannot show a fault that is smaller than the noise of its own activations: one row of a
-table, one layer of many, one scale of a norm. The bytes can. Weights that XNNPACK computes with lie under their names; which product reads
-which of them is in the delegates.
+table, one layer of many, one scale of a norm. The bytes can. Weights that XNNPACK computes with lie under their names;
+which product reads which of them is in the delegates.
 """
 
 from __future__ import annotations
