@@ -16,13 +16,18 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import hubpub.errors
 from hubpub.errors import HubpubError, place
 from hubpub.machine import export_environment
 
 T = TypeVar("T")
+if TYPE_CHECKING:
+    from multiprocessing.queues import Queue
+
+    # What tasks are at: (name, stage, fraction); None ends whoever listens.
+    Events = Queue[tuple[str, str, float] | None]
 Report = Callable[[str, str, float], None]
 
 
@@ -58,7 +63,7 @@ class Workers:
 
     def __init__(self, jobs: int, report: Report) -> None:
         context = multiprocessing.get_context("spawn")
-        self._events: Any = context.Queue()
+        self._events: Events = context.Queue()
         self._threads = max(1, (os.cpu_count() or 1) // jobs)
         self._pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start, initargs=(self._events,))
         self._listener = threading.Thread(target=_listen, args=(self._events, report), daemon=True)
@@ -123,7 +128,7 @@ def _result(name: str, future: Future[Any]) -> Done[Any]:
     return Done(name, None, getattr(hubpub.errors, family, HubpubError)(message, hint))
 
 
-_events: Any = None
+_events: Events | None = None
 
 
 def _end_with_parent() -> None:
@@ -134,7 +139,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _start(events: Any) -> None:
+def _start(events: Events) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     global _events  # noqa: PLW0603  (the one value a worker process keeps)
     _events = events
@@ -147,6 +152,7 @@ def _start(events: Any) -> None:
 
 def _call(name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[str, Any]:
     def progress(stage: str, fraction: float) -> None:
+        assert _events is not None
         _events.put((name, stage, fraction))
 
     try:
@@ -158,7 +164,7 @@ def _call(name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -
         return "error", ("HubpubError", f"{name}: {type(error).__name__}: {error} ({where})", None)
 
 
-def _listen(events: Any, report: Report) -> None:
+def _listen(events: Events, report: Report) -> None:
     while True:
         try:
             event = events.get(timeout=1)

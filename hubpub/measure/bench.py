@@ -335,7 +335,7 @@ def _runner(pte: str, tokenizer: str, prefill: int, decode: int, footprint: _Foo
     return _Driver(once, write) if write(decode) > 1 else None
 
 
-def _loop(session: Any, prefill: int, decode: int, footprint: _Footprint) -> _Driver:
+def _loop(session: Session, prefill: int, decode: int, footprint: _Footprint) -> _Driver:
     tokens = [7 + i % 97 for i in range(prefill)]
     session.step(tokens[:2], 0)
     footprint.note_loaded()
@@ -357,9 +357,11 @@ def _loop(session: Any, prefill: int, decode: int, footprint: _Footprint) -> _Dr
     return _Driver(once, write)
 
 
-def _window(session: Any, footprint: _Footprint) -> _Driver:
+def _window(session: Session, footprint: _Footprint) -> _Driver:
     """One forward call: it reads a window, and it is what one new token costs."""
-    tokens = [7 + i % 97 for i in range(session.window)]
+    assert session.window is not None
+    window = session.window
+    tokens = [7 + i % 97 for i in range(window)]
     session.score(tokens)
     footprint.note_loaded()
 
@@ -367,7 +369,7 @@ def _window(session: Any, footprint: _Footprint) -> _Driver:
         begin = time.perf_counter()
         session.score(tokens)
         seconds = time.perf_counter() - begin
-        return _Timing(session.window, seconds, 1, seconds)
+        return _Timing(window, seconds, 1, seconds)
 
     def write(_: int) -> int:
         session.score(tokens)
