@@ -344,6 +344,9 @@ class Bench:
             "PYTHONHASHSEED": "0",
             "MUTANTS_PRELOAD": preload,
             "PYTEST_DEBUG_TEMPROOT": str(folder / "tests"),
+            # Plugins of whatever else is installed take longer to load than most tests to run.
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            "PYTEST_PLUGINS": "xdist",
             # Read where the library is imported, which is once for all mutants.
             "HF_HOME": str(folder / "hf"),
             "HF_XET_CACHE": str(folder / "xet"),
