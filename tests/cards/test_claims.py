@@ -242,6 +242,31 @@ def test_the_recommended_file_is_compared_with_what_is_worth_a_look(project: Pro
     assert choice.trade(by_name["8da4w"], by_name["8da4w"]) == "much the same as `8da4w`"
 
 
+def test_what_speaks_for_a_file_is_true_of_each_word(card: Card) -> None:
+    def one(recipe: str, size: int, agrees: float, speed: float) -> CellFacts:
+        cell = sample(card, recipe, "x")
+        logits = cell.parity.logits.model_copy(update={"top1_agreement": agrees})
+        return cell.model_copy(
+            update={
+                "file": cell.file.model_copy(update={"bytes": size}),
+                "parity": cell.parity.model_copy(update={"logits": logits}),
+                "speed": cell.speed.model_copy(update={"decode_tokens_per_second": speed}),
+            }
+        )
+
+    best, small = one("8da4w", 300, 0.9, 10), one("8da4w-small", 200, 0.8, 12)
+    for closer, said in (
+        (one("8da8w", 400, 0.98, 11), "smaller than `8da8w`"),
+        (one("8da8w", 400, 0.98, 8), "smaller and faster than `8da8w`"),
+        (one("8da8w", 305, 0.98, 8), "faster than `8da8w`"),
+    ):
+        cells = [best, small, closer]
+        expected = f"It is {said}, and closer to the original than `8da4w-small`."
+        assert choice.why(best, cells, cells) == expected
+    assert choice.why(best, [best, small], [best, small]) == "No other file is clearly closer to the original."
+    assert choice.why(best, [best], [best]) == "No other file is clearly smaller or closer to the original."
+
+
 def test_no_device_is_too_small_and_none_is_larger_than_needed(card: Card) -> None:
     cell = sample(card, "8da4w", "x")
     for peak, gigabytes in ((1.9e9, 4), (2.1e9, 6), (3.9e9, 8), (4.1e9, 12), (9e9, 24)):

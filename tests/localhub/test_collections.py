@@ -89,7 +89,7 @@ def test_who_may_not_write_changes_nothing(api: HfApi, hub: LocalHub) -> None:
     for other in (
         api_of(hub.url, hub.add_token(hub.user, role="read")),
         # A token for one repo, as a trusted publisher gets it.
-        api_of(hub.url, hub.add_token(hub.user, repos=["local/a"])),
+        api_of(hub.url, hub.add_token(hub.user, repos=["local/a", "local/any"])),
         api_of(hub.url, hub.add_token("else")),
     ):
         with pytest.raises(HfHubHTTPError) as refused:

@@ -131,6 +131,13 @@ def test_a_repo_alone_or_of_another_version_is_no_collection(hub: LocalHub, clie
     release(hub, client, project, "alpha")
     assert collect(Destination(client), project.cards, VERSION) is None
     assert collect(Destination(client), project.cards, "v2.0.0") is None
+    # A tag that somebody made by hand is no release, whatever lies there.
+    from huggingface_hub import HfApi
+
+    release(hub, client, project, "beta")
+    for name in ("alpha", "beta"):
+        HfApi(endpoint=hub.url, token=hub.token).create_tag(f"local/{name}-pte", tag="v3.0.0", revision=VERSION)
+    assert collect(Destination(client), project.cards, "v3.0.0") is None
     assert changes(hub) == 0
 
 
