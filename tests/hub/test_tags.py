@@ -9,7 +9,8 @@ import pytest
 from hubpub.errors import ConflictError, HubError
 from hubpub.hub.client import Client
 from hubpub.hub.publish import publish_all
-from hubpub.hub.receipts import NoChanges
+from hubpub.hub.receipts import NoChanges, Published
+from hubpub.localhub import Fault, LocalHub
 
 from .conftest import Maker, killed_before_tagging
 from .test_publish import by_hand, history, refs_of
@@ -62,6 +63,41 @@ def test_a_tag_that_does_not_show(client: Client, make: Maker, work: Path, monke
     (receipt,) = publish_all(client, [make()], work)
     assert receipt.outcome.kind == "tag-only" and history(client, make.repo) == ["Release v1.0.0"]
     assert isinstance(publish_all(client, [make()], work)[0].outcome, NoChanges)
+
+
+def test_a_tag_that_the_hub_refused_and_does_not_show_is_no_release(
+    hub: LocalHub, client: Client, make: Maker, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only of a tag that the Hub took is its silence a note."""
+
+    def refused(self: Client, repo_id: str, tag: str, commit: str) -> None:
+        hub.arm(Fault(path="/refs", status=503, times=100))
+        raise ConflictError("another tag is made at this moment")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Client, "create_tag", refused)
+        with pytest.raises(HubError, match="503"):
+            publish_all(client, [make()], work)
+    hub.disarm()
+    assert publish_all(client, [make()], work)[0].outcome.kind == "tag-only"
+
+
+@pytest.mark.parametrize("call", ["/refs", "/paths-info/"])
+def test_a_hub_that_is_silent_once_it_took_the_tag_leaves_a_note(
+    call: str, hub: LocalHub, client: Client, make: Maker, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_tag = Client.create_tag
+
+    def then_silent(self: Client, repo_id: str, tag: str, commit: str) -> None:
+        create_tag(self, repo_id, tag, commit)
+        hub.arm(Fault(path=call, status=503, times=self.retry.attempts))
+
+    monkeypatch.setattr(Client, "create_tag", then_silent)
+    (receipt,) = publish_all(client, [make()], work)
+    assert isinstance(receipt.outcome, Published)
+    assert refs_of(client, make.repo)[1] == {"v1.0.0": receipt.outcome.commit}
+    (note,) = receipt.notes
+    assert note.startswith("published, but could not be verified (") and "503" in note
 
 
 def test_a_release_that_is_only_tagged_is_read_back_as_well(
