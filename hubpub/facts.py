@@ -197,6 +197,8 @@ class Program(Fact):
 class Logits(Fact):
     """Agreement of the program's logits with the reference model's (eager, float32), teacher-forced token by token.
 
+    `tokens` are compared: all that were `read`, or of a longer text every second or third.
+
     `kl_mean` and `kl_p999` are nats; `error_max` is the largest absolute difference of a logit; `prefill_error_max`
     compares the program's own prefill with its own token-by-token decode, as `prefill_kl_mean` (nats, over the ends of
     `prefill_rows` pieces) and `prefill_top1` do; perplexities are of the passage. The `baseline` figures are of
@@ -223,6 +225,12 @@ class Logits(Fact):
     prefill_rows: int = 0
     baseline_top1_agreement: float | None = None
     baseline_kl_mean: float | None = None
+    read: int = 0
+
+    @property
+    def text(self) -> int:
+        """How long the text is; facts of older releases say so in `tokens`."""
+        return self.read or self.tokens
 
 
 class Greedy(Fact):

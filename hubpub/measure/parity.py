@@ -58,11 +58,14 @@ from hubpub.workspace import integers_of
 NEW_TOKENS = 24
 # Tokens of the text that is compared: of a real model, and of a scale model in a rehearsal.
 TOKENS, SCALE_TOKENS = 2048, 512
+# Of a longer text every second token is compared, or every third: limits were set on as many tokens, and the logits of
+# each are a quarter of a million numbers. All of it is read.
+COMPARED = 1024
 # A program that is slow reads less of the text than this many seconds allow, but always past its sliding window.
 SECONDS = 300.0
 # Rows of logits that are computed at once, and logits that are compared at once: 16 MB, which the allocator gives back
 # and takes again. Larger ones are new pages each time, and filling those takes longer than all the arithmetic.
-_ROWS, _COMPARED = 256, 1 << 22
+_ROWS, _AT_ONCE = 256, 1 << 22
 # Logits that differ by more than this many nats are compared without the exponential of the difference.
 _FAR = 8.0
 _LARGEST = 700.0
@@ -78,8 +81,8 @@ _UNSEEN: Told = partial(unseen, "")
 
 @dataclass(frozen=True)
 class Reference:
-    """What the source in float32 says: `tokens` of a text and its logits [tokens, vocabulary] float32; and the token
-    ids of prompts, to be continued by at most `new_tokens`.
+    """What the source in float32 says: `tokens` of a text and its logits [compared tokens, vocabulary] float32, those
+    of every token at a multiple of `step`; and the token ids of prompts, to be continued by at most `new_tokens`.
 
     With a `window`, every `window` consecutive tokens are a text of their own, and a continuation ends with it. `bf16`
     and `int8_activations` are what the source is against itself with those: top-1 agreement, and mean KL in nats.
@@ -96,9 +99,18 @@ class Reference:
     int8_activations: tuple[float, float]
     whole: Whole | None = None
 
+    @property
+    def step(self) -> int:
+        return _step(self.tokens)
+
     def baseline(self, recipe: Recipe) -> tuple[float, float]:
         """Top-1 agreement and mean KL of the source with what `recipe` cannot avoid."""
         return self.int8_activations if _dynamic(recipe) else self.bf16
+
+
+def _step(tokens: Sequence[int]) -> int:
+    """Which tokens of a text are compared: those whose position is a multiple of this."""
+    return math.ceil(len(tokens) / COMPARED)
 
 
 def _dynamic(recipe: Recipe) -> bool:
@@ -136,7 +148,7 @@ def measure(
     prompt, stop = texts[1][0], checkpoint.stop_tokens()
     said = session.generate(reader.encode(prompt), NEW_TOKENS, stop) if session.window is None else None
     shown = samples(session, reader, turns_of(reader), stop, length) if session.window is None else ()
-    parity = compare_to_reference(session, checkpoint, recipe, texts, length, references, progress)
+    parity = compare_to_reference(session, checkpoint, recipe, texts, length, references, progress, reader)
     runner = None
     if said is not None:
         progress("llm runner", 0.0)
@@ -156,17 +168,19 @@ def compare_to_reference(
     length: int,
     references: Path,
     progress: Progress,
+    reader: Reader | None = None,
 ) -> Parity:
     """A loaded program compared with its source over (text, prompts): everything but tokenizer and LLM runner.
 
     The program is let go before its quantized weights are run eagerly: a machine need not hold both.
     """
-    reader = Reader(checkpoint.folder, checkpoint.family.begins_with_bos)
+    # A large tokenizer takes seconds to read.
+    reader = reader or Reader(checkpoint.folder, checkpoint.family.begins_with_bos)
     known = reference(checkpoint, reader, texts, length, references, progress, window=session.window)
-    ours, logits = compare_logits(session, known, recipe, checkpoint.config, progress)
+    said, logits = compare_logits(session, known, recipe, checkpoint.config, progress)
     greedy = compare_greedy(session, checkpoint, known, progress)
     session.close()
-    lowering, stored = compare_lowering(ours, checkpoint, recipe, known, progress, session.path)
+    lowering, stored = compare_lowering(said, checkpoint, recipe, known, progress, session.path)
     return Parity(
         logits=logits,
         greedy=greedy,
@@ -208,7 +222,9 @@ def reference(
         encoded = [prompt[: window - new_tokens] for prompt in encoded]
     stop = checkpoint.stop_tokens()
     part = [checkpoint.slice.key] if checkpoint.slice else []
-    asked = json.dumps([MEASURING, tokens, encoded, new_tokens, stop, window, checkpoint.config, *part], sort_keys=True)
+    asked = json.dumps(
+        [MEASURING, _step(tokens), tokens, encoded, new_tokens, stop, window, checkpoint.config, *part], sort_keys=True
+    )
     name = f"reference-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
     table, data = folder / f"{name}.json", folder / f"{name}.safetensors"
     if not table.exists() or not data.exists():
@@ -222,7 +238,7 @@ def reference(
             with int8_activations(model):
                 activations = _agreement(
                     _rows(logits),
-                    EagerLogits(model, tokens, window),
+                    EagerLogits(model, tokens, window, _step(tokens)),
                     tokens,
                     partial(progress, "reference: int8 activations"),
                 )
@@ -231,7 +247,7 @@ def reference(
             model = load(checkpoint, dtype=torch.bfloat16)
             bf16 = _agreement(
                 _rows(logits),
-                EagerLogits(model, tokens, window),
+                EagerLogits(model, tokens, window, _step(tokens)),
                 tokens,
                 partial(progress, "reference: bfloat16"),
             )
@@ -268,7 +284,7 @@ def reference(
 def _distance(whole: Checkpoint, logits: Any, tokens: Sequence[int], window: int | None, progress: Progress) -> Whole:
     """How far a slice that gave `logits` is from the `whole` model, both in float32."""
     progress("reference: the whole model", 0.0)
-    found = _agreement(EagerLogits(reference_model(whole), tokens, window), _rows(logits), tokens)
+    found = _agreement(EagerLogits(reference_model(whole), tokens, window, _step(tokens)), _rows(logits), tokens)
     return Whole(
         kl_mean=found.kl_mean,
         top1_agreement=found.top1,
@@ -280,16 +296,17 @@ def _distance(whole: Checkpoint, logits: Any, tokens: Sequence[int], window: int
 class EagerLogits:
     """Logits of an eager model over a text, computed some rows at a time: a large vocabulary is never all in memory.
 
-    Consecutive windows are texts of their own, where a `window` is given.
+    Consecutive windows are texts of their own, where a `window` is given; of the tokens those at multiples of `step`
+    are rows.
     """
 
-    def __init__(self, model: Any, tokens: Sequence[int], window: int | None) -> None:
+    def __init__(self, model: Any, tokens: Sequence[int], window: int | None, step: int = 1) -> None:
         import torch
 
         self.model = model
         texts = torch.tensor([list(tokens)]).reshape(-1, window or len(tokens))
         states = [model.model(input_ids=text.unsqueeze(0), use_cache=False).last_hidden_state[0] for text in texts]
-        self.states = torch.cat(states)
+        self.states = torch.cat(states)[::step]
 
     def __call__(self, begin: int, end: int) -> Any:
         """Logits [end - begin, vocabulary] float32, as the model's own forward makes them of its last states."""
@@ -302,13 +319,14 @@ class EagerLogits:
 
 
 def eager_logits(model: Any, tokens: Sequence[int], window: int | None) -> Any:
-    """Logits [tokens, vocabulary] float32 of an eager model: of one text, or of consecutive windows."""
+    """Logits [compared tokens, vocabulary] float32 of an eager model: of one text, or of consecutive windows."""
     import torch
 
-    rows = EagerLogits(model, tokens, window)
-    logits = torch.empty(len(tokens), model.config.vocab_size)
-    for begin in range(0, len(tokens), _ROWS):
-        end = min(begin + _ROWS, len(tokens))
+    rows = EagerLogits(model, tokens, window, _step(tokens))
+    count = rows.states.shape[0]
+    logits = torch.empty(count, model.config.vocab_size)
+    for begin in range(0, count, _ROWS):
+        end = min(begin + _ROWS, count)
         logits[begin:end] = rows(begin, end)
     return logits
 
@@ -329,25 +347,31 @@ class _Agreement:
     perplexity_of_first: float
 
 
-def _agreement(first: Rows, second: Rows, tokens: Sequence[int], told: Told = _UNSEEN) -> _Agreement:
+def _agreement(
+    first: Rows, second: Rows, tokens: Sequence[int], told: Told = _UNSEEN, step: int | None = None
+) -> _Agreement:
     """`second` compared with `first`; `told` how much of it is done."""
-    return _agreements(first, [second], tokens, told)[0]
+    return _agreements(first, [second], tokens, told, step)[0]
 
 
-def _agreements(first: Rows, others: Sequence[Rows], tokens: Sequence[int], told: Told = _UNSEEN) -> list[_Agreement]:
+def _agreements(
+    first: Rows, others: Sequence[Rows], tokens: Sequence[int], told: Told = _UNSEEN, step: int | None = None
+) -> list[_Agreement]:
     """Each of `others` compared with `first`, a slice at a time, for vocabularies are large.
 
-    Finite wherever all logits are, however far apart the models.
+    Rows are those of every token of the text at a multiple of `step` (default: as long texts are compared). Finite
+    wherever all logits are, however far apart the models.
     """
     import torch
 
-    following = torch.tensor([*tokens[1:], 0]).unsqueeze(1)
+    following = torch.tensor([*tokens[1:], 0])[:: step or _step(tokens)].unsqueeze(1)
+    count = following.shape[0]
     found: list[list[tuple[Any, ...]]] = [[] for _ in others]
-    for begin in range(0, len(tokens), _ROWS):
-        end = min(begin + _ROWS, len(tokens))
+    for begin in range(0, count, _ROWS):
+        end = min(begin + _ROWS, count)
         # A head in integers is unpacked for each of these; what is compared at a time is small.
         blocks = [rows(begin, end) for rows in (first, *others)]
-        small = max(1, _COMPARED // blocks[0].shape[1])
+        small = max(1, _AT_ONCE // blocks[0].shape[1])
         for top in range(0, end - begin, small):
             a, *rest = (block[top : top + small] for block in blocks)
             next_ = following[begin + top : begin + top + a.shape[0]]
@@ -357,7 +381,7 @@ def _agreements(first: Rows, others: Sequence[Rows], tokens: Sequence[int], told
             p.exp_()
             for parts, b in zip(found, rest, strict=True):
                 parts.append(_compared(a, p, surprise, best, b, next_))
-        told(end / len(tokens))
+        told(end / count)
     return [_summed(parts) for parts in found]
 
 
@@ -401,27 +425,37 @@ def _perplexity(surprise: Any) -> float:
     return mean if math.isnan(mean) else rounded(math.exp(min(mean, _LARGEST)))
 
 
+@dataclass(frozen=True)
+class Said:
+    """What a program said over the first `read` tokens of a text: `logits` [compared tokens, vocabulary], one at a
+    time, and `pieces` [ends, vocabulary], which it read in pieces, beside what it said at their `ends` before."""
+
+    read: int
+    logits: Any
+    pieces: Any
+    ends: Any
+
+
 def compare_logits(
     session: Session, known: Reference, recipe: Recipe, config: dict[str, Any], progress: Progress
-) -> tuple[Any, Logits]:
-    """The program's logits [tokens, vocabulary] over the text, and how they compare with the reference's.
+) -> tuple[Said, Logits]:
+    """What the program says over the text, and how that compares with what the reference does.
 
     A program with a cache reads the text token by token; then again in pieces.
     """
-    import torch
-
-    tokens = known.tokens
-    if session.window:
-        ours, pieces, places = _windows(session, tokens, progress)
-    else:
-        ours, pieces, places = _decoded(session, tokens, config, progress)
-    count = ours.shape[0]
-    found = _agreement(_rows(known.logits), _rows(ours), tokens[:count], partial(progress, "comparing"))
-    same = _agreement(lambda begin, end: ours[places[begin:end]], _rows(pieces), [tokens[place] for place in places])
+    said = (
+        _windows(session, known.tokens, known.step, progress)
+        if session.window
+        else _decoded(session, known.tokens, known.step, config, progress)
+    )
+    compared = partial(progress, "comparing")
+    found = _agreement(_rows(known.logits), _rows(said.logits), known.tokens[: said.read], compared, known.step)
+    same = _agreement(_rows(said.ends), _rows(said.pieces), [0] * len(said.ends), step=1)
     top1, kl = known.baseline(recipe)
-    return ours, Logits(
-        tokens=count,
-        finite=bool(torch.isfinite(ours).all()) and bool(torch.isfinite(pieces).all()),
+    return said, Logits(
+        tokens=said.logits.shape[0],
+        read=said.read,
+        finite=_finite(said.logits) and _finite(said.pieces),
         top1_agreement=found.top1,
         kl_mean=found.kl_mean,
         kl_p999=found.kl_p999,
@@ -429,7 +463,7 @@ def compare_logits(
         prefill_error_max=same.error_max,
         prefill_kl_mean=same.kl_mean,
         prefill_top1=same.top1,
-        prefill_rows=len(places),
+        prefill_rows=len(said.ends),
         perplexity=found.perplexity,
         perplexity_original=found.perplexity_of_first,
         floor_top1_agreement=known.bf16[0],
@@ -439,13 +473,20 @@ def compare_logits(
     )
 
 
-def _decoded(
-    session: Session, tokens: Sequence[int], config: dict[str, Any], progress: Progress
-) -> tuple[Any, Any, list[int]]:
-    """Logits token by token [tokens, vocabulary]; logits of the last token of each piece, and their positions."""
+def _finite(logits: Any) -> bool:
+    """Whether all of them are; a mask of a quarter of a billion would take longer than their extremes."""
     import torch
 
+    return bool(torch.isfinite(torch.stack(logits.aminmax())).all())
+
+
+def _decoded(session: Session, tokens: Sequence[int], step: int, config: dict[str, Any], progress: Progress) -> Said:
+    """A program with a cache: token by token, then in pieces."""
+    import torch
+
+    sizes = (session.longest, max(2, session.longest * 3 // 5 + 3))
     rows: Any = None
+    last: dict[int, Any] = {}
     count = 0
     sliding = int((config.get("text_config") or config).get("sliding_window") or 0)
     least, started = max(sliding + max(sliding // 2, 64), min(len(tokens), 256)), time.monotonic()
@@ -456,25 +497,28 @@ def _decoded(
             if position >= least and position % 256 == 0 and time.monotonic() - started > SECONDS:
                 break
         row = session.step([token], position)
-        rows = torch.empty(len(tokens), row.numel()) if rows is None else rows
-        rows[position] = row
+        if rows is None:
+            rows = torch.empty(math.ceil(len(tokens) / step), row.numel())
+        if position % step == 0:
+            rows[position // step] = row
         count = position + 1
-    ours = rows[:count]
+        if any(count % size == 0 for size in sizes) or count % 256 == 0 or count == len(tokens):
+            last[position] = row
     # Twice over the whole text: in the longest pieces, and in pieces of a length that divides neither those nor a
     # sliding window, so that they meet everywhere in it.
     pieces: list[Any] = []
-    places: list[int] = []
-    for size in (session.longest, max(2, session.longest * 3 // 5 + 3)):
+    ends: list[Any] = []
+    for size in sizes:
         for first in range(0, count, size):
             progress("text in pieces", first / count)
             end = min(first + size, count)
             pieces.append(session.step(tokens[first:end], first))
-            places.append(end - 1)
-    return ours, torch.stack(pieces), places
+            ends.append(last[end - 1])
+    return Said(count, rows[: math.ceil(count / step)], torch.stack(pieces), torch.stack(ends))
 
 
-def _windows(session: Session, tokens: Sequence[int], progress: Progress) -> tuple[Any, Any, list[int]]:
-    """Logits of consecutive windows; those of the first half of a window, which must not depend on the second."""
+def _windows(session: Session, tokens: Sequence[int], step: int, progress: Progress) -> Said:
+    """Consecutive windows; the first half of one alone, which must not depend on the second."""
     import torch
 
     assert session.window is not None
@@ -483,42 +527,42 @@ def _windows(session: Session, tokens: Sequence[int], progress: Progress) -> tup
         progress("text", first / len(tokens))
         rows.append(session.score(tokens[first : first + session.window]))
     half = session.window // 2
-    return torch.cat(rows), session.score(tokens[:half]), list(range(half))
+    logits = torch.cat(rows)
+    return Said(len(tokens), logits[::step], session.score(tokens[:half]), logits[:half])
 
 
 def compare_lowering(
-    ours: Any,
+    said: Said,
     checkpoint: Checkpoint,
     recipe: Recipe,
     known: Reference,
     progress: Progress,
     pte: Path,
 ) -> tuple[Lowering, StoredWeights | None]:
-    """The program's logits over the text against those of the same quantized weights run eagerly, and the weights that
+    """What the program said over the text against those of the same quantized weights run eagerly, and the weights that
     lie in the file `pte` against those (None where nothing is quantized)."""
     import torch
 
     from hubpub.export.calibrate import apply_recipe
     from hubpub.model import loader
 
-    count = ours.shape[0]
-    tokens = known.tokens[:count]
+    tokens, step, ours = known.tokens[: said.read], known.step, said.logits
     noise, stored = 0.0, None
     schemes = (recipe.linear, recipe.embedding, recipe.per_layer_embedding, recipe.head, *recipe.override)
     told = partial(progress, "quantized weights")
     if recipe.dtype == "fp32" and not any(schemes):
-        found = _agreement(_rows(known.logits), _rows(ours), tokens, told)
+        found = _agreement(_rows(known.logits), _rows(ours), tokens, told, step)
     else:
         told(0.0)
         model = loader.load_mapped(checkpoint, dtype=loader.DTYPES[recipe.dtype])
         grid = apply_recipe(model, checkpoint, recipe, kept=integers_of(pte))
         with torch.no_grad():
-            eager = EagerLogits(model, tokens, known.window)
+            eager = EagerLogits(model, tokens, known.window, step)
             others: list[Rows] = [_rows(ours)]
             if _dynamic(recipe) or recipe.dtype == "bf16":
                 with perturbed(model):
-                    others.append(EagerLogits(model, tokens, known.window))
-            found, *changed = _agreements(eager, others, tokens, told)
+                    others.append(EagerLogits(model, tokens, known.window, step))
+            found, *changed = _agreements(eager, others, tokens, told, step)
             noise = changed[0].kl_mean if changed else noise
         stored = check_weights(pte, model).model_copy(update={"grid": grid})
         del model

@@ -25,7 +25,7 @@ from hubpub.config import Project, Recipe
 from hubpub.errors import SourceError
 from hubpub.export.cell import export
 from hubpub.export.quantize import quantize, register_operators
-from hubpub.facts import Gate, Parity, load
+from hubpub.facts import Gate, Logits, Parity, load
 from hubpub.gates import evaluate_gates
 from hubpub.matrix import cells, select
 from hubpub.measure.drift import locate_drift
@@ -127,6 +127,25 @@ def test_nothing_is_wrong_with_the_healthy_program(healthy: Healthy) -> None:
     gates = healthy.gates()
     assert missed(gates) == set()
     assert gates["lowering_kl_mean"].measured < 1e-6
+
+
+def test_of_a_long_text_every_second_token_is_compared(healthy: Healthy, monkeypatch: pytest.MonkeyPatch) -> None:
+    def logits() -> Logits:
+        checkpoint = Checkpoint.open(healthy.source)
+        return compare_to_reference(
+            Session(healthy.pte), checkpoint, healthy.recipe, (data.passage(), PROMPTS), TOKENS,
+            healthy.references / checkpoint.folder.name, lambda stage, fraction: None,
+        ).logits  # fmt: skip
+
+    every = logits()
+    monkeypatch.setattr("hubpub.measure.parity.COMPARED", TOKENS // 2)
+    second = logits()
+    assert (every.tokens, every.read, second.tokens, second.read) == (TOKENS, TOKENS, TOKENS // 2, TOKENS)
+    assert 0 < second.kl_mean != every.kl_mean
+    assert second.kl_mean == pytest.approx(every.kl_mean, rel=0.5)
+    assert second.perplexity_original == pytest.approx(every.perplexity_original, rel=0.3)
+    # The whole text is read in pieces either way.
+    assert (second.prefill_rows, second.prefill_kl_mean) == (every.prefill_rows, every.prefill_kl_mean)
 
 
 def doubled(scales: torch.Tensor) -> torch.Tensor:
