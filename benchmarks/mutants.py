@@ -104,6 +104,8 @@ class _Finder(ast.NodeVisitor):
 
     def put(self, node: Any, start: int, end: int, now: str) -> None:
         was, name = self.source[start:end].decode(), ".".join(self.names) or "<module>"
+        if was == now:
+            return
         self.found.append(Mutant(self.path, name, node.lineno, start, end, was, now))
 
     def between(self, left: Any, right: Any, was: str, now: str) -> None:

@@ -139,6 +139,19 @@ def test_what_is_known_of_a_file_is_of_that_file_as_it_is(tmp_path: Path) -> Non
     assert text not in repr(hashes) and "noted" not in repr(HashCache(hashes.path))
 
 
+def test_records_lie_in_the_order_of_their_names(tmp_path: Path) -> None:
+    hashes = HashCache(tmp_path / "hashes.json")
+    for name in ("b", "a"):
+        (tmp_path / name).write_bytes(b"1")
+        hashes.record(tmp_path / name, "noted")
+    assert [Path(name).name for name in json.loads(hashes.path.read_text())] == ["a", "b"]
+
+
+def test_a_holder_s_note_that_is_gone_is_missed_by_nobody(tmp_path: Path) -> None:
+    with locked(tmp_path / "lock"):
+        (tmp_path / "lock.holder").unlink()
+
+
 @pytest.mark.parametrize("record", [{"x": [1, 2, 3]}, {"x": "abcd"}, {"x": 4}])
 def test_a_record_of_another_form_is_left_out(tmp_path: Path, record: dict[str, object]) -> None:
     path = tmp_path / "hashes.json"
