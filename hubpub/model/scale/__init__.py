@@ -43,7 +43,7 @@ def build(variant: Variant, cache: Path, *, progress: Progress = unseen) -> Path
 def scale_key(variant: Variant) -> str:
     """A key that changes whenever the bytes of the scale model would: 12 hex digits, and how it was put on a grid."""
     key = _key(variant.family, variant.size, variant.chat)
-    return key if variant.qat is None else f"{key}-{variant.qat.form}-{_putting()}"
+    return key if variant.qat is None else f"{key}-{variant.qat.form}"
 
 
 def slice_of(variant: Variant, *, rehearsal: bool) -> Slice | None:
@@ -106,14 +106,8 @@ def _build(family: str, size: str | None, chat: bool, cache: Path, progress: Pro
     return target
 
 
-@cache
-def _putting() -> str:
-    """What weights are put on a grid by."""
-    return hashlib.sha256(Path(on_grid.__file__).read_bytes()).hexdigest()[:8]
-
-
 def _on_grid(made: Path, name: str, form: on_grid.Form, cache: Path) -> Path:
-    target = cache / f"{made.name}-{form}-{_putting()}"
+    target = cache / f"{made.name}-{form}"
     with _lock(cache / f".{target.name}.lock"):
         if target.is_dir():
             return target
