@@ -68,9 +68,12 @@ class Frozen(BaseModel):
 
 
 class Scheme(Frozen):
-    """How one kind of weight is stored: symmetric integers with one scale per `group` weights or per channel."""
+    """How one kind of weight is stored: symmetric integers with one scale per `group` weights or per channel.
 
-    weight: Literal["int8", "int4"]
+    Those of 16 bits are for weights published in bfloat16: see hubpub.export.quantize. A table may also be bfloat16.
+    """
+
+    weight: Literal["bf16", "int16", "int8", "int4"]
     group: int | None = Field(default=None, ge=32, multiple_of=32)
     activation: Literal["int8"] | None = None
 
@@ -78,9 +81,13 @@ class Scheme(Frozen):
     def _int4_is_grouped(self) -> Scheme:
         if self.weight == "int4" and self.group is None:
             raise ValueError("int4 weights need a group size, e.g. group = 32")
+        if self.weight in ("bf16", "int16") and (self.group or self.activation):
+            raise ValueError(f"{self.weight} weights have neither groups nor quantized activations")
         return self
 
     def __str__(self) -> str:
+        if self.weight == "bf16":
+            return self.weight
         grain = f"g{self.group}" if self.group else "per channel"
         return f"{self.weight} {grain}" + (f", {self.activation} activations" if self.activation else "")
 
@@ -157,10 +164,15 @@ class Recipe(Frozen):
     def _can_run(self) -> Recipe:
         if (self.layout == "window") != (self.window is not None):
             raise ValueError('window: a number of tokens, for layout = "window" and for no other')
-        # XNNPACK has no weight-only integer product: it accepts such a graph and returns wrong values.
         for key in ("linear", "head"):
             scheme: Scheme | None = getattr(self, key)
-            if scheme and self.backend == "xnnpack" and scheme.activation is None:
+            if scheme and scheme.weight == "bf16":
+                raise ValueError(f'{key}: no fast kernel multiplies bf16 weights on every processor; use "int16"')
+            if scheme and scheme.weight == "int16":
+                if self.backend != "xnnpack":
+                    raise ValueError(f'{key}: int16 weights need backend = "xnnpack"')
+            # What the export stack makes of such a graph for XNNPACK returns wrong values.
+            elif scheme and self.backend == "xnnpack" and scheme.activation is None:
                 raise ValueError(
                     f'{key}: xnnpack has no weight-only integer product; set activation or backend = "portable"'
                 )
@@ -176,6 +188,10 @@ class Recipe(Frozen):
             scheme = getattr(self, key)
             if scheme and scheme.activation is not None:
                 raise ValueError(f"{key}: a table has no activations to quantize")
+        for key in ("linear", "head", "embedding", "per_layer_embedding"):
+            scheme = getattr(self, key)
+            if scheme and scheme.weight in ("bf16", "int16") and self.dtype != "fp32":
+                raise ValueError(f'{key}: {scheme.weight} weights are read as float32; set dtype = "fp32"')
         return self
 
 

@@ -72,11 +72,10 @@ class Need:
 def need_of(size: Size, recipe: Recipe) -> Need:
     """What a cell of `recipe` needs.
 
-    The file holds every weight in its recipe's form; the head is stored beside the embedding where the two differ: in
-    int8 per row they are the same bytes, and lie there once.
-    Weights whose form is the stored one stream from the mapped source to the file and are never held; the others are
-    held from quantization until they are written. Validation holds the quantized weights once more, its head in float32
-    while that is used, and logits of the passage for every token of the vocabulary.
+    The file holds every weight in its recipe's form; the head is stored beside the embedding where the two differ, and
+    else lies there once. Weights whose form is the source's stream from the mapped source to the file and are never
+    held; the others are held from quantization until they are written. Validation holds the quantized weights once
+    more, its head in float32 while that is used, and logits of the passage for every token of the vocabulary.
     """
     plain = {"fp32": 4, "bf16": 2}[recipe.dtype]
     parts = [
@@ -85,27 +84,36 @@ def need_of(size: Size, recipe: Recipe) -> Need:
         (size.matrices, recipe.linear),
         (size.vectors, None),
     ]
-    if recipe.head is not None or recipe.embedding is not None:
+    if (recipe.head is not None or recipe.embedding is not None) and not _is_table(recipe.head, recipe.embedding):
         parts.append((size.embedding, recipe.head))
     stored = [(int(count * _bytes_each(scheme, plain)), scheme) for count, scheme in parts]
     file = sum(size for size, _ in stored)
-    if _rows_of_bytes(recipe.embedding) and _rows_of_bytes(recipe.head) and recipe.backend == "xnnpack":
-        file -= size.embedding
-    held = sum(bytes_ for bytes_, scheme in stored if scheme is not None or plain != size.width)
+    held = sum(bytes_ for bytes_, scheme in stored if _width(scheme, plain) != size.width)
     logits = TABLES * 4 * PASSAGE * size.vocabulary
     head = 4 * size.embedding if recipe.head is not None else 0
     return Need(file, size.checkpoint + file, EXPORT_BASE + held, VALIDATE_BASE + held + head + logits)
 
 
-def _rows_of_bytes(scheme: Scheme | None) -> bool:
-    return scheme is not None and scheme.weight == "int8" and not scheme.group
+def _width(scheme: Scheme | None, plain: int) -> int | None:
+    """Bytes of a floating-point weight; None of an integer."""
+    if scheme is None:
+        return plain
+    return 2 if scheme.weight == "bf16" else None
+
+
+def _is_table(head: Scheme | None, embedding: Scheme | None) -> bool:
+    """Whether a head that is tied to the embedding is the same integers, which the file then holds once."""
+    if head is None or embedding is None or head.weight != embedding.weight or head.group or embedding.group:
+        return False
+    return head.weight == "int16" or head.activation is not None
 
 
 def _bytes_each(scheme: Scheme | None, plain: int) -> float:
     """Bytes of one weight, with its share of a group's two-byte scale; scales per channel do not show."""
     if scheme is None:
         return plain
-    return {"int8": 1.0, "int4": 0.5}[scheme.weight] + (2 / scheme.group if scheme.group else 0)
+    width = {"bf16": 2.0, "int16": 2.0, "int8": 1.0, "int4": 0.5}[scheme.weight]
+    return width + (2 / scheme.group if scheme.group else 0)
 
 
 @cache

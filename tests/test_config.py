@@ -137,18 +137,30 @@ def test_two_cards_with_one_repo_are_refused(tmp_path: Path) -> None:
         cells(project)
 
 
-def test_a_recipe_no_backend_can_run_is_refused(tmp_path: Path) -> None:
-    own = """
+@pytest.mark.parametrize(
+    ("dtype", "backend", "scheme", "problem"),
+    [
+        ("fp32", "xnnpack", 'linear = { weight = "int8" }', "linear: xnnpack has no weight-only"),
+        ("fp32", "xnnpack", 'linear = { weight = "bf16" }', "linear: no fast kernel multiplies bf16 weights on every"),
+        ("fp32", "portable", 'head = { weight = "int16" }', 'head: int16 weights need backend = "xnnpack"'),
+        ("bf16", "portable", 'embedding = { weight = "int16" }', "embedding: int16 weights are read as float32"),
+        ("fp32", "xnnpack", 'linear = { weight = "int16", group = 32 }', "int16 weights have neither groups nor"),
+    ],
+)
+def test_a_recipe_no_backend_can_run_is_refused(
+    dtype: str, backend: str, scheme: str, problem: str, tmp_path: Path
+) -> None:
+    own = f"""
 [recipe.mine]
-summary = "int8 weights on xnnpack"
-dtype = "fp32"
-backend = "xnnpack"
-linear = { weight = "int8" }
+summary = "weights that cannot be"
+dtype = "{dtype}"
+backend = "{backend}"
+{scheme}
 [recipe.mine.gates]
 kl_mean_max = 1.0
 top1_min = 0.1
 """
-    with pytest.raises(ConfigError, match=r"recipe\.mine: linear: xnnpack has no weight-only"):
+    with pytest.raises(ConfigError, match=rf"recipe\.mine.*{problem}"):
         cells(make(tmp_path, a=CARD.format(name="a") + own))
 
 

@@ -1,8 +1,9 @@
 """Matrix products for XNNPACK, written as its delegates directly.
 
-The products of one input (queries, keys and values; gate and up) become one delegate: the input is quantized once, and
-nothing of the graph around has to be traced, copied or searched again for each of a hundred partitions. Weights are
-handed on as they are stored; the file names each by its module path.
+The products of one input (queries, keys and values; gate and up) become one delegate: the input is quantized once, or
+made wide for weights of 16 bits (their high bytes see 256 times the input, their low ones the input), and nothing of
+the graph around has to be traced, copied or searched again for each of a hundred partitions. Weights are handed on as
+they are stored; the file names each by its module path.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-from hubpub.export.quantize import DynamicLinear
+from hubpub.export.quantize import HIGH, DynamicLinear
 from hubpub.export.write import stored
 
 BACKEND = "XnnpackBackend"
@@ -25,7 +26,9 @@ ALIGNMENT = 16
 
 @dataclass(frozen=True)
 class Weight:
-    """Integers [rows, columns] (int4 packed by two, low half first) and scales of one linear layer, under its name.
+    """Integers [rows, columns] and scales of one linear layer, under its name.
+
+    Those of four bits are packed by two, low half first; of those of 16 the low bytes of a row follow its high ones.
 
     With `softcap` c the product y becomes c * tanh(y / c).
     """
@@ -48,6 +51,8 @@ class Weight:
         parts = {"values": self.values, "scales": self.scales}
         if self.softcap is not None:
             parts |= {"softcap": torch.tensor([self.softcap]), "softcap_inverse": torch.tensor([1 / self.softcap])}
+        if self.bits == 16:
+            parts["high"] = torch.tensor([HIGH])
         return {f"{self.name}.{part}": tensor for part, tensor in parts.items()}
 
 
@@ -119,7 +124,7 @@ def _upper_bound(shape: torch.Size) -> list[int]:
 
 
 def _blob(shape: list[int], weights: list[Weight]) -> bytes:
-    """One delegate: x [..., K] float32 is quantized per token, then multiplied with every weight [N, K]."""
+    """One delegate: x [..., K] float32, quantized per token or made wide, is multiplied with every weight [N, K]."""
     from executorch.backends.xnnpack.serialization import xnnpack_graph_schema as schema
     from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import serialize_xnnpack_binary
     from executorch.backends.xnnpack.utils.xnnpack_constants import (
@@ -172,14 +177,33 @@ def _blob(shape: list[int], weights: list[Weight]) -> bytes:
     def node(union: Any) -> None:
         graph.xnodes.append(schema.XNode(xnode_union=union, debug_handle=0))
 
+    none = XNN_INVALID_VALUE_ID
+
+    def quantized() -> int:
+        found = value(kinds.xnn_datatype_qdint8, shape, how=schema.PerTokenDynamicQuant(num_nonbatch_dims=1))
+        node(schema.XNNConvert(input_id=x, output_id=found, flags=0))
+        return found
+
+    def wide(weight: Weight) -> int:
+        factor = value(kinds.xnn_datatype_fp32, [1], constant=constant(weight, "high"))
+        high = value(kinds.xnn_datatype_fp32, shape)
+        node(schema.XNNMultiply(input1_id=x, input2_id=factor, output_id=high, flags=0))
+        found = value(kinds.xnn_datatype_fp32, [*shape[:-1], 2 * shape[-1]])
+        rest = {f"input{number}_id": none for number in (3, 4, 5)}
+        axis = len(shape) - 1
+        node(schema.XNNConcatenate2(axis=axis, input1_id=high, input2_id=x, output_id=found, flags=0, **rest))
+        return found
+
     def product(matrix: int, into: int) -> None:
-        none = XNN_INVALID_VALUE_ID
-        node(schema.XNNFullyConnected(input1_id=quantized, filter_id=matrix, bias_id=none, output_id=into, flags=0))
+        form = inputs[weight.bits == 16]
+        node(schema.XNNFullyConnected(input1_id=form, filter_id=matrix, bias_id=none, output_id=into, flags=0))
 
     x = value(kinds.xnn_datatype_fp32, shape, external=0, flags=XNN_VALUE_FLAG_EXTERNAL_INPUT)
-    quantized = value(kinds.xnn_datatype_qdint8, shape, how=schema.PerTokenDynamicQuant(num_nonbatch_dims=1))
-    node(schema.XNNConvert(input_id=x, output_id=quantized, flags=0))
+    # The two forms of the input that its products read, each made once, and only where one reads it.
+    inputs: dict[bool, int] = {}
     for index, weight in enumerate(weights):
+        if (weight.bits == 16) not in inputs:
+            inputs[weight.bits == 16] = wide(weight) if weight.bits == 16 else quantized()
         integers, scales = constant(weight, "values"), constant(weight, "scales")
         rows = weight.values.shape[0]
         how: Any
@@ -195,7 +219,8 @@ def _blob(shape: list[int], weights: list[Weight]) -> bytes:
         else:
             datatype = kinds.xnn_datatype_qcint8
             how = schema.PerChannelQuant(scale=[], channel_dim=0, scale_buffer_idx=scales, num_scales=rows)
-        matrix = value(datatype, [rows, weight.columns], constant=integers, how=how)
+        columns = 2 * weight.columns if weight.bits == 16 else weight.columns
+        matrix = value(datatype, [rows, columns], constant=integers, how=how)
         dims = [*shape[:-1], rows]
         out = value(kinds.xnn_datatype_fp32, dims, external=1 + index, flags=XNN_VALUE_FLAG_EXTERNAL_OUTPUT)
         graph.output_ids.append(out)

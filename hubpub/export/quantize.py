@@ -1,9 +1,10 @@
 """A recipe applied to a model: every linear layer and table in the form that lowers and runs.
 
 Weights are symmetric integers with one scale per output channel or per group along the input. The scale of an int4
-group is the one of a few candidates that leaves the least squared error; of int8 rows it is max|w| / 127. They are
-rounded to nearest or, where the recipe is calibrated, before this (see hubpub.export.calibrate). A module is read from
-the mapped checkpoint, quantized and released before the next: the model is never held at full precision.
+group is the one of a few candidates that leaves the least squared error; of int8 rows it is max|w| / 127, of int16 rows
+a power of two. They are rounded to nearest or, where the recipe is calibrated, before this (see
+hubpub.export.calibrate). A module is read from the mapped checkpoint, quantized and released before the next: the model
+is never held at full precision.
 """
 
 from __future__ import annotations
@@ -44,17 +45,20 @@ def quantize(model: Any, recipe: Recipe, family: Family) -> dict[str, int]:
             # Export only fuses a table without a padding row; at inference the row is read like any other.
             module.padding_idx = None
             if scheme := in_tables.get(name):
-                replace(model, name, QuantizedEmbedding.of(module, scheme, dtype))
+                if scheme.weight == "bf16":
+                    replace(model, name, Bfloat16Embedding.of(module, dtype))
+                else:
+                    replace(model, name, QuantizedEmbedding.of(module, scheme, dtype))
                 used[f"embedding {scheme}"] = used.get(f"embedding {scheme}", 0) + 1
         elif isinstance(module, nn.Linear):
             scheme = _linear_scheme(name, module, recipe)
             if scheme is None:
                 continue
             table = model.get_submodule(family.embedding)
-            if name == "lm_head" and tied and scheme.weight == "int8" and _in_int8(table) and scheme.activation:
+            if name == "lm_head" and tied and _product(scheme) and _per_row(table, scheme.weight):
                 # The same integers: the file holds them once.
-                replace(model, name, DynamicLinear(name, table.values, table.scales, 8, None))
-            elif scheme.activation is not None:
+                replace(model, name, DynamicLinear(name, table.values, table.scales, table.bits, None))
+            elif _product(scheme):
                 replace(model, name, DynamicLinear.of(name, module, scheme))
             elif scheme.weight == "int8" and not scheme.group:
                 replace(model, name, WeightOnlyLinear.of(module))
@@ -62,7 +66,7 @@ def quantize(model: Any, recipe: Recipe, family: Family) -> dict[str, int]:
                 raise ExportError(f"{name}: weight-only {scheme} has no kernel", "use int8 per channel")
             used[f"linear {scheme}"] = used.get(f"linear {scheme}", 0) + 1
     for module in model.modules():
-        if not isinstance(module, (QuantizedEmbedding, DynamicLinear, WeightOnlyLinear)):
+        if not isinstance(module, (QuantizedEmbedding, Bfloat16Embedding, DynamicLinear, WeightOnlyLinear)):
             for key, parameter in module._parameters.items():
                 if parameter is not None and parameter.dtype != dtype:
                     module._parameters[key] = nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
@@ -76,13 +80,24 @@ def quantize(model: Any, recipe: Recipe, family: Family) -> dict[str, int]:
 
 
 def tables(recipe: Recipe, family: Family) -> dict[str, Scheme]:
-    """The tables that `recipe` gives integers, by module path."""
+    """The tables that `recipe` stores in another form, by module path."""
     found = {family.embedding: recipe.embedding, family.per_layer_embedding: recipe.per_layer_embedding}
     return {name: scheme for name, scheme in found.items() if name is not None and scheme is not None}
 
 
-def _in_int8(table: nn.Module) -> bool:
-    return isinstance(table, QuantizedEmbedding) and table.bits == 8 and table.scales.ndim == 1
+def _product(scheme: Scheme) -> bool:
+    """Whether XNNPACK multiplies with weights of `scheme`."""
+    return scheme.activation is not None or scheme.weight == "int16"
+
+
+def _per_row(table: nn.Module, weight: str) -> bool:
+    """Whether the rows of `table` are such integers, with one scale each, as a product reads them."""
+    return (
+        isinstance(table, QuantizedEmbedding)
+        and table.bits > 4
+        and f"int{table.bits}" == weight
+        and table.scales.ndim == 1
+    )
 
 
 def layer_schemes(model: Any, recipe: Recipe) -> dict[str, Scheme]:
@@ -181,6 +196,36 @@ def symmetric_int4(weight: torch.Tensor, group: int | None, *, low_first: bool) 
     return values, scales
 
 
+# Of the integers of 16 bits that `int16` stores, the largest whose high byte fits after the low one is rounded off.
+_LARGEST = 127 * 256 + 127
+# What the high byte of such an integer counts.
+HIGH = 256.0
+
+
+def int16(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Integers of 16 bits for `weight` [rows, columns], and scales float32 [rows] that are powers of two.
+
+    They are stored as int8 [rows, 2 * columns], the high bytes of a row before its low ones, both signed: XNNPACK has
+    fast kernels on every processor for float32 times int8, and for bfloat16 on few. A bfloat16 has eight significant
+    bits, so that it is kept exactly from 1/128 of its row's largest weight on; what is smaller is off by half a scale.
+    """
+    rows, columns = weight.shape
+    values = torch.empty(rows, 2 * columns, dtype=torch.int8)
+    scales = torch.empty(rows)
+    step = max(1, (4 << 20) // (columns * 4))
+    for first in range(0, rows, step):
+        part = weight[first : first + step].float()
+        fraction, exponent = torch.frexp(part.abs().amax(-1) / _LARGEST)
+        # A power of two itself needs no larger one; a smaller scale than the last would not be a normal number.
+        scale = torch.ldexp(torch.ones_like(fraction), (exponent - (fraction == 0.5).int()).clamp(min=-126))
+        integers = (part / scale.unsqueeze(-1)).round_().int()
+        high = (integers + 128) >> 8
+        values[first : first + step, :columns] = high
+        values[first : first + step, columns:] = integers - (high << 8)
+        scales[first : first + step] = scale
+    return values, scales
+
+
 def pack(values: torch.Tensor, *, low_first: bool) -> torch.Tensor:
     """Two int4 values of [rows, columns] int8 to a byte (uint8), each plus 8; `low_first`: the even column lies low."""
     pairs = (values + 8).view(torch.uint8).unflatten(-1, (-1, 2))
@@ -203,11 +248,12 @@ def to_int8_and_back(x: torch.Tensor) -> torch.Tensor:
 
 
 class DynamicLinear(nn.Module):
-    """Integer weights with activations quantized per token at run time: the form XNNPACK has kernels for.
+    """Integer weights in a form that XNNPACK has kernels for.
 
-    While exporting it is one call of `hubpub::dynamic_linear`, which carries the layer's name and not its weights; run
-    eagerly it does in floating point what the kernel does in integers. `beside` are products with the sums of each
-    group of the input, which are added (see hubpub.export.grid).
+    Activations are quantized per token at run time, or stay float32 where weights have 16 bits. While exporting it is
+    one call of `hubpub::dynamic_linear`, which carries the layer's name and not its weights; run eagerly it does in
+    floating point what the kernel does in integers. `beside` are products with the sums of each group of the input,
+    which are added (see hubpub.export.grid).
     """
 
     def __init__(
@@ -225,7 +271,7 @@ class DynamicLinear(nn.Module):
         # Plain attributes: a buffer would be emitted as a constant of the program beside the delegate's.
         self.values, self.scales = values, scales
         self.out_features = values.shape[0]
-        self.in_features = values.shape[1] * (2 if bits == 4 else 1)
+        self.in_features = values.shape[1] * 8 // bits
 
     @classmethod
     def of(cls, name: str, linear: nn.Linear, scheme: Scheme) -> DynamicLinear:
@@ -234,6 +280,8 @@ class DynamicLinear(nn.Module):
         if scheme.weight == "int4":
             values, scales = symmetric_int4(linear.weight, scheme.group, low_first=True)
             return cls(name, values, scales, 4, scheme.group)
+        if scheme.weight == "int16":
+            return cls(name, *int16(linear.weight), 16, None)
         values, scales = symmetric(linear.weight, 8, None)
         return cls(name, values, scales.squeeze(-1), 8, None)
 
@@ -250,14 +298,17 @@ class DynamicLinear(nn.Module):
         if torch.compiler.is_exporting():
             result: torch.Tensor = torch.ops.hubpub.dynamic_linear(x, self.name, self.out_features)
             return result
-        rounded = to_int8_and_back(x)
+        rounded = x if self.bits == 16 else to_int8_and_back(x)
         parts = []
         rows = max(1, (16 << 20) // self.in_features)
         for first in range(0, self.out_features, rows):
             values, scales = self.values[first : first + rows], self.scales[first : first + rows].float()
             if self.bits == 4:
                 values = unpack(values, low_first=True)
-            weight = values.float().reshape(values.shape[0], -1, self.group or self.in_features)
+            weight = values.float()
+            if self.bits == 16:
+                weight = joined(weight)
+            weight = weight.reshape(values.shape[0], -1, self.group or self.in_features)
             # In place: new memory for each of these takes longer than the product.
             weight = weight.mul_(scales.reshape(values.shape[0], -1, 1)).flatten(1)
             parts.append(nn.functional.linear(rounded, weight))
@@ -265,7 +316,7 @@ class DynamicLinear(nn.Module):
 
 
 class QuantizedEmbedding(nn.Module):
-    """A table of int8 or packed int4 rows that are dequantized as they are looked up, then scaled."""
+    """A table of int8, int16 or packed int4 rows that are dequantized as they are looked up, then scaled."""
 
     def __init__(self, values: torch.Tensor, scales: torch.Tensor, bits: int, factor: float, dtype: torch.dtype):
         super().__init__()
@@ -278,6 +329,8 @@ class QuantizedEmbedding(nn.Module):
         bits = int(scheme.weight.removeprefix("int"))
         if bits == 4:
             return cls.packed(table, *symmetric_int4(table.weight, scheme.group, low_first=False), dtype)
+        if bits == 16:
+            return cls(*int16(table.weight), bits, _factor(table, dtype), dtype)
         values, scales = symmetric(table.weight, bits, scheme.group)
         return cls(values, scales.squeeze(-1), bits, _factor(table, dtype), dtype)
 
@@ -292,15 +345,41 @@ class QuantizedEmbedding(nn.Module):
     def forward(self, indices: torch.Tensor) -> torch.Tensor:
         """Rows of int64 `indices` [...]; returns [..., width]."""
         ops = torch.ops.quantized_decomposed
-        low, high = -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
-        look_up = ops.embedding_byte if self.bits == 8 else ops.embedding_4bit
+        low, high = (-8, 7) if self.bits == 4 else (-128, 127)
+        look_up = ops.embedding_4bit if self.bits == 4 else ops.embedding_byte
         rows = look_up.dtype(self.values, self.scales, None, low, high, indices, dtype=self.dtype)
+        if self.bits == 16:
+            rows = joined(rows)
         return rows * self.factor
 
 
+class Bfloat16Embedding(nn.Module):
+    """A table as it is published, whose rows are widened as they are looked up, then scaled."""
+
+    def __init__(self, weight: torch.Tensor, factor: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.factor, self.dtype = factor, dtype
+
+    @classmethod
+    def of(cls, table: nn.Embedding, dtype: torch.dtype) -> Bfloat16Embedding:
+        # No copy where it is bfloat16: it is sent from the mapped checkpoint to the file.
+        return cls(table.weight.detach().bfloat16(), _factor(table, dtype), dtype)
+
+    def forward(self, indices: torch.Tensor) -> torch.Tensor:
+        """Rows of int64 `indices` [...]; returns [..., width]."""
+        return nn.functional.embedding(indices, self.weight).to(self.dtype) * self.factor
+
+
+def joined(halves: torch.Tensor) -> torch.Tensor:
+    """Numbers [..., n] of their high parts and their low ones, which lie behind each other in [..., 2 * n]."""
+    high, low = halves.chunk(2, -1)
+    return high * HIGH + low
+
+
 def _factor(table: nn.Embedding, dtype: torch.dtype) -> float:
-    """What the original multiplies rows by, rounded as the original rounds it."""
-    factor: torch.Tensor | None = getattr(table, "embed_scale", None)
+    """What the original multiplies the rows of `table` with, rounded as the original rounds it."""
+    factor = getattr(table, "embed_scale", None)
     return 1.0 if factor is None else float(factor.to(dtype).item())
 
 

@@ -59,12 +59,10 @@ def test_the_passes_are_as_they_were_afterwards() -> None:
 class Capped(torch.nn.Module):
     """A head with a softcap as the decoders have it, or with another number behind it."""
 
-    def __init__(self, outer: float) -> None:
+    def __init__(self, outer: float, scheme: Scheme) -> None:
         super().__init__()
         self.outer = outer
-        self.head = DynamicLinear.of(
-            "head", torch.nn.Linear(64, 96, bias=False), Scheme(weight="int8", activation="int8")
-        )
+        self.head = DynamicLinear.of("head", torch.nn.Linear(64, 96, bias=False), scheme)
         self.register_buffer("positions", torch.arange(64).unsqueeze(0))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
@@ -72,14 +70,55 @@ class Capped(torch.nn.Module):
         return capped.unsqueeze(0)
 
 
-@pytest.mark.parametrize(("outer", "inside"), [(3.0, True), (2.0, False)])
-def test_a_softcap_is_part_of_its_heads_delegate(outer: float, inside: bool, tmp_path: Path) -> None:
+EIGHT = Scheme(weight="int8", activation="int8")
+
+
+@pytest.mark.parametrize(
+    ("outer", "inside", "scheme", "near"),
+    [(3.0, True, EIGHT, 0.02), (2.0, False, EIGHT, 0.02), (3.0, True, Scheme(weight="int16"), 1e-5)],
+)
+def test_a_softcap_is_part_of_its_heads_delegate(
+    outer: float, inside: bool, scheme: Scheme, near: float, tmp_path: Path
+) -> None:
     register_operators()
-    model, path = Capped(outer), tmp_path / "capped.pte"
+    model, path = Capped(outer, scheme), tmp_path / "capped.pte"
     with path.open("wb") as file:
         lower.export(model, "8da8w", {}).program.write_to_file(file)
     ids = torch.arange(64).unsqueeze(0) * 5 % 11
     found = Session(path)._execute("the head", ids[0].tolist())
-    assert (found - model(ids)).abs().max() < 0.02
+    assert (found - model(ids)).abs().max() < near
     assert found.abs().max() <= outer + 1e-6
     assert ("XNNTanh" in str(inspect(path))) == inside
+
+
+class Side(torch.nn.Module):
+    """Two layers that read one input, in the form that is given for each."""
+
+    def __init__(self, first: Scheme, second: Scheme) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(
+            DynamicLinear.of(str(number), torch.nn.Linear(64, 32, bias=False), scheme)
+            for number, scheme in enumerate((first, second))
+        )
+        self.register_buffer("positions", torch.arange(64).unsqueeze(0))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = torch.sin(ids * 0.7) * 4.0
+        return torch.cat([layer(x) for layer in self.layers], -1).unsqueeze(0)
+
+
+@pytest.mark.parametrize("second", [Scheme(weight="int16"), EIGHT])
+def test_products_of_one_input_share_a_delegate_whatever_their_bits(second: Scheme, tmp_path: Path) -> None:
+    register_operators()
+    model, path = Side(Scheme(weight="int16"), second), tmp_path / "side.pte"
+    with path.open("wb") as file:
+        lower.export(model, "bf16", {}).program.write_to_file(file)
+    ids = torch.arange(64).unsqueeze(0) * 5 % 11
+    near = (Session(path)._execute("side by side", ids[0].tolist()) - model(ids)).abs()[0, 0]
+    assert near[:32].max() < 1e-5 and near[32:].max() < (0.02 if second == EIGHT else 1e-5)
+    operators = inspect(path).operators.delegated
+    assert {name: operators[name] for name in ("XNNConcatenate2", "XNNMultiply", "XNNFullyConnected")} == {
+        "XNNConcatenate2": 1,
+        "XNNMultiply": 1,
+        "XNNFullyConnected": 2,
+    }

@@ -10,9 +10,12 @@ from conftest import scale_model
 
 from hubpub.config import Override, Project, Scheme
 from hubpub.export.quantize import (
+    Bfloat16Embedding,
     DynamicLinear,
     QuantizedEmbedding,
     WeightOnlyLinear,
+    int16,
+    joined,
     pack,
     quantize,
     register_operators,
@@ -46,6 +49,43 @@ def test_a_quantized_table_reads_the_rows_it_stores(scheme: Scheme) -> None:
     rows = (values.reshape(64, -1, scheme.group or 96) * scales.float().unsqueeze(-1)).reshape(64, 96)
     indices = torch.tensor([[0, 5, 63]])
     assert torch.allclose(QuantizedEmbedding.of(table, scheme, torch.float32)(indices), rows[indices], atol=1e-6)
+
+
+def test_sixteen_bits_hold_a_bfloat16_that_is_not_tiny_in_its_row() -> None:
+    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(2)).bfloat16()
+    # The outermost on either side, a power of two, a row of nothing, one of the smallest numbers there are.
+    weight[0, 0], weight[1, 0], weight[2] = -3.984375, 4.0, weight[2] * 2**-60
+    weight[3], weight[4] = 0.0, torch.finfo(torch.bfloat16).tiny
+    values, scales = int16(weight)
+    assert values.dtype == torch.int8 and values.shape == (64, 512)
+    assert torch.equal(torch.frexp(scales)[0], torch.full((64,), 0.5))
+    restored = joined(values.float()) * scales.unsqueeze(-1)
+    exact = restored == weight.float()
+    assert exact[weight.float().abs() >= weight.float().abs().amax(-1, keepdim=True) / 128].all()
+    assert exact[3:5].all() and 0.9 < exact.float().mean() < 1
+    assert ((restored - weight.float()).abs() <= scales.unsqueeze(-1) / 2).all()
+
+
+def test_a_table_of_sixteen_bits_reads_what_a_layer_of_them_multiplies_by() -> None:
+    register_operators()
+    table = torch.nn.Embedding(64, 96)
+    table.weight.data = table.weight.bfloat16().float()
+    table.embed_scale = torch.tensor(3.0)
+    rows, indices = table.weight.detach() * 3, torch.tensor([[0, 5, 63]])
+    read = QuantizedEmbedding.of(table, Scheme(weight="int16"), torch.float32)
+    assert torch.allclose(read(indices), rows[indices], atol=3e-4)
+    layer = DynamicLinear("head", read.values, read.scales, 16, None)
+    assert layer.in_features == 96
+    x = torch.randn(2, 3, 96)
+    assert torch.allclose(layer(x), torch.nn.functional.linear(x, table.weight), atol=1e-3)
+
+
+def test_a_table_that_stays_bfloat16_is_not_copied() -> None:
+    table = torch.nn.Embedding(64, 96, dtype=torch.bfloat16)
+    read = Bfloat16Embedding.of(table, torch.float32)
+    assert read.weight.data_ptr() == table.weight.data_ptr()
+    found = read(torch.tensor([[0, 63]]))
+    assert found.dtype == torch.float32 and torch.equal(found[0], table.weight[[0, 63]].float())
 
 
 def test_a_weight_only_layer_multiplies_by_what_it_stores() -> None:
@@ -108,6 +148,18 @@ def test_quantizing_unties_the_head(scale_cache: Path) -> None:
     # AltUp's coefficient layers are 4 wide: no group of 32 fits, so they stay as they are, in the recipe's dtype.
     assert isinstance(own.model.layers[0].altup.prediction_coefs, torch.nn.Linear)
     assert {p.dtype for p in own.parameters()} == {torch.float32}
+
+
+def test_a_tied_head_of_sixteen_bits_is_its_table_and_the_table_per_layer_stays_mapped(scale_cache: Path) -> None:
+    register_operators()
+    own = load_mapped(Checkpoint.open(scale_model("gemma-3n-E2B-it", scale_cache)), dtype=torch.float32)
+    mapped = own.model.embed_tokens_per_layer.weight
+    quantize(own, Project.find().recipes["bf16"], family("gemma3n"))
+    table, head = own.model.embed_tokens, own.lm_head
+    assert isinstance(table, QuantizedEmbedding) and isinstance(head, DynamicLinear) and head.bits == 16
+    assert head.values.data_ptr() == table.values.data_ptr()
+    per_layer = own.model.embed_tokens_per_layer
+    assert isinstance(per_layer, Bfloat16Embedding) and per_layer.weight.data_ptr() == mapped.data_ptr()
 
 
 def test_an_override_gives_the_layers_it_names_another_scheme(scale_cache: Path) -> None:
