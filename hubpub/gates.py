@@ -21,6 +21,7 @@ from hubpub.facts import (
     CellFacts,
     Gate,
     Logits,
+    Lowering,
     Memory,
     OtherHost,
     Parity,
@@ -71,16 +72,7 @@ def evaluate_gates(
         limit = max(limits.prefill_kl_mean_max, limits.prefill_noise_max * noise)
         gates.append(_gate("prefill_kl_mean", "max", rounded(limit), logits.prefill_kl_mean))
     if lowering is not None:
-        # Worse than not knowing: a model that reads with a foreign tokenizer, or whose weights are damaged.
-        gates.append(_gate("original_perplexity", "max", vocabulary / 2, logits.perplexity_original))
-        limit = max(limits.lowering_kl_mean_max, limits.noise_max * noise)
-        gates.append(_gate("lowering_kl_mean", "max", rounded(limit), lowering.kl_mean))
-        difference = rounded(abs(logits.perplexity / lowering.perplexity - 1))
-        # The mean of as many surprises as there are tokens, each off by the noise, is itself off by this much.
-        chance = 3 * math.sqrt(2 * noise / logits.tokens)
-        gates.append(
-            _gate("lowering_perplexity", "max", rounded(max(limits.lowering_perplexity_max, chance)), difference)
-        )
+        gates += _lowering_gates(limits, logits, lowering, vocabulary, noise)
     if parity.whole is not None:
         gates.append(_gate("slice_kl_mean", "max", limits.slice_kl_mean_max, parity.whole.kl_mean))
     if parity.weights is not None:
@@ -105,6 +97,19 @@ def evaluate_gates(
         copied = _copied(program, memory) / parameters
         gates.append(_gate("anonymous_per_weight", "max", rounded(limit), rounded(copied)))
     return tuple(gates)
+
+
+def _lowering_gates(limits: Gates, logits: Logits, lowering: Lowering, vocabulary: int, noise: float) -> list[Gate]:
+    # The mean of as many surprises as there are tokens, each off by the noise, is itself off by this much.
+    chance = 3 * math.sqrt(2 * noise / logits.tokens)
+    difference = rounded(abs(logits.perplexity / lowering.perplexity - 1))
+    limit = max(limits.lowering_kl_mean_max, limits.noise_max * noise)
+    return [
+        # Worse than not knowing: a model that reads with a foreign tokenizer, or whose weights are damaged.
+        _gate("original_perplexity", "max", vocabulary / 2, logits.perplexity_original),
+        _gate("lowering_kl_mean", "max", rounded(limit), lowering.kl_mean),
+        _gate("lowering_perplexity", "max", rounded(max(limits.lowering_perplexity_max, chance)), difference),
+    ]
 
 
 def _tokenizer_gates(fits: TokenizerCheck, runner: RunnerCheck | None, vocabulary: int) -> list[Gate]:

@@ -208,7 +208,6 @@ def reference(
     The float32 model is loaded (mapped, where memory is short), run and freed here. Text and prompts are encoded as an
     app does it: with <bos> where the model wants it, without a chat template.
     """
-    import torch
     from safetensors import safe_open
     from safetensors.torch import save_file
 
@@ -228,43 +227,14 @@ def reference(
     name = f"reference-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
     table, data = folder / f"{name}.json", folder / f"{name}.safetensors"
     if not table.exists() or not data.exists():
-        from hubpub.model.loader import load
-
-        model = reference_model(checkpoint)
-        with torch.no_grad():
-            progress("reference: text", 0.0)
-            logits = eager_logits(model, tokens, window)
-            progress("reference: int8 activations", 0.0)
-            with int8_activations(model):
-                activations = _agreement(
-                    _rows(logits),
-                    EagerLogits(model, tokens, window, _step(tokens)),
-                    tokens,
-                    partial(progress, "reference: int8 activations"),
-                )
-            del model
-            progress("reference: bfloat16", 0.0)
-            model = load(checkpoint, dtype=torch.bfloat16)
-            bf16 = _agreement(
-                _rows(logits),
-                EagerLogits(model, tokens, window, _step(tokens)),
-                tokens,
-                partial(progress, "reference: bfloat16"),
-            )
-            del model
-            whole = _distance(checkpoint.whole, logits, tokens, window, progress) if checkpoint.whole else None
+        logits, found = _ask(checkpoint, tokens, window, progress)
         folder.mkdir(parents=True, exist_ok=True)
         # Two cells of a variant may get here at once: each writes a file of its own, the last rename wins.
         temporary = data.with_name(f".{data.name}.{os.getpid()}.tmp")
         save_file({"logits": logits.contiguous()}, temporary)
         temporary.replace(data)
         del logits
-        kept = {
-            "bf16": [bf16.top1, bf16.kl_mean],
-            "int8_activations": [activations.top1, activations.kl_mean],
-            "whole": whole.model_dump() if whole else None,
-        }
-        write_atomic(table, json.dumps(kept).encode())
+        write_atomic(table, json.dumps(found).encode())
     with safe_open(data, "pt") as file:
         logits = file.get_tensor("logits")
     kept = json.loads(table.read_text())
@@ -279,6 +249,34 @@ def reference(
         int8_activations=tuple(kept["int8_activations"]),
         whole=Whole.model_validate(kept["whole"]) if kept.get("whole") else None,
     )
+
+
+def _ask(
+    checkpoint: Checkpoint, tokens: Sequence[int], window: int | None, progress: Progress
+) -> tuple[Any, dict[str, Any]]:
+    """Logits of the source in float32, and how far it is from itself in bfloat16 and with int8 activations."""
+    import torch
+
+    from hubpub.model.loader import load
+
+    def compared(model: Any, stage: str) -> list[float]:
+        rows = EagerLogits(model, tokens, window, _step(tokens))
+        found = _agreement(_rows(logits), rows, tokens, partial(progress, stage))
+        return [found.top1, found.kl_mean]
+
+    model = reference_model(checkpoint)
+    found: dict[str, Any] = {}
+    with torch.no_grad():
+        progress("reference: text", 0.0)
+        logits = eager_logits(model, tokens, window)
+        progress(stage := "reference: int8 activations", 0.0)
+        with int8_activations(model):
+            found["int8_activations"] = compared(model, stage)
+        del model
+        progress(stage := "reference: bfloat16", 0.0)
+        found["bf16"] = compared(load(checkpoint, dtype=torch.bfloat16), stage)
+        whole = _distance(checkpoint.whole, logits, tokens, window, progress) if checkpoint.whole else None
+    return logits, {**found, "whole": whole.model_dump() if whole else None}
 
 
 def _distance(whole: Checkpoint, logits: Any, tokens: Sequence[int], window: int | None, progress: Progress) -> Whole:
