@@ -120,6 +120,10 @@ def checkpoint(variant: str, root: Path) -> Path:
         for name, tensor in model.state_dict().items()
         if name != "lm_head.weight"
     }
+    # Key and value weights of layers that read those of others: published, and never used.
+    for layer in range(text.num_hidden_layers - text.num_kv_shared_layers, text.num_hidden_layers):
+        at, like = (f"{kind.text_prefix}layers.{one}.self_attn." for one in (layer, layer % 5))
+        shapes |= {at + name: shapes[like + name] for name in ("k_proj.weight", "v_proj.weight", "k_norm.weight")}
     noise = (torch.randn(NOISE // 2) * 0.02).bfloat16().view(torch.uint8).numpy().tobytes()
     shards: list[list[str]] = [[]]
     size = 0

@@ -8,7 +8,7 @@ import pytest
 
 from hubpub.config import Project
 from hubpub.errors import ConfigError, ConflictError, GateError
-from hubpub.facts import MEASURING, CardFacts, CellFacts, Workflow, dump
+from hubpub.facts import MEASURING, CardFacts, CellFacts, Whole, Workflow, dump
 from hubpub.hub.client import Client
 from hubpub.localhub import LocalHub
 from hubpub.release.assemble import Ready, assemble, complete_card
@@ -87,6 +87,21 @@ def test_gates_are_those_of_now_and_not_those_of_the_facts(small: Project, tmp_p
     gates += "[recipe.8da4w.gates]\nkl_mean_max = 1e-30\ntop1_min = 1.0\n"
     with pytest.raises(GateError, match="kl_mean"):
         complete(write_card(tmp_path / "strict", CARD + gates), facts)
+
+
+@pytest.mark.parametrize(("distance", "refused"), [(0.178, False), (0.435, True), (float("inf"), True)])
+def test_a_slice_that_is_far_from_its_whole_is_not_released(small: Project, distance: float, refused: bool) -> None:
+    """0.435 is that of a stand-in with a layer less than it was trained for: see tests/measure/test_slices.py."""
+    facts = known(small)
+    kept = facts["small/8da4w"]
+    whole = Whole(kl_mean=distance, top1_agreement=0.8, perplexity=11.0, perplexity_whole=10.0)
+    parity = kept.parity.model_copy(update={"whole": whole})
+    facts["small/8da4w"] = kept.model_copy(update={"parity": parity, "gates": ()})
+    if refused:
+        with pytest.raises(GateError, match="slice_kl_mean"):
+            complete(small, facts)
+    else:
+        assert {gate.name for gate in complete(small, facts).cells[0].gates} > {"slice_kl_mean"}
 
 
 def test_the_commit_says_which_runs_made_the_files(hub: LocalHub, client: Client, small: Project) -> None:
