@@ -132,6 +132,48 @@ def test_the_limits_of_what_a_model_cannot_hold_still_follow_its_noise() -> None
     assert missed(parity(**noisy | {"lowering__kl_mean": 0.031})) == ["lowering_kl_mean"]
 
 
+def test_what_was_not_measured_widens_no_limit() -> None:
+    plain = evaluated(parity())
+    assert (plain["prefill_kl_mean"].limit, plain["lowering_kl_mean"].limit) == (0.001, 0.005)
+    assert plain["lowering_perplexity"].limit == 0.01
+    alone = evaluated(parity(lowering=None))
+    assert alone["prefill_kl_mean"].limit == 0.001
+    assert not alone.keys() & {"original_perplexity", "lowering_kl_mean", "lowering_perplexity"}
+    assert not plain.keys() & {"slice_kl_mean", "greedy_tokens", "grid_exact"}
+    assert "weights_stored" not in evaluated(parity(weights=None))
+
+
+def test_perplexity_may_differ_by_what_the_noise_of_so_many_tokens_makes_of_it() -> None:
+    """The standard deviation of the mean of 400 surprises, each off by 0.02 nats of KL, is 0.01."""
+    noisy = {"lowering__noise_kl_mean": 0.02, "logits__tokens": 400}
+    assert evaluated(parity(**noisy))["lowering_perplexity"].limit == 0.03
+    assert missed(parity(**noisy, lowering__perplexity=10.6 / 1.0299)) == []
+    assert missed(parity(**noisy, lowering__perplexity=10.6 / 1.0302)) == ["lowering_perplexity"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "found", "gate"), [(0.8, 0.8, True), (0.8, 0.79, False), (None, 0.1, None), (0.8, None, None)]
+)
+def test_all_tokens_that_a_file_says_are_judged_where_they_were_counted(
+    limit: float | None, found: float | None, gate: bool | None
+) -> None:
+    limits = LIMITS.model_copy(update={"greedy_tokens_min": limit})
+    judged = evaluated(parity(greedy__likely_tokens=found), limits).get("greedy_tokens")
+    assert (judged and judged.passed) is gate
+
+
+def test_a_first_token_that_the_original_finds_as_likely_counts() -> None:
+    assert missed(parity(greedy__first_token=0.5, greedy__first_token_or_tie=0.75)) == []
+    assert missed(parity(greedy__first_token=1.0, greedy__first_token_or_tie=0.74)) == ["greedy_first_token"]
+
+
+@pytest.mark.parametrize(("kl", "names"), [(0.4, []), (0.401, ["slice_kl_mean"])])
+def test_a_slice_is_held_to_its_whole(kl: float, names: list[str]) -> None:
+    whole = {"kl_mean": kl, "top1_agreement": 0.8, "perplexity": 9.0, "perplexity_whole": 8.0}
+    assert missed(parity(whole=whole)) == names
+    assert evaluated(parity(whole=whole))["slice_kl_mean"].limit == 0.4
+
+
 def test_quality_may_be_what_the_baseline_of_the_very_model_allows() -> None:
     limits = LIMITS.model_copy(update={"baseline_max": 2.0})
     baseline = {"logits__baseline_kl_mean": 0.04, "logits__baseline_top1_agreement": 0.92}

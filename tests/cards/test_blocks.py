@@ -74,7 +74,7 @@ def test_half_a_block_is_a_conflict(half: str) -> None:
 def test_metadata_that_cannot_be_read_is_a_conflict() -> None:
     merged = merge("---\nlicense: [\n---\n\ntext\n", RENDERED)
     assert [conflict.block for conflict in merged.conflicts] == ["metadata"]
-    assert "license: [" in merged.conflicts[0].diff
+    assert merged.conflicts[0].diff == "the YAML at the top cannot be read:\n---\nlicense: [\n---\n"
 
 
 def test_metadata_of_people_is_kept_and_ours_is_updated() -> None:
