@@ -161,7 +161,8 @@ class Program(Fact):
     `constant_bytes` are the constants of the program's own kernels; `delegate_bytes` are the delegates' blobs and the
     weights only they use, `backend_bytes` the same by backend. `weights` are the bytes of all constants by dtype,
     inside and outside delegates, those in another file included: `external_bytes` says how many those are.
-    `layout` is where the bytes of the file are; its values sum to the size of the file.
+    `layout` is where the bytes of the file are; its values sum to the size of the file. `sliding_window` is how many
+    tokens its mask lets a layer see; None where no mask is computed.
     """
 
     methods: tuple[Method, ...]
@@ -176,6 +177,7 @@ class Program(Fact):
     weights: dict[str, int] = {}
     external_bytes: int = 0
     layout: dict[str, int] = {}
+    sliding_window: int | None = None
 
     @property
     def context(self) -> int | None:
@@ -455,9 +457,9 @@ class Parity(Fact):
     """The program compared with the reference model: the source checkpoint, run eagerly in float32.
 
     `runner` is None for a layout that the LLM runner does not run, `stop_tokens` are the ids that end a generation of
-    the reference model; `measuring` says in which way this was measured, and `sha256` on which file ("" in facts of
-    older releases). `samples` are answers of the file to questions, or of a model that answers none, texts it went on
-    with.
+    the reference model and `sliding_window` is its window (None: it has none); `measuring` says in which way this was
+    measured, and `sha256` on which file ("" in facts of older releases). `samples` are answers of the file to
+    questions, or of a model that answers none, texts it went on with.
     """
 
     logits: Logits
@@ -468,6 +470,7 @@ class Parity(Fact):
     whole: Whole | None = None
     tokenizer: TokenizerCheck | None = None
     stop_tokens: tuple[int, ...] | None = None
+    sliding_window: int | None = None
     samples: tuple[Sample, ...] = ()
     measuring: int = 1
     sha256: str = ""

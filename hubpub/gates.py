@@ -83,6 +83,10 @@ def evaluate_gates(
         least = 1.0 if grid is not None and grid.explicit else limits.grid_exact_min
         gates.append(_gate("grid_exact", "min", least, math.floor(grid.share * 1e6) / 1e6 if grid else 0.0))
         gates.append(_gate("grid_weights", "min", limits.grid_weights_min, grid.weights_share if grid else 0.0))
+    window = parity.sliding_window
+    if window is not None and program.kv_cache.layers and window < (program.context or 0):
+        # One token more or less at a distance of hundreds is far below the noise of int8 activations.
+        gates.append(_gate("sliding_window", "min", 1.0, float(program.sliding_window == window)))
     if parity.stop_tokens is not None:
         same = program.eos_ids is not None and set(program.eos_ids) == set(parity.stop_tokens)
         gates.append(_gate("eos_ids", "min", 1.0, float(same)))

@@ -200,6 +200,17 @@ def test_of_int8_activations_every_token_counts_and_not_the_first_alone() -> Non
     assert "greedy_tokens" not in evaluated(parity(greedy__likely_tokens=None), limits)
 
 
+@pytest.mark.parametrize(("window", "context", "judged"), [(512, 2048, True), (512, 512, False), (None, 2048, False)])
+def test_the_window_of_the_mask_is_that_of_the_source(window: int | None, context: int, judged: bool) -> None:
+    found = parity(sliding_window=window)
+    for seen, fits in ((512, True), (511, False), (None, False)):
+        metadata = {"get_eos_ids": (106, 1), "get_max_context_len": context}
+        program = cell().program.model_copy(update={"metadata": metadata, "sliding_window": seen})
+        gates = {gate.name: gate for gate in evaluate_gates(LIMITS, found, program, VOCABULARY)}
+        assert ("sliding_window" in gates) == judged
+        assert not judged or gates["sliding_window"].passed == fits
+
+
 def test_a_file_that_holds_another_weight_is_refused() -> None:
     assert missed(parity(weights__wrong=("model.layers.3.mlp.up_proj.values",))) == ["weights_stored"]
 

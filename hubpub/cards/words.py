@@ -30,6 +30,7 @@ _GATES = {
     "lowering_kl_mean": "KL, mean, against the quantized weights run in PyTorch",
     "lowering_perplexity": "relative change of perplexity against the quantized weights run in PyTorch",
     "eos_ids": "stops on the same tokens as the original",
+    "sliding_window": "attends over the same sliding window as the original",
     "tokenizer_fits": "the tokenizer matches the model",
     "anonymous_per_weight": "anonymous memory per weight, in bytes, without the working memory",
     "weights_stored": "the weights in the file are exactly the intended ones",
@@ -41,7 +42,14 @@ _SHARES = {"top1_agreement", "greedy_first_token", "greedy_exact", "greedy_token
     "grid_exact",
     "grid_weights",
 }
-_FLAGS = {"finite_logits", "weights_stored", "llm_runner_matches", "eos_ids", "tokenizer_fits", "chat_template_fits"}
+_FLAGS = {
+    "finite_logits",
+    "weights_stored",
+    "llm_runner_matches",
+    "eos_ids",
+    "tokenizer_fits",
+    "chat_template_fits",
+} | {"sliding_window"}
 
 
 def cell(text: str) -> str:

@@ -118,6 +118,7 @@ def _read(file: File, plans: tuple[Plan, ...]) -> Program:
     backends: Counter[str] = Counter()
     blobs: dict[tuple[int, int], str] = {}
     cache = KVCache(bytes=0, dtype="", layers=0)
+    windows: set[int] = set()
     for plan in plans:
         weights.add_plan(plan)
         constant = _constant_value(file, plan)
@@ -128,6 +129,7 @@ def _read(file: File, plans: tuple[Plan, ...]) -> Program:
         methods.append(_method(plan, state))
         kernels.update(dict.fromkeys(plan.operators, 0))
         kernels.update(name for name, _ in plan.calls)
+        windows |= _windows(plan)
         # Methods of one program share their cache: what the largest needs is what the program needs.
         cache = max(cache, _cache(plan, state), key=lambda found: found.bytes)
     graphs: dict[tuple[int, int], xnnpack.Graph | None] = {}
@@ -155,6 +157,7 @@ def _read(file: File, plans: tuple[Plan, ...]) -> Program:
         weights=_sorted(weights.by_dtype),
         external_bytes=weights.external_bytes,
         layout=_layout(file, blobs),
+        sliding_window=windows.pop() if len(windows) == 1 else None,
     )
 
 
@@ -319,6 +322,17 @@ def _cache(plan: Plan, state: dict[int, TensorValue]) -> KVCache:
         layers=sum(tensor.dtype == dtype for tensor in buffers) // 2,
         shapes=_sorted(Counter("x".join(map(str, tensor.sizes)) for tensor in buffers)),
     )
+
+
+def _windows(plan: Plan) -> set[int]:
+    """The distances from which on a token is hidden: what a comparison that a mask is made of compares with."""
+    parts = {index for name, arguments in plan.calls if name.startswith("aten::logical_or") for index in arguments[:2]}
+    found = {
+        plan.integer(arguments[1])
+        for name, arguments in plan.calls
+        if name.startswith("aten::ge.Scalar") and len(arguments) > 2 and arguments[2] in parts
+    }
+    return {window for window in found if window is not None and window > 0}
 
 
 def _constant_value(file: File, plan: Plan) -> Value | tuple[int, ...] | tuple[float, ...] | None:

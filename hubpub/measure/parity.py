@@ -52,6 +52,7 @@ from hubpub.measure.samples import samples
 from hubpub.measure.weights import check_weights
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.reader import Reader
+from hubpub.model.shape import SLIDING
 from hubpub.progress import Progress, unseen
 from hubpub.workspace import integers_of
 
@@ -174,12 +175,15 @@ def compare_to_reference(
 
     The program is let go before its quantized weights are run eagerly: a machine need not hold both.
     """
+    from hubpub.model.loader import text_config
+
     # A large tokenizer takes seconds to read.
     reader = reader or Reader(checkpoint.folder, checkpoint.family.begins_with_bos)
     known = reference(checkpoint, reader, texts, length, references, progress, window=session.window)
     said, logits = compare_logits(session, known, recipe, checkpoint.config, progress)
     greedy = compare_greedy(session, checkpoint, known, progress)
     session.close()
+    shape = checkpoint.family.shape(text_config(checkpoint))
     lowering, stored = compare_lowering(said, checkpoint, recipe, known, progress, session.path)
     return Parity(
         logits=logits,
@@ -189,6 +193,7 @@ def compare_to_reference(
         weights=stored,
         whole=known.whole,
         stop_tokens=known.stop,
+        sliding_window=shape.sliding_window if SLIDING in shape.layer_kinds else None,
         measuring=MEASURING,
     )
 
