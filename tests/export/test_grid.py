@@ -12,7 +12,7 @@ from hubpub.export import lower
 from hubpub.export.calibrate import apply_recipe
 from hubpub.export.grid import Found, in_two, layer, recover, stored
 from hubpub.export.quantize import DynamicLinear, QuantizedEmbedding, register_operators, to_int8_and_back, unpack
-from hubpub.matrix import cells, select
+from hubpub.matrix import Cell, cells, select
 from hubpub.measure.inspect import inspect
 from hubpub.measure.runtime import Session
 from hubpub.model import loader
@@ -164,14 +164,17 @@ def test_the_runtime_multiplies_with_what_was_trained(weight: torch.Tensor, tmp_
     assert (without - exact).norm() > 10 * (found - exact).norm()
 
 
+def variant_of(form: str, cell: Cell) -> Variant:
+    trained = Trained.model_validate({"form": form, "of": "google/gemma-4-E2B-it"})
+    return Variant.model_validate({**cell.variant.model_dump(), "qat": trained})
+
+
 @pytest.mark.parametrize("form", ["w4a16-ct", "q4_0"])
 def test_a_model_keeps_what_it_was_trained_to_whatever_the_recipe_says_of_a_layer(
     form: str, project: Project, scale_cache: Path
 ) -> None:
     (cell,) = select(cells(project), ["gemma-4-E2B-it/8da4w"])
-    trained = Trained.model_validate({"form": form, "of": "google/gemma-4-E2B-it"})
-    variant = Variant.model_validate({**cell.variant.model_dump(), "qat": trained})
-    checkpoint = Checkpoint.open(build(variant, scale_cache))
+    checkpoint = Checkpoint.open(build(variant_of(form, cell), scale_cache))
     source = loader.load(checkpoint)
     model = loader.load_mapped(checkpoint, dtype=torch.float32)
     grid = apply_recipe(model, checkpoint, cell.recipe)
@@ -192,3 +195,24 @@ def test_a_model_keeps_what_it_was_trained_to_whatever_the_recipe_says_of_a_laye
     # A recipe of eight bits has no use for it.
     (other,) = select(cells(project), ["gemma-4-E2B-it/8da8w"])
     assert apply_recipe(loader.load_mapped(checkpoint, dtype=torch.float32), checkpoint, other.recipe) is None
+
+
+def test_a_layer_that_lies_on_no_grid_is_calibrated_as_ever_and_named(project: Project, scale_cache: Path) -> None:
+    (cell,) = select(cells(project), ["gemma-4-E2B-it/8da4w"])
+    checkpoint = Checkpoint.open(build(variant_of("q4_0", cell), scale_cache))
+    model = loader.load_mapped(checkpoint, dtype=torch.float32)
+    name = "model.layers.1.mlp.gate_proj"
+    other = model.get_submodule(name)
+    torch.manual_seed(0)
+    other.weight = torch.nn.Parameter(other.weight * (1 + 0.1 * torch.rand_like(other.weight)), requires_grad=False)
+    known = model.get_submodule("model.layers.1.mlp.up_proj").weight
+    rows = other.weight.float()
+    grid = apply_recipe(model, checkpoint, cell.recipe)
+    assert grid is not None and grid.others == (name,) and grid.share == 1 and 0.9 < grid.weights_share < 1
+    made = model.get_submodule(name)
+    assert isinstance(made, DynamicLinear) and made.bits == 4 and not made.beside
+    # What came before and after it is as it was trained, and its own rounding is that of four bits.
+    kept = recover(known)
+    assert kept is not None and torch.equal(model.get_submodule("model.layers.1.mlp.up_proj").values, kept.values)
+    back = unpack(made.values, low_first=True).float().unflatten(-1, (-1, 32)) * made.scales.float().unsqueeze(-1)
+    assert 0.02 < (back.flatten(-2) - rows).norm() / rows.norm() < 0.2
