@@ -17,6 +17,8 @@ from hubpub.gates import (
     BESIDE,
     METRICS,
     Metric,
+    Regression,
+    _copied,
     changes,
     check_regressions,
     evaluate_gates,
@@ -82,6 +84,26 @@ def test_copies_of_weights_are_limited_beyond_the_arena(copies: int, passes: boo
     found = {one.name: one for one in evaluate_gates(limits, parity(), program, VOCABULARY, memory, 10_000_000)}
     assert found["anonymous_per_weight"].passed is passes
     assert "anonymous_per_weight" not in {one.name for one in evaluate_gates(limits, parity(), program, VOCABULARY)}
+
+
+def test_memory_is_judged_where_it_was_measured_and_limited() -> None:
+    at, limits = Resident(anonymous=1, mapped=1), LIMITS.model_copy(update={"anonymous_per_weight_max": 0.5})
+    memory, program = Memory(loaded=at, prefilled=at, generated=at, generated_tokens=256), cell().program
+    for given, of, parameters in ((limits, memory, None), (limits, None, 10), (LIMITS, memory, 10)):
+        judged = evaluate_gates(given, parity(), program, VOCABULARY, of, parameters)
+        assert "anonymous_per_weight" not in {gate.name for gate in judged}
+
+
+@pytest.mark.parametrize(("anonymous", "beside", "copied"), [(5, None, 5), (5, 3, 2), (1, 3, 0)])
+def test_what_counts_as_copied_is_beyond_what_is_known(anonymous: int, beside: int | None, copied: int) -> None:
+    at = Resident(anonymous=anonymous, mapped=1)
+    known = None if beside is None else Resident(anonymous=beside, mapped=1)
+    memory = Memory(loaded=at, prefilled=at, generated=at, generated_tokens=256, beside=known)
+    assert _copied(cell().program.model_copy(update={"methods": ()}), memory) == copied
+
+
+def test_a_regression_without_figures_is_its_name() -> None:
+    assert str(Regression("a/b", "gone", 1, 0, "")) == "a/b: gone"
 
 
 def test_a_program_that_is_well_passes_every_gate() -> None:
