@@ -216,6 +216,8 @@ ELSEWHERE = {
     "hubpub.config": "what people declare",
     "hubpub.data": "where texts lie; the corpus is in the key",
     "hubpub.errors": "messages",
+    "hubpub.facts": "records of what was done",
+    "hubpub.files": "how files are written, not what is in them",
     "hubpub.redaction": "what messages leave out",
     "hubpub.progress": "how far work is",
     "hubpub.slices": "what may be sliced",

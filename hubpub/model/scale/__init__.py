@@ -70,10 +70,11 @@ def _key(family: str, size: str | None, chat: bool) -> str:
 
 
 def making_code() -> tuple[Path, ...]:
-    """The modules that make a checkpoint of what describes it; a family's own shows in what it describes."""
+    """The modules that make a checkpoint of what describes it, or put one on a grid; a family's own shows in what it
+    describes."""
     here = Path(__file__).parent
     own = [path for path in sorted(here.glob("*.py")) if path.stem not in FAMILIES]
-    return (*own, *sorted((here.parent / "families").glob("*.py")))
+    return (*own, here.parent / "packed.py", *sorted((here.parent / "families").glob("*.py")))
 
 
 @cache
