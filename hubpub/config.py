@@ -137,6 +137,17 @@ class Override(Frozen):
     scheme: Scheme | None = None
 
 
+def _layers(value: str) -> str:
+    first, _, last = value.partition("-")
+    if not re.fullmatch(r"\d{1,4}(-\d{1,4})?", value) or int(last or first) < int(first):
+        raise ValueError("must be a layer or a range of layers, e.g. '3' or '0-7'")
+    return value
+
+
+Tuned = dict[str, tuple[Annotated[str, AfterValidator(_layers)], ...]]
+"""Kinds of linear layers that get int8 weights, e.g. "mlp.down_proj", and in which layers: "0-7", both ends with it."""
+
+
 class Recipe(Frozen):
     """What is done to a variant's weights and activations, and what the result must pass."""
 
@@ -151,8 +162,11 @@ class Recipe(Frozen):
     per_layer_embedding: Scheme | None = None
     head: Scheme | None = None
     override: tuple[Override, ...] = ()
+    tuned: Tuned = Field(default_factory=dict)
     calibrated: bool = False
     """Whether the integers of linear layers are chosen for what a calibration text puts into them, or to nearest."""
+    balanced: bool = False
+    """Whether scales move from activations to the weights that read them, as the calibration text asks for."""
     gates: Gates
 
     @property
@@ -182,8 +196,12 @@ class Recipe(Frozen):
                 raise ValueError(f"{key}: no kernel multiplies int8 weights in groups; leave group out")
             if scheme and scheme.activation and self.dtype != "fp32":
                 raise ValueError(f'{key}: int8 activations are computed from float32; set dtype = "fp32"')
+        if self.tuned and not (self.linear and self.linear.activation):
+            raise ValueError("tuned: only linear layers with int8 activations are tuned")
         if self.calibrated and not (self.linear and self.linear.activation):
             raise ValueError("calibrated: only linear layers with int8 activations are calibrated")
+        if self.balanced and not self.calibrated:
+            raise ValueError("balanced: what is moved is chosen by the calibration text; set calibrated = true")
         for key in ("embedding", "per_layer_embedding"):
             scheme = getattr(self, key)
             if scheme and scheme.activation is not None:
@@ -193,6 +211,20 @@ class Recipe(Frozen):
             if scheme and scheme.weight in ("bf16", "int16") and self.dtype != "fp32":
                 raise ValueError(f'{key}: {scheme.weight} weights are read as float32; set dtype = "fp32"')
         return self
+
+    @cached_property
+    def overrides(self) -> tuple[Override, ...]:
+        """Schemes of single layers, first match wins: those of the tuned layers, and then `override`."""
+        if self.linear is None:
+            return self.override
+        int8 = Scheme(weight="int8", activation=self.linear.activation)
+        tuned = [
+            Override(pattern=f"model.layers.{layer}.{kind}", scheme=int8)
+            for kind, ranges in self.tuned.items()
+            for first, _, last in (one.partition("-") for one in ranges)
+            for layer in range(int(first), int(last or first) + 1)
+        ]
+        return (*tuned, *self.override)
 
 
 class Trained(Frozen):
@@ -297,7 +329,10 @@ class Prose(Frozen):
 
 
 class Card(Frozen):
-    """One Hub repo: its variant, the forms it comes in and its prose."""
+    """One Hub repo: its variant, the forms it comes in and its prose.
+
+    `tuned` is what `hubpub tune` found of a recipe: layers of this variant that are worth int8 weights.
+    """
 
     schema_: Literal[1] = Field(alias="schema")
     repo: Name
@@ -306,6 +341,7 @@ class Card(Frozen):
     exclude: tuple[Exclusion, ...] = ()
     accept: tuple[Acceptance, ...] = ()
     recipe: dict[Name, Recipe] = Field(default_factory=dict)
+    tuned: dict[Name, Tuned] = Field(default_factory=dict)
     card: Prose
 
     folder: Path = Field(exclude=True)
@@ -379,6 +415,9 @@ class Project:
                 path=str(path),
                 line=_line_of(path.read_text("utf-8"), ("export", "recipes")),
             )
+        if name in card.tuned:
+            table = {**found.model_dump(), "tuned": card.tuned[name]}
+            return _validate(Recipe, table, card.folder / "card.toml", ("tuned", name))
         return found
 
 

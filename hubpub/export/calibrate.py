@@ -4,6 +4,9 @@ A text runs through the model once. When it reaches a linear layer, the products
 summed up (the Hessian of the squared error of its output), its weights are rounded column by column, and what each
 rounding does to the output is made up for by the columns that are still to come. The text goes on through the rounded
 layer: the next ones see its error, and that of activations in eight bits, and answer for it.
+
+Of a balanced recipe, scales move first from an input to the weights that read it (hubpub.export.balance). A layer that
+was rounded already takes them into its own scales, and its integers stay.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from hubpub.config import Recipe, Scheme
 from hubpub.data import calibration
+from hubpub.export.balance import scales_for
 from hubpub.export.grid import keep_grids
 from hubpub.export.quantize import (
     DynamicLinear,
@@ -32,6 +36,8 @@ from hubpub.export.quantize import (
 )
 from hubpub.facts import GridFact
 from hubpub.model.checkpoint import Checkpoint
+from hubpub.model.families import Family
+from hubpub.model.folds import HEAD, Fold, divide, folds_of, heads_of, spread_heads
 from hubpub.model.reader import Reader
 from hubpub.model.widened import narrow, widen
 from hubpub.progress import Progress, unseen
@@ -81,27 +87,37 @@ def apply_recipe(
     """Turn the mapped `model` of `checkpoint` into what `recipe` makes of it, in place.
 
     Layers that were trained for four bits keep their integers, whatever is chosen for others, and are done first:
-    returns what was found of them.
+    returns what was found of them. Nothing moves to or from such layers.
 
     Calibration takes minutes where a model is large: its integers are read from `kept` where that file exists, and with
     `keep` written there else. It must be of this very checkpoint, recipe and code, as what lies in the folder of a
     fingerprint is.
     """
     register_operators()
-    found = keep_grids(model, checkpoint, recipe)
+    found, head_scales = keep_grids(model, checkpoint, recipe), None
     if recipe.calibrated and (schemes := layer_schemes(model, recipe)):
         if kept is not None and kept.exists():
-            _restore(model, schemes, kept)
+            head_scales = _restore(model, schemes, kept)
         else:
-            calibrate(model, schemes, readings(checkpoint), progress)
+            balances = recipe.balanced and found is None
+            balance = Balance(model, recipe, checkpoint.family, schemes) if balances else None
+            calibrate(model, schemes, readings(checkpoint), progress, balance)
+            head_scales = None if balance is None else balance.head_scales
             if kept is not None and keep:
-                _keep(model, schemes, kept)
-    quantize(model, recipe, checkpoint.family)
+                _keep(model, schemes, [] if balance is None else balance.norms, head_scales, kept)
+    quantize(model, recipe, checkpoint.family, head_scales)
     return found
 
 
-def _keep(model: Any, schemes: dict[str, Scheme], path: Path) -> None:
-    tensors: dict[str, torch.Tensor] = {}
+_HEAD_SCALES = "head.scales"
+
+
+def _keep(
+    model: Any, schemes: dict[str, Scheme], norms: list[str], head_scales: torch.Tensor | None, path: Path
+) -> None:
+    tensors = {f"{name}.weight": model.get_submodule(name).weight for name in norms}
+    if head_scales is not None:
+        tensors[_HEAD_SCALES] = head_scales
     for name in schemes:
         made = model.get_submodule(name)
         tensors |= {f"{name}.values": made.values, f"{name}.scales": made.scales}
@@ -114,17 +130,84 @@ def _keep(model: Any, schemes: dict[str, Scheme], path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _restore(model: Any, schemes: dict[str, Scheme], path: Path) -> None:
+def _restore(model: Any, schemes: dict[str, Scheme], path: Path) -> torch.Tensor | None:
+    """Put what `path` keeps into `model`; returns the scales that its last norm was divided by."""
     tensors = load_file(path)
     for name, scheme in schemes.items():
         bits = int(scheme.weight.removeprefix("int"))
-        replace(
-            model, name, DynamicLinear(name, tensors[f"{name}.values"], tensors[f"{name}.scales"], bits, scheme.group)
-        )
+        values, scales = tensors.pop(f"{name}.values"), tensors.pop(f"{name}.scales")
+        replace(model, name, DynamicLinear(name, values, scales, bits, scheme.group))
+    head_scales = tensors.pop(_HEAD_SCALES, None)
+    for name, weight in tensors.items():
+        norm = model.get_submodule(name.removesuffix(".weight"))
+        norm.weight = torch.nn.Parameter(weight, requires_grad=False)
+    return head_scales
+
+
+class Balance:
+    """Where scales move in a model, and what was moved so far.
+
+    `norms` are the paths of the norms that were divided, `head_scales` what the weights of the head and the table it is
+    tied to are to be multiplied by, None before the end.
+    """
+
+    def __init__(self, model: Any, recipe: Recipe, family: Family, schemes: dict[str, Scheme]) -> None:
+        self.model, self.offset = model, family.norm_offset
+        self.norms: list[str] = []
+        self.head_scales: torch.Tensor | None = None
+        self.schemes = dict(schemes)
+        if recipe.head is not None and recipe.head.activation:
+            self.schemes["lm_head"] = recipe.head
+        # A reader in floating point loses nothing by its input, and one without a scheme has none to weigh.
+        folds = [fold for fold in folds_of(model, family.folds) if all(name in self.schemes for name in fold.readers)]
+        self._of = {name: fold for fold in folds for name in fold.readers}
+        self._moved: dict[Fold, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+
+    def move(self, name: str, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What layer `name` reads instead of x [..., in], and what its columns are multiplied by: float32 [in].
+
+        The first reader of an input settles it for all: its source is divided then.
+        """
+        fold = self._of.get(name)
+        if fold is None:
+            return x, None
+        if fold not in self._moved:
+            self._moved[fold] = (x, *self._divided(fold, x))
+        seen, divided, scales = self._moved[fold]
+        assert seen is x, f"{name} reads another input than {fold.readers[0]}"
+        if name == fold.readers[-1]:
+            # The text is large, and nobody asks again.
+            self._moved[fold] = (torch.empty(0),) * 3
+        return divided, scales
+
+    def end(self, x: torch.Tensor) -> None:
+        """Divide the last norm, whose output x [..., width] the head reads."""
+        if "lm_head" in self._of:
+            _, self.head_scales = self._divided(HEAD, x)
+
+    def _divided(self, fold: Fold, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        source, heads = self.model.get_submodule(fold.source), heads_of(self.model, fold)
+        weights = [self.model.get_submodule(name).weight for name in fold.readers]
+        scales = scales_for(x, weights, [self.schemes[name] for name in fold.readers], heads)
+        if isinstance(source, DynamicLinear):
+            rows = scales if source.scales.ndim == 1 else scales.unsqueeze(1)
+            source.scales = (source.scales.float() / rows).to(source.scales.dtype)
+        else:
+            divide(source, scales, self.offset)
+            if not isinstance(source, torch.nn.Linear):
+                self.norms.append(fold.source)
+        spread = spread_heads(scales, heads, x.shape[-1])
+        return x / spread, spread
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
-def calibrate(model: Any, schemes: dict[str, Scheme], tokens: torch.Tensor, progress: Progress = unseen) -> None:
+def calibrate(
+    model: Any,
+    schemes: dict[str, Scheme],
+    tokens: torch.Tensor,
+    progress: Progress = unseen,
+    balance: Balance | None = None,
+) -> None:
     """Replace the linear layers of `model` that `schemes` names, in the order the text reaches them.
 
     `tokens` int64 [windows, length] run through the text model together. A layer that they never reach (there is none
@@ -135,7 +218,9 @@ def calibrate(model: Any, schemes: dict[str, Scheme], tokens: torch.Tensor, prog
 
     def reached(name: str, scheme: Scheme) -> Callable[[torch.Tensor], torch.Tensor]:
         def forward(x: torch.Tensor) -> torch.Tensor:
-            made = _rounded(name, model.get_submodule(name).weight, scheme, seen.of(x))
+            x, scales = (x, None) if balance is None else balance.move(name, x)
+            weight = model.get_submodule(name).weight.float()
+            made = _rounded(name, weight if scales is None else weight * scales, scheme, seen.of(x))
             replace(model, name, made)
             done.append(name)
             progress("quantize", len(done) / len(schemes))
@@ -148,7 +233,9 @@ def calibrate(model: Any, schemes: dict[str, Scheme], tokens: torch.Tensor, prog
     for name, scheme in schemes.items():
         model.get_submodule(name).forward = reached(name, scheme)
     try:
-        model.model(input_ids=tokens, use_cache=False)
+        last = model.model(input_ids=tokens, use_cache=False).last_hidden_state
+        if balance is not None:
+            balance.end(last)
     finally:
         narrow(model)
 
@@ -171,8 +258,7 @@ class _Inputs:
         return self.hessian
 
 
-def _rounded(name: str, stored: torch.Tensor, scheme: Scheme, hessian: torch.Tensor) -> DynamicLinear:
-    weight = stored.float()
+def _rounded(name: str, weight: torch.Tensor, scheme: Scheme, hessian: torch.Tensor) -> DynamicLinear:
     if scheme.weight == "int8":
         _, scales = symmetric(weight, 8, None)
         return DynamicLinear(name, gptq(weight, hessian, scales, 8), scales.squeeze(-1), 8, None)

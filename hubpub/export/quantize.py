@@ -26,12 +26,15 @@ EPS = 1e-10
 SMALLEST_GROUP = 32
 
 
-def quantize(model: Any, recipe: Recipe, family: Family) -> dict[str, int]:
+def quantize(model: Any, recipe: Recipe, family: Family, head_scales: torch.Tensor | None = None) -> dict[str, int]:
     """Replace the weights of `model` in place as `recipe` says. Returns how many modules each scheme was used for.
 
     The head is untied from the embedding first where the two are stored differently. Linear layers whose input width
     is not a multiple of 32 (the 4-wide AltUp coefficients of Gemma 3n) keep their floating-point weights.
     What is left in floating point becomes the recipe's dtype.
+
+    Columns of the head are multiplied by `head_scales` [width], by which its input was divided. A table that is stored
+    once with the head is multiplied too, and its rows are divided after they are read.
     """
     used: dict[str, int] = {}
     in_tables = tables(recipe, family)
@@ -40,6 +43,7 @@ def quantize(model: Any, recipe: Recipe, family: Family) -> dict[str, int]:
     if recipe.head is not None or recipe.embedding is not None:
         # The two shared one tensor; from here on each module replaces its own reference.
         model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach(), requires_grad=False)
+    once = tied and _same_integers(recipe, model.lm_head)
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Embedding):
             # Export only fuses a table without a padding row; at inference the row is read like any other.
@@ -48,7 +52,8 @@ def quantize(model: Any, recipe: Recipe, family: Family) -> dict[str, int]:
                 if scheme.weight == "bf16":
                     replace(model, name, Bfloat16Embedding.of(module, dtype))
                 else:
-                    replace(model, name, QuantizedEmbedding.of(module, scheme, dtype))
+                    multiplied = head_scales if once and name == family.embedding else None
+                    replace(model, name, QuantizedEmbedding.of(module, scheme, dtype, multiplied))
                 used[f"embedding {scheme}"] = used.get(f"embedding {scheme}", 0) + 1
         elif isinstance(module, nn.Linear):
             scheme = _linear_scheme(name, module, recipe)
@@ -59,7 +64,8 @@ def quantize(model: Any, recipe: Recipe, family: Family) -> dict[str, int]:
                 # The same integers: the file holds them once.
                 replace(model, name, DynamicLinear(name, table.values, table.scales, table.bits, None))
             elif _product(scheme):
-                replace(model, name, DynamicLinear.of(name, module, scheme))
+                multiplied = head_scales if name == "lm_head" else None
+                replace(model, name, DynamicLinear.of(name, module, scheme, multiplied))
             elif scheme.weight == "int8" and not scheme.group:
                 replace(model, name, WeightOnlyLinear.of(module))
             else:
@@ -100,6 +106,14 @@ def _per_row(table: nn.Module, weight: str) -> bool:
     )
 
 
+def _same_integers(recipe: Recipe, head: nn.Linear) -> bool:
+    """Whether a head and the table it is tied to will be the same int8 rows."""
+    table, scheme = recipe.embedding, _linear_scheme("lm_head", head, recipe)
+    if table is None or scheme is None:
+        return False
+    return scheme.activation is not None and table.weight == scheme.weight == "int8" and table.group is None
+
+
 def layer_schemes(model: Any, recipe: Recipe) -> dict[str, Scheme]:
     """The linear layers of the decoder that get integers with int8 activations, by module path; the head is none."""
     found = {}
@@ -116,7 +130,7 @@ def _linear_scheme(name: str, linear: nn.Linear, recipe: Recipe) -> Scheme | Non
 
     A width that does not divide into the recipe's groups gets the smallest there are.
     """
-    overrides = (override.scheme for override in recipe.override if fnmatchcase(name, override.pattern))
+    overrides = (override.scheme for override in recipe.overrides if fnmatchcase(name, override.pattern))
     scheme = next(overrides, recipe.head if name == "lm_head" else recipe.linear)
     if scheme is None or linear.in_features % SMALLEST_GROUP:
         return None
@@ -142,11 +156,13 @@ def symmetric(
     group: int | None,
     scale_dtype: torch.dtype = torch.float32,
     importance: torch.Tensor | None = None,
+    multiplied: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Integers (int8) like `weight` [rows, columns] and scales [rows, groups]; one group where None.
 
     Integers are chosen for the scales as they are stored, so that their rounding to `scale_dtype` costs nothing twice.
-    `importance` [columns] weighs the squared errors by which the scale of an int4 group is chosen.
+    `importance` [columns] weighs the squared errors by which the scale of an int4 group is chosen. Columns are
+    multiplied by `multiplied` [columns] first.
     """
     rows, columns = weight.shape
     size = group or columns
@@ -159,7 +175,8 @@ def symmetric(
     # A slice at a time, small enough for the processor's cache: a table of two billion weights is never float32.
     step = max(1, (4 << 20) // (columns * 4))
     for first in range(0, rows, step):
-        part = weight[first : first + step].float().reshape(-1, columns // size, size)
+        part = weight[first : first + step].float()
+        part = (part if multiplied is None else part * multiplied).reshape(-1, columns // size, size)
         limit = part.abs().amax(-1, keepdim=True)
         best = best_error = None
         for clip in _CLIPS if bits == 4 else (1.0,):
@@ -184,14 +201,17 @@ def symmetric(
     return values, scales
 
 
-def symmetric_int4(weight: torch.Tensor, group: int | None, *, low_first: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def symmetric_int4(
+    weight: torch.Tensor, group: int | None, *, low_first: bool, multiplied: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """`symmetric` in four bits with bfloat16 scales, packed: never more than a slice of it takes a byte per weight."""
     rows, columns = weight.shape
     values = torch.empty(rows, columns // 2, dtype=torch.uint8)
     scales = torch.empty(rows, columns // (group or columns), dtype=torch.bfloat16)
     step = max(1, (4 << 20) // columns)
     for first in range(0, rows, step):
-        part, scales[first : first + step] = symmetric(weight[first : first + step], 4, group, torch.bfloat16)
+        rows_ = weight[first : first + step]
+        part, scales[first : first + step] = symmetric(rows_, 4, group, torch.bfloat16, multiplied=multiplied)
         values[first : first + step] = pack(part, low_first=low_first)
     return values, scales
 
@@ -274,15 +294,16 @@ class DynamicLinear(nn.Module):
         self.in_features = values.shape[1] * 8 // bits
 
     @classmethod
-    def of(cls, name: str, linear: nn.Linear, scheme: Scheme) -> DynamicLinear:
+    def of(cls, name: str, linear: nn.Linear, scheme: Scheme, multiplied: torch.Tensor | None = None) -> DynamicLinear:
+        """`multiplied` [in] is what columns are stored times."""
         if linear.bias is not None:
             raise ExportError(f"{name}: a quantized layer with a bias is not supported")
         if scheme.weight == "int4":
-            values, scales = symmetric_int4(linear.weight, scheme.group, low_first=True)
+            values, scales = symmetric_int4(linear.weight, scheme.group, low_first=True, multiplied=multiplied)
             return cls(name, values, scales, 4, scheme.group)
         if scheme.weight == "int16":
             return cls(name, *int16(linear.weight), 16, None)
-        values, scales = symmetric(linear.weight, 8, None)
+        values, scales = symmetric(linear.weight, 8, None, multiplied=multiplied)
         return cls(name, values, scales.squeeze(-1), 8, None)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -318,21 +339,32 @@ class DynamicLinear(nn.Module):
 class QuantizedEmbedding(nn.Module):
     """A table of int8, int16 or packed int4 rows that are dequantized as they are looked up, then scaled."""
 
-    def __init__(self, values: torch.Tensor, scales: torch.Tensor, bits: int, factor: float, dtype: torch.dtype):
+    def __init__(self, values: torch.Tensor, scales: torch.Tensor, bits: int, factor: Any, dtype: torch.dtype):
+        """`factor` is what rows are multiplied by: a number, or a tensor with one for each column."""
         super().__init__()
         self.register_buffer("values", values)
         self.register_buffer("scales", scales)
-        self.bits, self.factor, self.dtype = bits, factor, dtype
+        self.bits, self.dtype = bits, dtype
+        if isinstance(factor, torch.Tensor):
+            self.register_buffer("factor", factor)
+        else:
+            self.factor = factor
 
     @classmethod
-    def of(cls, table: nn.Embedding, scheme: Scheme, dtype: torch.dtype) -> QuantizedEmbedding:
+    def of(
+        cls, table: nn.Embedding, scheme: Scheme, dtype: torch.dtype, multiplied: torch.Tensor | None = None
+    ) -> QuantizedEmbedding:
+        """`multiplied` [width] is what int8 columns are stored times, and rows divided by when they are read."""
         bits = int(scheme.weight.removeprefix("int"))
         if bits == 4:
             return cls.packed(table, *symmetric_int4(table.weight, scheme.group, low_first=False), dtype)
         if bits == 16:
             return cls(*int16(table.weight), bits, _factor(table, dtype), dtype)
-        values, scales = symmetric(table.weight, bits, scheme.group)
-        return cls(values, scales.squeeze(-1), bits, _factor(table, dtype), dtype)
+        values, scales = symmetric(table.weight, bits, scheme.group, multiplied=multiplied)
+        factor: Any = _factor(table, dtype)
+        if multiplied is not None:
+            factor = (factor / multiplied).to(dtype)
+        return cls(values, scales.squeeze(-1), bits, factor, dtype)
 
     @classmethod
     def packed(

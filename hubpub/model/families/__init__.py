@@ -12,6 +12,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
+from hubpub.model.folds import Fold
 from hubpub.model.patches import Patch
 from hubpub.model.shape import Shape
 
@@ -31,6 +32,9 @@ class Family:
     `license` is what every model of the family was published under, None where each has its own. `begins_with_bos` says
     whether the models want <bos> at the start of a text, None where that is as their tokenizers have it.
 
+    `folds` are the places in a layer where a scale per channel may move from what is computed to who reads it, and no
+    output changes. `norm_offset` is what its norms add to their stored weight.
+
     While `last_token_only(model)` is open, layers without keys and values of their own compute just a prompt's last
     token; while `cheap_operators(model)` is open, the model computes the same by operators that cost less to run.
     """
@@ -43,6 +47,8 @@ class Family:
     patches: tuple[Patch, ...]
     license: str | None
     begins_with_bos: bool | None
+    folds: tuple[Fold, ...]
+    norm_offset: float = 0.0
     embedding: str = "model.embed_tokens"
     per_layer_embedding: str | None = None
     ignored: str = r"(?!)"

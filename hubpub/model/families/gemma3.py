@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hubpub.model.families import Family
+from hubpub.model.folds import Fold
 from hubpub.model.patches import layer_type_order, sdpa_meta
 from hubpub.model.shape import KVLayer, Shape
 
@@ -26,4 +27,11 @@ FAMILY = Family(
     patches=(layer_type_order.GEMMA3, sdpa_meta.PATCH),
     license="gemma",
     begins_with_bos=True,
+    folds=(
+        Fold("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+        Fold("self_attn.v_proj", ("self_attn.o_proj",)),
+        Fold("pre_feedforward_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
+        Fold("mlp.up_proj", ("mlp.down_proj",)),
+    ),
+    norm_offset=1.0,
 )

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from hubpub.model.families import Family
+from hubpub.model.folds import Fold
 from hubpub.model.patches import gaussian_topk, layer_type_order, sdpa_meta
 from hubpub.model.shape import KVLayer, Shape
 
@@ -88,6 +89,11 @@ FAMILY = Family(
     patches=(gaussian_topk.PATCH, layer_type_order.GEMMA3N, sdpa_meta.PATCH),
     license="gemma",
     begins_with_bos=True,
+    # What the first norm puts out is added to the residual stream too, by laurel; values pass a norm of their own.
+    folds=(
+        Fold("pre_feedforward_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
+        Fold("mlp.up_proj", ("mlp.down_proj",)),
+    ),
     last_token_only=_last_token_only,
     cheap_operators=_cheap_operators,
 )

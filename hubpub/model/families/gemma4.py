@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hubpub.model.families import Family
+from hubpub.model.folds import Fold
 from hubpub.model.patches import layer_type_order, sdpa_meta
 from hubpub.model.shape import KVLayer, Shape
 
@@ -34,4 +35,10 @@ FAMILY = Family(
     patches=(layer_type_order.GEMMA4, sdpa_meta.PATCH),
     license="apache-2.0",
     begins_with_bos=True,
+    # Values pass a norm of their own: a scale would not reach who reads them.
+    folds=(
+        Fold("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+        Fold("pre_feedforward_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
+        Fold("mlp.up_proj", ("mlp.down_proj",)),
+    ),
 )

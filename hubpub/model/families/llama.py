@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hubpub.model.families import Family
+from hubpub.model.folds import Fold
 from hubpub.model.patches import sdpa_meta
 from hubpub.model.shape import FULL, KVLayer, Shape
 
@@ -25,4 +26,10 @@ FAMILY = Family(
     patches=(sdpa_meta.PATCH,),
     license=None,
     begins_with_bos=None,
+    folds=(
+        Fold("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+        Fold("self_attn.v_proj", ("self_attn.o_proj",)),
+        Fold("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
+        Fold("mlp.up_proj", ("mlp.down_proj",)),
+    ),
 )
