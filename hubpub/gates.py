@@ -20,6 +20,7 @@ from hubpub.facts import (
     CardFacts,
     CellFacts,
     Gate,
+    GridFact,
     Logits,
     Lowering,
     Memory,
@@ -78,11 +79,7 @@ def evaluate_gates(
     if parity.weights is not None:
         gates.append(_gate("weights_stored", "min", 1.0, float(not parity.weights.wrong)))
     if trained and parity.weights is not None:
-        grid = parity.weights.grid
-        # Rounded down: one group of millions that is lost is not all of them.
-        least = 1.0 if grid is not None and grid.explicit else limits.grid_exact_min
-        gates.append(_gate("grid_exact", "min", least, math.floor(grid.share * 1e6) / 1e6 if grid else 0.0))
-        gates.append(_gate("grid_weights", "min", limits.grid_weights_min, grid.weights_share if grid else 0.0))
+        gates += _grid_gates(limits, parity.weights.grid)
     window = parity.sliding_window
     if window is not None and program.kv_cache.layers and window < (program.context or 0):
         # One token more or less at a distance of hundreds is far below the noise of int8 activations.
@@ -113,6 +110,15 @@ def _lowering_gates(limits: Gates, logits: Logits, lowering: Lowering, vocabular
         _gate("original_perplexity", "max", vocabulary / 2, logits.perplexity_original),
         _gate("lowering_kl_mean", "max", rounded(limit), lowering.kl_mean),
         _gate("lowering_perplexity", "max", rounded(max(limits.lowering_perplexity_max, chance)), difference),
+    ]
+
+
+def _grid_gates(limits: Gates, grid: GridFact | None) -> list[Gate]:
+    # Rounded down: one group of millions that is lost is not all of them.
+    least = 1.0 if grid is not None and grid.explicit else limits.grid_exact_min
+    return [
+        _gate("grid_exact", "min", least, math.floor(grid.share * 1e6) / 1e6 if grid else 0.0),
+        _gate("grid_weights", "min", limits.grid_weights_min, grid.weights_share if grid else 0.0),
     ]
 
 
