@@ -207,10 +207,13 @@ def test_a_layer_that_lies_on_no_grid_is_calibrated_as_ever_and_named(project: P
     other.weight = torch.nn.Parameter(other.weight * (1 + 0.1 * torch.rand_like(other.weight)), requires_grad=False)
     known = model.get_submodule("model.layers.1.mlp.up_proj").weight
     rows = other.weight.float()
+    norm = model.get_submodule("model.layers.1.pre_feedforward_layernorm").weight.float().clone()
     grid = apply_recipe(model, checkpoint, cell.recipe)
     assert grid is not None and grid.others == (name,) and grid.share == 1 and 0.9 < grid.weights_share < 1
     made = model.get_submodule(name)
     assert isinstance(made, DynamicLinear) and made.bits == 4 and not made.beside
+    # Nothing is folded out of a norm that a layer reads whose integers are known.
+    assert torch.equal(model.get_submodule("model.layers.1.pre_feedforward_layernorm").weight, norm)
     # What came before and after it is as it was trained, and its own rounding is that of four bits.
     kept = recover(known)
     assert kept is not None and torch.equal(model.get_submodule("model.layers.1.mlp.up_proj").values, kept.values)
