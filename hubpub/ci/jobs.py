@@ -50,7 +50,14 @@ from hubpub.progress import Display
 from hubpub.release import promote as publishing
 from hubpub.release import run, staging
 from hubpub.release.connect import HUGGING_FACE, Destination
-from hubpub.release.handover import hand_over, hand_over_host, handed_over, note_of
+from hubpub.release.handover import (
+    hand_over,
+    hand_over_host,
+    hand_over_stand_in,
+    handed_over,
+    note_of,
+    stand_in_of,
+)
 from hubpub.release.targets import check_kind, check_targets, rehearsal_owner
 from hubpub.release.version import checked_version
 from hubpub.workspace import Workspace
@@ -283,6 +290,8 @@ def stage(job: Job, name: str, display: Display) -> CellFacts:
         (staged,) = staging.stage(job.workspace, to, [step], {cell.id: facts}, job.version, display)
         summary(f"Staged `{facts.file.name}` for {staged.repo_id} {job.version}: {units.size(staged.bytes_sent)} sent.")
     hand_over(job.facts, [facts])
+    if job.workspace.rehearsal:
+        hand_over_stand_in(job.facts, cell.file, source_of(cell.variant, job.workspace))
     note = LocalFile.text(note_of(cell.file), dump(facts))
     made = [(facts.file.name, facts.file.sha256), (note.path_in_repo, note.sha256)]
     write_atomic(job.facts / (cell.file + SUMS_OF_ONE), sha256sums(made))
@@ -327,7 +336,7 @@ def measure(job: Job, name: str, display: Display) -> OtherHost:
     facts, pte = _made(job, cell), _collected(job, cell)
     if not pte.exists():
         raise ExportError(f"{cell.file} is not on this machine", f"run: hubpub ci collect {cell.id}")
-    source = source_of(cell.variant, job.workspace)
+    source = _original(job, cell)
     with group(f"{cell.id}: validate and bench on {system()}"):
         part = slice_of(cell.variant, rehearsal=job.workspace.rehearsal)
         target = Target(cell.id, pte, cell.recipe, source, part)
@@ -338,6 +347,14 @@ def measure(job: Job, name: str, display: Display) -> OtherHost:
     if (error := missed_gates(here)) is not None:
         raise at_line(error, cell.card, "export.recipes")
     return found
+
+
+def _original(job: Job, cell: Cell) -> Path:
+    """The folder of what a file was made of elsewhere: its source, or the stand-in that came with its facts."""
+    given = None
+    if job.workspace.rehearsal:
+        given = stand_in_of(job.facts, cell.file, job.workspace.root / "stand-ins" / cell.variant.name)
+    return given or source_of(cell.variant, job.workspace)
 
 
 def _collected(job: Job, cell: Cell) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hubpub.files import write_atomic
 
 NOTE = ".facts.json"
 HOST_NOTE = ".host.json"
+_STAND_IN = ".stand-in.tar"
 
 
 class HostNote(Fact):
@@ -37,6 +39,25 @@ def hand_over_host(folder: Path, facts: CellFacts, host: OtherHost) -> None:
     note = HostNote(cell=facts.cell, sha256=facts.file.sha256, host=host)
     name = facts.file.name + "." + host.system.replace(" ", "-") + HOST_NOTE
     write_atomic(folder / name, dump(note).encode())
+
+
+def hand_over_stand_in(folder: Path, file: str, source: Path) -> None:
+    """Put the scale model that `file` was made of beside its facts.
+
+    Trained on another machine it would be another model, to which the file is not to be compared.
+    """
+    with tarfile.open(folder / (file + _STAND_IN), "w") as packed:
+        packed.add(source, ".")
+
+
+def stand_in_of(folder: Path, file: str, into: Path) -> Path | None:
+    """The scale model that came with the facts of `file`, unpacked in the folder `into`; None where none came."""
+    packed = folder / (file + _STAND_IN)
+    if not packed.is_file():
+        return None
+    with tarfile.open(packed) as held:
+        held.extractall(into, filter="data")
+    return into
 
 
 def handed_over(folder: Path) -> dict[str, CellFacts]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from hubpub.config import Project
 from hubpub.errors import ConfigError, UsageError
 from hubpub.facts import OtherHost
-from hubpub.release.handover import hand_over, hand_over_host, handed_over
+from hubpub.release.handover import hand_over, hand_over_host, hand_over_stand_in, handed_over, stand_in_of
 
 from .conftest import facts_of
 
@@ -47,3 +48,29 @@ def test_what_another_machine_measured_joins_the_facts_of_the_very_file(small: P
     again = host.model_copy(update={"gates": ()})
     hand_over_host(tmp_path / "arm", facts, again)
     assert handed_over(tmp_path)[facts.cell].hosts == (again,)
+
+
+def test_a_stand_in_travels_with_the_facts_of_what_was_made_of_it(small: Project, tmp_path: Path) -> None:
+    source, facts = tmp_path / "source", tmp_path / "facts"
+    (source / "deep").mkdir(parents=True)
+    (source / "config.json").write_text("{}")
+    (source / "deep" / "model.safetensors").write_bytes(b"weights")
+    cell = facts_of(small, "8da4w")
+    hand_over(facts, [cell])
+    hand_over_stand_in(facts, cell.file.name, source)
+    # It is no fact, and every file of the folder that travels lies at its top.
+    assert handed_over(facts).keys() == {cell.cell}
+    assert all(path.is_file() for path in facts.iterdir())
+    found = stand_in_of(facts, cell.file.name, tmp_path / "there")
+    assert found is not None
+    assert (found / "deep" / "model.safetensors").read_bytes() == b"weights"
+    assert stand_in_of(facts, "another.pte", tmp_path / "there") is None
+
+
+def test_what_would_be_unpacked_elsewhere_is_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.pte.stand-in.tar", "w") as packed:
+        (tmp_path / "x").write_text("x")
+        packed.add(tmp_path / "x", "../outside")
+    with pytest.raises(tarfile.OutsideDestinationError):
+        stand_in_of(tmp_path, "a.pte", tmp_path / "in" / "here")
+    assert not (tmp_path / "in" / "outside").exists()
