@@ -187,3 +187,16 @@ def test_a_pull_request_does_not_overwrite_others(client: Client, make: Maker, w
     with pytest.raises(ConflictError, match="'Theirs' by"):
         promote_pull(client, make.repo, "v2", work)
     assert history(client, make.repo)[-1] == "Theirs" and "v2" not in refs_of(client, make.repo)[1]
+
+
+def test_a_request_that_somebody_added_to_is_merged_with_what_they_added(
+    client: Client, make: Maker, work: Path
+) -> None:
+    publish_all(client, [make()], work)
+    publish_all(client, [make("v2", seed=2)], work, create_pr=True)
+    file = LocalFile.text("notes.md", "theirs")
+    add = Add(file.path_in_repo, b"theirs", file.bytes, file.sha256)
+    client.commit(make.repo, "refs/pr/1", [add], title="A note", parent=None, find_committed=lambda: None)
+    receipt = promote_pull(client, make.repo, "v2", work)
+    assert receipt and isinstance(receipt.outcome, Published)
+    assert client.read(make.repo, "v2", "notes.md") == b"theirs"
