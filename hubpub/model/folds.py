@@ -7,10 +7,11 @@ a linear layer, or in the factor of a table.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,9 @@ def spread_heads(values: torch.Tensor, heads: tuple[int, int] | None, width: int
 
 def divide(source: nn.Module, scales: torch.Tensor, norm_offset: float) -> None:
     """Divide the output of a norm, or of a linear layer whose weights are floating point, by `scales` [channels]."""
+    from torch.nn import Parameter
+
     weight: Any = source.weight
     stored = weight.detach().float()
     divided = stored / scales.unsqueeze(1) if stored.ndim == 2 else (stored + norm_offset) / scales - norm_offset
-    source.weight = nn.Parameter(divided, requires_grad=False)
+    source.weight = Parameter(divided, requires_grad=False)

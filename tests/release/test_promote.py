@@ -299,8 +299,9 @@ def test_every_door_waits_for_the_process_that_has_the_work_folder(world: World,
 
         class Waiting(Quiet):
             def note(self, text: str) -> None:
-                said.append((text, world.client.refs(world.repo)))
-                fcntl.flock(lock, fcntl.LOCK_UN)
+                if "waiting" in text:
+                    said.append((text, world.client.refs(world.repo)))
+                    fcntl.flock(lock, fcntl.LOCK_UN)
 
         if door == "stage":
             stage(world.workspace, world.to, world.steps(), world.known(), "v1.0.0", Waiting())
