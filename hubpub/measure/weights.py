@@ -1,8 +1,8 @@
 """The weights a file holds, against those it was meant to hold: bit for bit, and without a model being run.
 
 What a model says at the end cannot show a fault that is smaller than the noise of its own activations: one row of a
-table, one layer of many, one scale of a norm. The bytes can. Weights that XNNPACK computes with lie under their names;
-which product reads which of them is in the delegates.
+table, one layer of many, one scale of a norm, another rotary base. The bytes can. Weights that XNNPACK computes with
+lie under their names; which product reads which of them is in the delegates.
 """
 
 from __future__ import annotations
@@ -128,8 +128,9 @@ def _weights(model: Any) -> list[tuple[str, Any]]:
         for part, tensor in (("values", layer.values), ("scales", layer.scales))
     ]
     seen: dict[int, tuple[str, Any]] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if tensor.ndim:
+    # With the buffers that no checkpoint holds: the rotary frequencies.
+    for name, tensor in (*model.state_dict(keep_vars=True).items(), *model.named_buffers()):
+        if tensor.numel() > 1:
             seen.setdefault(tensor.data_ptr(), (name, tensor))
     return [*found, *seen.values()]
 
