@@ -675,6 +675,8 @@ class CellFacts(Fact):
     variant: str
     recipe: str
     summary: str
+    tuned: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Kinds of layers that were given int8 weights for this model, and in which layers."""
     fingerprint: str
     file: FileFact
     tokenizer: tuple[FileFact, ...]

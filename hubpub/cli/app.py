@@ -32,6 +32,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Make and measure files": {
         "export": ("programs", "export cells from a checkpoint on this disk, and nothing else"),
         "slice": ("programs", "write a smaller model that lies inside of Gemma 3n E4B as a checkpoint"),
+        "tune": ("tuning", "find the layers of a model that are worth eight bits, within a size"),
         "inspect": ("programs", "what a .pte file says about itself"),
         "run": ("talking", "ask a program something, a file or one on the Hub, through ExecuTorch's LLM runner"),
         "chat": ("talking", "talk with a program, turn by turn"),

@@ -84,6 +84,7 @@ def make(job: Job, progress: Progress) -> CellFacts:
         variant=job.variant.name,
         recipe=job.recipe.name,
         summary=job.recipe.summary,
+        tuned=job.recipe.tuned,
         fingerprint=job.fingerprint,
         file=exported.file,
         tokenizer=tuple(digest(p) for n in TOKENIZER_FILES if (p := job.checkpoint / n).is_file()),

@@ -1,0 +1,86 @@
+"""Bits where they count."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import click
+from rich.console import Group
+from rich.table import Table
+
+from hubpub.cli import options
+from hubpub.cli.options import PATH, POSITIVE, command
+from hubpub.cli.terminal import Terminal, table
+from hubpub.config import Project
+from hubpub.make.existing import source_of
+from hubpub.make.tuning import bytes_of, card_of, write_tuned
+from hubpub.measure.tune import BLOCKS, Costs, Part, as_table, choose, costs
+from hubpub.model.checkpoint import Checkpoint
+from hubpub.model.scale import slice_of
+from hubpub.units import number, size
+from hubpub.workspace import Workspace
+
+
+@command(name="tune")
+@click.argument("variant")
+@click.option("--budget", required=True, metavar="SIZE", help="Bytes the weights may take, e.g. 105MB.")
+@click.option("--recipe", default="8da4w", metavar="NAME", help="Which recipe to tune (default: 8da4w).")
+@click.option("--source", type=PATH, metavar="DIR", help="Folder with the checkpoint (default: downloaded).")
+@click.option("--blocks", type=POSITIVE, default=BLOCKS, metavar="N", help=f"Blocks of layers (default: {BLOCKS}).")
+@click.option("--dry-run", is_flag=True, help="Write nothing into the card.")
+@options.rehearse
+def tune_command(
+    terminal: Terminal,
+    project: Project,
+    work: Path,
+    variant: str,
+    budget: str,
+    recipe: str,
+    source: Path | None,
+    blocks: int,
+    dry_run: bool,
+    rehearse: bool,
+) -> None:
+    """Find the layers of a model that are worth int8 weights, within a size, and write them into its card.
+
+    Each kind of layer, in each block of layers, is put in int4 alone, to see what that costs. With --rehearse a
+    stand-in shows how it goes: the card is not written.
+    """
+    card, room = card_of(project, variant, recipe), bytes_of(budget)
+    # What was found before does not count.
+    before = project.recipe(card, recipe).model_copy(update={"tuned": {}})
+    folder = source or source_of(card.variant, Workspace(project, work, rehearse))
+    checkpoint = Checkpoint.open(folder, slice_of(card.variant, rehearsal=rehearse))
+    with terminal.progress() as progress:
+        found = costs(checkpoint, before, partial(progress.update, card.variant.name), blocks)
+        progress.finish(card.variant.name, "done")
+    chosen = choose(found, room)
+    tuned, path = as_table(chosen), None
+    if not (dry_run or rehearse):
+        path = write_tuned(card, recipe, tuned)
+    total = found.bytes + sum(part.bytes for part in chosen)
+    value = {
+        "variant": card.variant.name,
+        "recipe": recipe,
+        "budget": room,
+        "bytes_before": found.bytes,
+        "bytes": total,
+        "parts": [{**asdict(part), "chosen": part in chosen} for part in found.parts],
+        "tuned": tuned,
+        "written": None if path is None else str(path),
+    }
+    said = f"{size(found.bytes)} of weights become {size(total)}"
+    said += f"; written to {path}" if path else "; nothing was written"
+    terminal.answer(value, Group(_shown(found, chosen), said))
+
+
+def _shown(found: Costs, chosen: tuple[Part, ...]) -> Table:
+    made = table("kind", ">layers", ">KL in int4", ">more in int8", ">KL per MB", "")
+    for part in found.parts:
+        per_mb = number(1e6 * part.per_byte)
+        made.add_row(
+            part.kind, part.layers, number(part.kl), size(part.bytes), per_mb, "int8" if part in chosen else ""
+        )
+    return made
