@@ -223,6 +223,7 @@ ELSEWHERE = {
     "hubpub.slices": "what may be sliced",
     "hubpub.model": "the room",
     "hubpub.model.shape": "what an export looks at",
+    "hubpub.model.folds": "what an export folds",
     "hubpub.model.scale.gemma3": "it describes stand-ins, and the key holds the description",
 }
 
