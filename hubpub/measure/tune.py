@@ -14,6 +14,7 @@ from typing import Any
 
 from hubpub.config import Recipe, Scheme, Tuned
 from hubpub.errors import UsageError
+from hubpub.measure.reference_model import reference_model
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.progress import Progress
 
@@ -58,7 +59,6 @@ def costs(checkpoint: Checkpoint, recipe: Recipe, progress: Progress, blocks: in
 
     from hubpub.export.calibrate import readings
     from hubpub.export.quantize import layer_schemes
-    from hubpub.measure.reference_model import reference_model
 
     model = reference_model(checkpoint)
     schemes = {name: one for name, one in layer_schemes(model, recipe).items() if one.weight == "int4"}
