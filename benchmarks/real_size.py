@@ -166,7 +166,7 @@ def tokenizer(folder: Path, vocabulary: int) -> None:
     from hubpub.model.scale import gemma3n
 
     layout = replace(gemma3n.TOKENIZER, vocabulary=vocabulary, multimodal={}, names={})
-    chat = chat_template("<start_of_turn>", "<end_of_turn>", system=False)
+    chat = chat_template("<start_of_turn>", "<end_of_turn>")
     layout.write(folder, data.corpus(), chat, CONTEXT)
     path = folder / "tokenizer.json"
     made = json.loads(path.read_text("utf-8"))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from hubpub.config import Project
 
@@ -101,6 +102,11 @@ def kept_work(root: Path, kept: Path) -> Path:
         with contextlib.suppress(FileExistsError):
             (root / name).symlink_to((kept / name).resolve(), target_is_directory=True)
     return root
+
+
+def making(kept: Path) -> FileLock:
+    """Held while cells in `kept` are made: work folders that share them would write the same ones at once."""
+    return FileLock(kept / "making.lock")
 
 
 def forget_measured(kept: Path) -> None:
@@ -194,9 +200,10 @@ def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.fixture(scope="session")
-def rehearsal(rehearsed: Project, work: Path) -> Ran:
+def rehearsal(rehearsed: Project, work: Path, kept: Path) -> Ran:
     """`hubpub release --all --rehearse --json` of that project, once."""
-    ran = hubpub("release", "--all", "--rehearse", "--json", work=work, cwd=rehearsed.root)
+    with making(kept):
+        ran = hubpub("release", "--all", "--rehearse", "--json", work=work, cwd=rehearsed.root)
     assert ran.code == 0, ran.err[-4000:]
     return replace(ran, root=rehearsed.root)
 
@@ -212,7 +219,9 @@ TOGETHER = (
     "tests/e2e/test_workflow.py",
     "tests/release/test_assemble.py",
 )
-FIRST = (*TOGETHER, "tests/e2e/test_real.py", "tests/cards/test_usage.py", "tests/export/test_cell.py")
+FIRST = (*TOGETHER, "tests/e2e/test_real.py", "tests/export/test_cell.py")
+# What would wait for the cells of the rehearsal, if it began with it.
+LAST = ("tests/cards/test_usage.py",)
 
 
 def _file(node: str) -> str:
@@ -227,7 +236,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
             if "rehearsal" in item.fixturenames and _file(item.nodeid) not in TOGETHER:
                 raise pytest.UsageError(f"{_file(item.nodeid)} looks at the rehearsal: name it in TOGETHER")
-    order = {name: place for place, name in enumerate(FIRST)}
+    order = {name: place for place, name in enumerate(FIRST)} | dict.fromkeys(LAST, len(FIRST) + 1)
     items.sort(key=lambda item: order.get(_file(item.nodeid), len(FIRST)))
 
 

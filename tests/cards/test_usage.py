@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import Silent, kept_work, scale_model
+from conftest import Silent, kept_work, making, scale_model
 
 from cards.sample import cell as sample
 from hubpub.cards.render import render
@@ -63,12 +63,13 @@ def made(
     run_folder: Path, kept: Path, project: Project, scale_cache: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
     """A scale model's checkpoint and a folder of its programs, with a KV cache and over a window."""
-    # A work folder of its own waits for nobody, and has the cells of the others.
+    # A work folder of its own, for its Hub, with the cells of the others.
     workspace = Workspace(project, kept_work(run_folder / "usage-work", kept), rehearsal=True)
     steps = plan(
         select(cells(project), [f"gemma-3n-E2B-it/{recipe}" for recipe in ("8da4w", "bf16-window")]), workspace
     )
-    assert make(steps, workspace, Silent()).failures == {}
+    with making(kept):
+        assert make(steps, workspace, Silent()).failures == {}
     out = tmp_path_factory.mktemp("programs")
     for step in steps:
         (out / step.cell.file).symlink_to(step.pte)

@@ -112,10 +112,10 @@ def test_the_python_on_the_card_runs_as_it_stands(
             page.goto(f"{hub.url}/local/{name}")
             blocks = page.locator("code.language-python").all_text_contents()
             page.close()
-            assert len(blocks) == len({recipe.layout for recipe in recipes[name]}) + 1
+            assert len(blocks) == len({recipe.layout for recipe in recipes[name]}) + 2
             # What the scale models learned to say to a question about a capital, and about the way of water.
             said = "The capital of" if name == tuned else "great circle"
-            answers = (said, said, "")
+            answers = (said, said, said, "")
             for code, answer in zip(blocks, answers, strict=False):
                 done = subprocess.run(
                     [sys.executable, "-c", code],
