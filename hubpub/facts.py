@@ -162,7 +162,8 @@ class Program(Fact):
     weights only they use, `backend_bytes` the same by backend. `weights` are the bytes of all constants by dtype,
     inside and outside delegates, those in another file included: `external_bytes` says how many those are.
     `layout` is where the bytes of the file are; its values sum to the size of the file. `sliding_window` is how many
-    tokens its mask lets a layer see; None where no mask is computed.
+    tokens its mask lets a layer see; None where no mask is computed. `unpacked_constants` is how many constants of
+    XNNPACK's delegates no matrix product packs; None where a release did not look.
     """
 
     methods: tuple[Method, ...]
@@ -178,6 +179,7 @@ class Program(Fact):
     external_bytes: int = 0
     layout: dict[str, int] = {}
     sliding_window: int | None = None
+    unpacked_constants: int | None = None
 
     @property
     def context(self) -> int | None:

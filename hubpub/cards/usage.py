@@ -86,8 +86,7 @@ def packable(cell: CellFacts) -> bool:
     ExecuTorch 1.4.1 then frees every constant of a delegate once its weights are packed, those that are no weights too:
     the operand of a product or a sum is read after that, and the program crashes (XNNWeightsCache, `unpacked_data_`).
     """
-    inside = set(cell.program.operators.delegated)
-    return "XnnpackBackend" in cell.program.backends and inside <= {"XNNFullyConnected", "XNNConvert"}
+    return "XnnpackBackend" in cell.program.backends and cell.program.unpacked_constants == 0
 
 
 def runnable(cells: tuple[CellFacts, ...]) -> CellFacts | None:

@@ -3,7 +3,8 @@
 The products of one input (queries, keys and values; gate and up) become one delegate: the input is quantized once, or
 made wide for weights of 16 bits (their high bytes see 256 times the input, their low ones the input), and nothing of
 the graph around has to be traced, copied or searched again for each of a hundred partitions. Weights are handed on as
-they are stored; the file names each by its module path.
+they are stored; the file names each by its module path. A delegate holds no other constants: ExecuTorch 1.4.1 frees
+them once packed weights lie in a file (XNNWeightsCache, `unpacked_data_`), so a number to compute with is an input.
 """
 
 from __future__ import annotations
@@ -48,12 +49,13 @@ class Weight:
     @property
     def stored(self) -> dict[str, torch.Tensor]:
         """What the file holds of it, by name."""
-        parts = {"values": self.values, "scales": self.scales}
-        if self.softcap is not None:
-            parts |= {"softcap": torch.tensor([self.softcap]), "softcap_inverse": torch.tensor([1 / self.softcap])}
-        if self.bits == 16:
-            parts["high"] = torch.tensor([HIGH])
-        return {f"{self.name}.{part}": tensor for part, tensor in parts.items()}
+        return {f"{self.name}.values": self.values, f"{self.name}.scales": self.scales}
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """What its product is computed with, beside the weights."""
+        wide = (HIGH,) if self.bits == 16 else ()
+        return wide if self.softcap is None else (*wide, 1 / self.softcap, self.softcap)
 
 
 def delegate(program: Any, weights: dict[str, Weight]) -> Any:
@@ -67,6 +69,8 @@ def delegate(program: Any, weights: dict[str, Weight]) -> Any:
 
     module, graph = program.graph_module, program.graph_module.graph
     data = NamedDataStore()
+    scalars: dict[float, torch.fx.Node] = {}
+    first = next(node for node in graph.nodes if node.op != "placeholder")
     inputs: dict[torch.fx.Node, list[torch.fx.Node]] = {}
     for node in graph.nodes:
         if node.op == "call_function" and is_product(node.target):
@@ -75,7 +79,12 @@ def delegate(program: Any, weights: dict[str, Weight]) -> Any:
         # Not the key: an input that is itself such a product was replaced by now.
         x = products[0].args[0]
         chosen = [weights[product.args[1]] for product in products]
-        blob = _blob(_upper_bound(x.meta["val"].shape), chosen)
+        numbers = sorted({number for weight in chosen for number in weight.numbers})
+        for value in numbers:
+            if value not in scalars:
+                with graph.inserting_before(first):
+                    scalars[value] = _scalar(graph, value, x.meta["val"])
+        blob = _blob(_upper_bound(x.meta["val"].shape), chosen, numbers)
         for weight in chosen:
             for key, tensor in weight.stored.items():
                 data.add_named_data(key, stored(tensor), ALIGNMENT)
@@ -87,7 +96,7 @@ def delegate(program: Any, weights: dict[str, Weight]) -> Any:
         module.register_module(name, lowered)
         with graph.inserting_before(products[0]):
             target = graph.get_attr(name)
-            call = graph.call_function(executorch_call_delegate, (target, x))
+            call = graph.call_function(executorch_call_delegate, (target, x, *(scalars[value] for value in numbers)))
             call.meta["val"] = [product.meta["val"] for product in products]
             for index, product in enumerate(products):
                 part_of = graph.call_function(operator.getitem, (call, index))
@@ -99,6 +108,15 @@ def delegate(program: Any, weights: dict[str, Weight]) -> Any:
     return data
 
 
+def _scalar(graph: torch.fx.Graph, value: float, like: torch.Tensor) -> torch.fx.Node:
+    """A node that makes a tensor [1] of `value`, in the mode that `like` was traced in."""
+    from executorch.exir.dialects._ops import ops
+
+    node = graph.call_function(ops.edge.aten.full.default, ([1], value), {"dtype": torch.float32})
+    node.meta["val"] = like.new_full([1], value, dtype=torch.float32)
+    return node
+
+
 def is_product(target: Any) -> bool:
     """Whether a graph's function is `hubpub::dynamic_linear`, before or after `to_edge`."""
     return target is torch.ops.hubpub.dynamic_linear.default or (
@@ -106,8 +124,8 @@ def is_product(target: Any) -> bool:
     )
 
 
-def _shapes(weights: list[Weight]) -> Callable[[torch.Tensor], list[torch.Tensor]]:
-    return lambda x: [x.new_empty(*x.shape[:-1], weight.values.shape[0]) for weight in weights]
+def _shapes(weights: list[Weight]) -> Callable[..., list[torch.Tensor]]:
+    return lambda x, *_: [x.new_empty(*x.shape[:-1], weight.values.shape[0]) for weight in weights]
 
 
 def _outputs(count: int) -> torch.fx.Graph:
@@ -123,8 +141,11 @@ def _upper_bound(shape: torch.Size) -> list[int]:
     return [int(size) for size in eval_shape_upper_bound(shape)]
 
 
-def _blob(shape: list[int], weights: list[Weight]) -> bytes:
-    """One delegate: x [..., K] float32, quantized per token or made wide, is multiplied with every weight [N, K]."""
+def _blob(shape: list[int], weights: list[Weight], numbers: list[float]) -> bytes:
+    """One delegate: x [..., K] float32, quantized per token or made wide, is multiplied with every weight [N, K].
+
+    Its inputs are x and a tensor [1] for each of `numbers`.
+    """
     from executorch.backends.xnnpack.serialization import xnnpack_graph_schema as schema
     from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import serialize_xnnpack_binary
     from executorch.backends.xnnpack.utils.xnnpack_constants import (
@@ -139,8 +160,8 @@ def _blob(shape: list[int], weights: list[Weight]) -> bytes:
         version="0",
         xnodes=[],
         xvalues=[],
-        num_externs=1 + len(weights),
-        input_ids=[0],
+        num_externs=1 + len(numbers) + len(weights),
+        input_ids=list(range(1 + len(numbers))),
         output_ids=[],
         constant_data=[schema.ConstantDataOffset(0, 0)],
     )
@@ -184,10 +205,9 @@ def _blob(shape: list[int], weights: list[Weight]) -> bytes:
         node(schema.XNNConvert(input_id=x, output_id=found, flags=0))
         return found
 
-    def wide(weight: Weight) -> int:
-        factor = value(kinds.xnn_datatype_fp32, [1], constant=constant(weight, "high"))
+    def wide() -> int:
         high = value(kinds.xnn_datatype_fp32, shape)
-        node(schema.XNNMultiply(input1_id=x, input2_id=factor, output_id=high, flags=0))
+        node(schema.XNNMultiply(input1_id=x, input2_id=given[HIGH], output_id=high, flags=0))
         found = value(kinds.xnn_datatype_fp32, [*shape[:-1], 2 * shape[-1]])
         rest = {f"input{number}_id": none for number in (3, 4, 5)}
         axis = len(shape) - 1
@@ -199,11 +219,15 @@ def _blob(shape: list[int], weights: list[Weight]) -> bytes:
         node(schema.XNNFullyConnected(input1_id=form, filter_id=matrix, bias_id=none, output_id=into, flags=0))
 
     x = value(kinds.xnn_datatype_fp32, shape, external=0, flags=XNN_VALUE_FLAG_EXTERNAL_INPUT)
+    given = {
+        number: value(kinds.xnn_datatype_fp32, [1], external=1 + index, flags=XNN_VALUE_FLAG_EXTERNAL_INPUT)
+        for index, number in enumerate(numbers)
+    }
     # The two forms of the input that its products read, each made once, and only where one reads it.
     inputs: dict[bool, int] = {}
     for index, weight in enumerate(weights):
         if (weight.bits == 16) not in inputs:
-            inputs[weight.bits == 16] = wide(weight) if weight.bits == 16 else quantized()
+            inputs[weight.bits == 16] = wide() if weight.bits == 16 else quantized()
         integers, scales = constant(weight, "values"), constant(weight, "scales")
         rows = weight.values.shape[0]
         how: Any
@@ -222,16 +246,14 @@ def _blob(shape: list[int], weights: list[Weight]) -> bytes:
         columns = 2 * weight.columns if weight.bits == 16 else weight.columns
         matrix = value(datatype, [rows, columns], constant=integers, how=how)
         dims = [*shape[:-1], rows]
-        out = value(kinds.xnn_datatype_fp32, dims, external=1 + index, flags=XNN_VALUE_FLAG_EXTERNAL_OUTPUT)
+        place = 1 + len(numbers) + index
+        out = value(kinds.xnn_datatype_fp32, dims, external=place, flags=XNN_VALUE_FLAG_EXTERNAL_OUTPUT)
         graph.output_ids.append(out)
         if weight.softcap is None:
             product(matrix, out)
             continue
         plain, small, capped = (value(kinds.xnn_datatype_fp32, dims) for _ in range(3))
-        cap, inverse = (
-            value(kinds.xnn_datatype_fp32, [1], constant=constant(weight, part))
-            for part in ("softcap", "softcap_inverse")
-        )
+        cap, inverse = given[weight.softcap], given[1 / weight.softcap]
         product(matrix, plain)
         node(schema.XNNMultiply(input1_id=plain, input2_id=inverse, output_id=small, flags=0))
         node(schema.XNNTanh(input_id=small, output_id=capped, flags=0))

@@ -133,6 +133,7 @@ def _read(file: File, plans: tuple[Plan, ...]) -> Program:
         # Methods of one program share their cache: what the largest needs is what the program needs.
         cache = max(cache, _cache(plan, state), key=lambda found: found.bytes)
     graphs: dict[tuple[int, int], xnnpack.Graph | None] = {}
+    unpacked = 0
     for backend, location, index in (delegate for plan in plans for delegate in plan.delegates):
         backends[backend] += 1
         blob = file.blob(location, index)
@@ -142,7 +143,9 @@ def _read(file: File, plans: tuple[Plan, ...]) -> Program:
                 graphs[blob] = graph = xnnpack.read(file.data, *blob)
                 if graph:
                     weights.add_delegate(backend, blob, graph)
-            delegated.update((graphs[blob] or xnnpack.NOTHING).operators)
+            found = graphs[blob] or xnnpack.NOTHING
+            delegated.update(found.operators)
+            unpacked += found.unpacked
     constant_bytes, backend_bytes = _shares(file, weights, blobs)
     return Program(
         methods=tuple(methods),
@@ -158,6 +161,7 @@ def _read(file: File, plans: tuple[Plan, ...]) -> Program:
         external_bytes=weights.external_bytes,
         layout=_layout(file, blobs),
         sliding_window=windows.pop() if len(windows) == 1 else None,
+        unpacked_constants=unpacked,
     )
 
 

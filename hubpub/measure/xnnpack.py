@@ -85,6 +85,8 @@ SCALES = "scales"
 
 _HEADER = struct.Struct("<4x4sHIIIQ")
 _PER_CHANNEL, _PER_GROUP = 1, 4
+# Where a matrix product keeps the numbers of its matrix and of its bias.
+_PACKED = (1, 2)
 _FULLY_CONNECTED = NODES.index("XNNFullyConnected") + 1
 
 
@@ -99,10 +101,12 @@ class Weight:
 
 @dataclass(frozen=True)
 class Graph:
-    """One delegate: occurrences of each operator, by the schema's name, and its weights."""
+    """One delegate: occurrences of each operator, by the schema's name, its weights, and how many of its constants
+    are read as they are stored, because no matrix product packs them."""
 
     operators: Counter[str]
     weights: tuple[Weight, ...]
+    unpacked: int = 0
 
 
 NOTHING = Graph(Counter(), ())
@@ -116,9 +120,11 @@ def read(data: mmap | bytes, start: int, end: int) -> Graph | None:
     graph = _graph(data, start, end)
     if graph is None:
         return None
-    nodes = [node.union(0)[0] for node in graph.tables(1)]
-    names = (NODES[kind - 1] if 0 < kind <= len(NODES) else f"XNNNode{kind}" for kind in nodes)
-    return Graph(Counter(names), tuple(_weights(graph)))
+    nodes = [node.union(0) for node in graph.tables(1)]
+    names = (NODES[kind - 1] if 0 < kind <= len(NODES) else f"XNNNode{kind}" for kind, _ in nodes)
+    packed = {one.u32(slot) for kind, one in nodes if one is not None and kind == _FULLY_CONNECTED for slot in _PACKED}
+    constants = {number for number, _, tensor, _ in _values(graph) if tensor.u32(3)}
+    return Graph(Counter(names), tuple(_weights(graph)), len(constants - packed))
 
 
 def products(data: mmap | bytes, start: int, end: int) -> list[tuple[str, str]]:

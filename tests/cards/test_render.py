@@ -339,8 +339,8 @@ def test_packed_weights_are_for_files_that_they_do_not_crash(card: Card, project
     """A delegate with more than weights reads constants that are freed once its weights are in a file."""
     assert "load_packed" in text_of(card, project, facts)
     cell = facts.cells[0]
-    inside = cell.program.operators.model_copy(update={"delegated": {"XNNFullyConnected": 301, "XNNMultiply": 2}})
-    softcapped = cell.model_copy(update={"program": cell.program.model_copy(update={"operators": inside})})
+    program = cell.program.model_copy(update={"unpacked_constants": 2})
+    softcapped = cell.model_copy(update={"program": program})
     text = text_of(card, project, facts.model_copy(update={"cells": (softcapped, *facts.cells[1:])}))
     assert "load_packed" not in text
     assert "packed_cache_path" not in text
