@@ -11,12 +11,12 @@ from rich.console import Group
 from rich.table import Table
 
 from hubpub.cli import options
-from hubpub.cli.options import PATH, POSITIVE, command
+from hubpub.cli.options import PATH, command
 from hubpub.cli.terminal import Terminal, table
 from hubpub.config import Project
 from hubpub.make.existing import source_of
 from hubpub.make.tuning import bytes_of, card_of, write_tuned
-from hubpub.measure.tune import BLOCKS, Costs, Part, as_table, choose, costs
+from hubpub.measure.tune import Costs, Part, as_table, choose, costs
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.scale import slice_of
 from hubpub.units import number, size
@@ -28,7 +28,6 @@ from hubpub.workspace import Workspace
 @click.option("--budget", required=True, metavar="SIZE", help="Bytes the weights may take, e.g. 105MB.")
 @click.option("--recipe", default="8da4w", metavar="NAME", help="Which recipe to tune (default: 8da4w).")
 @click.option("--source", type=PATH, metavar="DIR", help="Folder with the checkpoint (default: downloaded).")
-@click.option("--blocks", type=POSITIVE, default=BLOCKS, metavar="N", help=f"Blocks of layers (default: {BLOCKS}).")
 @click.option("--dry-run", is_flag=True, help="Write nothing into the card.")
 @options.rehearse
 def tune_command(
@@ -39,13 +38,12 @@ def tune_command(
     budget: str,
     recipe: str,
     source: Path | None,
-    blocks: int,
     dry_run: bool,
     rehearse: bool,
 ) -> None:
     """Find the layers of a model that are worth int8 weights, within a size, and write them into its card.
 
-    Each kind of layer, in each block of layers, is put in int4 alone, to see what that costs. With --rehearse a
+    What int4 costs in each layer is measured while the model is calibrated as an export does it. With --rehearse a
     stand-in shows how it goes: the card is not written.
     """
     card, room = card_of(project, variant, recipe), bytes_of(budget)
@@ -54,7 +52,7 @@ def tune_command(
     folder = source or source_of(card.variant, Workspace(project, work, rehearse))
     checkpoint = Checkpoint.open(folder, slice_of(card.variant, rehearsal=rehearse))
     with terminal.progress() as progress:
-        found = costs(checkpoint, before, partial(progress.update, card.variant.name), blocks)
+        found = costs(checkpoint, before, room, partial(progress.update, card.variant.name))
         progress.finish(card.variant.name, "done")
     chosen = choose(found, room)
     tuned, path = as_table(chosen), None
@@ -71,16 +69,26 @@ def tune_command(
         "tuned": tuned,
         "written": None if path is None else str(path),
     }
-    said = f"{size(found.bytes)} of weights become {size(total)}"
+    left = sum(part.kl for part in found.parts if part not in chosen)
+    said = f"{size(found.bytes)} of weights become {size(total)}; what int4 costs falls from "
+    said += f"{number(sum(part.kl for part in found.parts))} to {number(left)} nats"
     said += f"; written to {path}" if path else "; nothing was written"
     terminal.answer(value, Group(_shown(found, chosen), said))
 
 
 def _shown(found: Costs, chosen: tuple[Part, ...]) -> Table:
-    made = table("kind", ">layers", ">KL in int4", ">more in int8", ">KL per MB", "")
+    """A row for each kind of layer, the one that costs most for a byte first."""
+    made = table("kind", ">layers", ">KL in int4", ">more in int8", ">KL per MB", "int8 in layers")
+    kinds: dict[str, list[Part]] = {}
     for part in found.parts:
-        per_mb = number(1e6 * part.per_byte)
-        made.add_row(
-            part.kind, part.layers, number(part.kl), size(part.bytes), per_mb, "int8" if part in chosen else ""
-        )
+        kinds.setdefault(part.kind, []).append(part)
+    ranges = as_table(chosen)
+    for kind, parts in sorted(kinds.items(), key=lambda one: -_per_mb(one[1])):
+        cost, more = sum(part.kl for part in parts), sum(part.bytes for part in parts)
+        where = ", ".join(ranges.get(kind, ()))
+        made.add_row(kind, str(len(parts)), number(cost), size(more), number(_per_mb(parts)), where)
     return made
+
+
+def _per_mb(parts: list[Part]) -> float:
+    return 1e6 * sum(part.kl for part in parts) / sum(part.bytes for part in parts)

@@ -50,6 +50,9 @@ DAMPING = 0.01
 # Columns whose errors are handed on among themselves before the rest of the matrix is touched.
 BLOCK = 128
 
+Observer = Callable[[DynamicLinear, torch.Tensor, torch.Tensor], None]
+"""Called with a layer as it was rounded, the weight [out, in] it stands for and its input x [..., in]."""
+
 
 def readings(checkpoint: Checkpoint) -> torch.Tensor:
     """Tokens int64 [windows, LENGTH] of the calibration text: its dialogues as the chat template writes them.
@@ -207,11 +210,12 @@ def calibrate(
     tokens: torch.Tensor,
     progress: Progress = unseen,
     balance: Balance | None = None,
+    observe: Observer | None = None,
 ) -> None:
     """Replace the linear layers of `model` that `schemes` names, in the order the text reaches them.
 
     `tokens` int64 [windows, length] run through the text model together. A layer that they never reach (there is none
-    in the families that are known) keeps its weights.
+    in the families that are known) keeps its weights. `observe` sees each layer before the text goes on through it.
     """
     seen = _Inputs()
     done: list[str] = []
@@ -220,7 +224,10 @@ def calibrate(
         def forward(x: torch.Tensor) -> torch.Tensor:
             x, scales = (x, None) if balance is None else balance.move(name, x)
             weight = model.get_submodule(name).weight.float()
-            made = _rounded(name, weight if scales is None else weight * scales, scheme, seen.of(x))
+            weight = weight if scales is None else weight * scales
+            made = _rounded(name, weight, scheme, seen.of(x))
+            if observe is not None:
+                observe(made, weight, x)
             replace(model, name, made)
             done.append(name)
             progress("quantize", len(done) / len(schemes))

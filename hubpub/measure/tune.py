@@ -1,45 +1,45 @@
-"""Which layers are worth eight bits: what four cost the output of each, for every byte that eight would take more.
+"""Which layers are worth eight bits: what four cost the model's output in each, for every byte that eight take more.
 
-The model runs over a part of the calibration text with the weights of one part of it in int4 (a kind of layer, such as
-mlp.down_proj, in a block of layers), and everything else as it is. Costs of small errors add up: the sum over all parts
-says how they compare, not what a calibrated file will lose, which is less. A part in int8 costs a hundredth of that.
+Small errors of a layer's output move the shares of the next token by their product with the slopes of the logits, and
+KL divergence is half of what moves, squared and weighed by the shares themselves: d^T F d / 2 with Fisher's information
+F of the output (Amari, 1998). One walk back through the model gives all slopes: from the logits goes a random vector
+whose covariance is F, so that the mean square of its product with an error is that cost. The errors are those of the
+very rounding of an export, calibrated and balanced, layer by layer. Costs of layers add up, for their errors are
+independent; a layer in int8 costs a hundredth of that.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from hubpub.config import Recipe, Scheme, Tuned
 from hubpub.errors import UsageError
-from hubpub.measure.reference_model import reference_model
+from hubpub.measure.reference_model import mapped
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.progress import Progress
 
-# Tokens of each reading, and into how many blocks the layers are divided.
-TOKENS, BLOCKS = 256, 6
+# Readings of the calibration text that slopes are taken of, evenly spread over it, and tokens of each.
+READINGS, TOKENS = 8, 256
+# Share of the time that slopes take; the rest is calibration.
+_SLOPES = 0.2
 
 
 @dataclass(frozen=True)
 class Part:
-    """Layers of one kind in one block, both ends included. `bytes` is what int8 takes more than int4, `kl` the nats of
-    KL divergence that int4 costs."""
+    """One layer of one kind, e.g. mlp.down_proj. `bytes` is what int8 takes more than int4, `kl` the nats of KL
+    divergence that int4 costs."""
 
     kind: str
-    first: int
-    last: int
+    layer: int
     bytes: int
     kl: float
 
     @property
     def per_byte(self) -> float:
         return self.kl / self.bytes
-
-    @property
-    def layers(self) -> str:
-        return f"{self.first}-{self.last}" if self.last > self.first else str(self.first)
 
 
 @dataclass(frozen=True)
@@ -50,47 +50,56 @@ class Costs:
     parts: tuple[Part, ...]
 
 
-def costs(checkpoint: Checkpoint, recipe: Recipe, progress: Progress, blocks: int = BLOCKS) -> Costs:
-    """Measure every part of the model that `recipe` stores in int4.
+def costs(checkpoint: Checkpoint, recipe: Recipe, budget: int, progress: Progress) -> Costs:
+    """Measure every layer of the model that `recipe` stores in int4. Takes as long as a calibration, and a quarter.
 
-    Raises UsageError where it stores nothing so, SourceError where the checkpoint has no tokenizer.
+    Raises UsageError where it stores nothing so, all that it does lies on the grid that it was trained for, or even so
+    it takes more than `budget` bytes; SourceError where the checkpoint has no tokenizer.
     """
     import torch
 
-    from hubpub.export.calibrate import readings
-    from hubpub.export.quantize import layer_schemes
+    from hubpub.export.calibrate import Balance, calibrate, readings
+    from hubpub.export.grid import keep_grids
+    from hubpub.export.quantize import DynamicLinear, layer_schemes, register_operators, to_int8_and_back
 
-    model = reference_model(checkpoint)
-    schemes = {name: one for name, one in layer_schemes(model, recipe).items() if one.weight == "int4"}
-    members = _parts(schemes, len(model.model.layers), blocks)
-    if not members:
-        raise UsageError(f"{recipe.name} stores no layer in int4", "tune a recipe that does, e.g. 8da4w")
-    tokens = readings(checkpoint)
-    # The first reading is prose, the last one the end of the text: code and languages.
-    tokens = tokens[sorted({0, len(tokens) - 1}), :TOKENS]
-    with torch.no_grad():
-        wanted = _logits(model, tokens)
-        found = []
-        for number, ((kind, first, last), names) in enumerate(members.items()):
-            progress("measure", number / len(members))
-            kl, more = _cost(model, {name: schemes[name] for name in names}, tokens, wanted)
-            found.append(Part(kind, first, last, more, kl))
+    register_operators()
+    model = mapped(checkpoint)
     size = _bytes(model, recipe, checkpoint)
+    if not _in_four(layer_schemes(model, recipe)):
+        raise UsageError(f"{recipe.name} stores no layer in int4", "tune a recipe that does, e.g. 8da4w")
+    if budget < size:
+        raise UsageError(
+            f"the weights take {size:,} bytes as they are, more than the {budget:,} there is room for",
+            "give a larger --budget, or tune a smaller recipe, e.g. --recipe 8da4w-small",
+        )
+    tokens = readings(checkpoint)
+    chosen = torch.arange(0, len(tokens), -(-len(tokens) // READINGS))
+    if keep_grids(model, checkpoint, recipe) is not None and not _in_four(layer_schemes(model, recipe)):
+        raise UsageError("every layer was trained for four bits and is exact in them", "release it as it is")
+    schemes = layer_schemes(model, recipe)
+    slopes = _slopes(model, list(_in_four(schemes)), tokens[chosen, :TOKENS], progress)
+    found = []
+
+    def observe(made: DynamicLinear, weight: torch.Tensor, x: torch.Tensor) -> None:
+        if made.name in slopes:
+            seen = x[chosen, :TOKENS]
+            error = made(seen) - torch.nn.functional.linear(to_int8_and_back(seen), weight)
+            moved = (error * slopes.pop(made.name)).sum(-1)
+            kind, layer = _place(made.name)
+            found.append(Part(kind, layer, _more(weight, schemes[made.name]), float(moved.square().mean()) / 2))
+
+    balance = Balance(model, recipe, checkpoint.family, schemes) if recipe.balanced else None
+
+    def calibrating(_stage: str, fraction: float) -> None:
+        progress("measure", _SLOPES + (1 - _SLOPES) * fraction)
+
+    calibrate(model, schemes, tokens, calibrating, balance, observe)
     return Costs(size, tuple(sorted(found, key=lambda part: -part.per_byte)))
 
 
 def choose(costs: Costs, budget: int) -> tuple[Part, ...]:
-    """The parts that are stored in int8 within `budget` bytes: those that cost most for a byte first.
-
-    Raises UsageError where the file does not fit as it is.
-    """
-    room = budget - costs.bytes
-    if room < 0:
-        raise UsageError(
-            f"the weights take {costs.bytes:,} bytes as they are, more than the {budget:,} there is room for",
-            "give a larger --budget, or tune a smaller recipe, e.g. --recipe 8da4w-small",
-        )
-    chosen = []
+    """The parts that are stored in int8 within `budget` bytes: those that cost most for a byte first."""
+    room, chosen = budget - costs.bytes, []
     for part in costs.parts:
         if part.bytes <= room and part.kl > 0:
             chosen.append(part)
@@ -99,60 +108,82 @@ def choose(costs: Costs, budget: int) -> tuple[Part, ...]:
 
 
 def as_table(parts: Iterable[Part]) -> Tuned:
-    """Chosen parts as a card says them: layers by kind, blocks that meet joined."""
+    """Chosen parts as a card says them: layers by kind, those that follow one another as a range."""
     by_kind: dict[str, list[list[int]]] = {}
-    for part in sorted(parts, key=lambda part: (part.kind, part.first)):
+    for part in sorted(parts, key=lambda part: (part.kind, part.layer)):
         ranges = by_kind.setdefault(part.kind, [])
-        if ranges and ranges[-1][1] + 1 == part.first:
-            ranges[-1][1] = part.last
+        if ranges and ranges[-1][1] + 1 == part.layer:
+            ranges[-1][1] = part.layer
         else:
-            ranges.append([part.first, part.last])
+            ranges.append([part.layer, part.layer])
     return {
         kind: tuple(f"{first}-{last}" if last > first else str(first) for first, last in ranges)
         for kind, ranges in by_kind.items()
     }
 
 
-def _parts(schemes: Mapping[str, Scheme], layers: int, blocks: int) -> dict[tuple[str, int, int], list[str]]:
-    """Names of the layers of each part: kind, first and last layer of the block."""
-    each = -(-layers // blocks)
-    found: dict[tuple[str, int, int], list[str]] = {}
-    for name in schemes:
-        if match := re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name):
-            first = int(match[1]) // each * each
-            found.setdefault((match[2], first, min(first + each, layers) - 1), []).append(name)
-    return found
+def _in_four(schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
+    return {name: one for name, one in schemes.items() if one.weight == "int4" and _LAYER.fullmatch(name)}
 
 
-def _cost(model: Any, schemes: Mapping[str, Scheme], tokens: Any, wanted: Sequence[Any]) -> tuple[float, int]:
-    """KL divergence in nats with these layers in int4, and how many bytes more they take in int8."""
+_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+
+
+def _place(name: str) -> tuple[str, int]:
+    """Kind and number of the layer called `name`."""
+    match = _LAYER.fullmatch(name)
+    assert match is not None
+    return match[2], int(match[1])
+
+
+def _slopes(model: Any, names: list[str], tokens: Any, progress: Progress) -> dict[str, Any]:
+    """For each layer, the slopes [readings, tokens, out] (bfloat16) of what is drawn by its output.
+
+    `tokens` int64 [readings, tokens] run through `model`, which is widened, one reading at a time.
+    """
     import torch
 
-    from hubpub.export.quantize import symmetric
+    outputs: dict[str, torch.Tensor] = {}
+    found: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    # The same vectors each time: what is chosen goes into a card.
+    source = torch.Generator().manual_seed(0)
 
-    before, more = {}, 0
-    for name, scheme in schemes.items():
-        linear = model.get_submodule(name)
-        before[name] = linear.weight
-        values, scales = symmetric(linear.weight, 4, scheme.group, torch.bfloat16)
-        rounded = values.unflatten(1, (scales.shape[1], -1)) * scales.float().unsqueeze(-1)
-        linear.weight = torch.nn.Parameter(rounded.flatten(1), requires_grad=False)
-        rows, columns = linear.weight.shape
-        more += rows * columns + 4 * rows - (rows * columns // 2 + 2 * scales.numel())
-    total = 0.0
-    for exact, got in zip(wanted, _logits(model, tokens), strict=True):
-        total += float((exact.exp() * (exact - got)).sum(-1).mean())
-    for name, weight in before.items():
-        model.get_submodule(name).weight = weight
-    return total / len(wanted), more
+    def keep(name: str) -> Any:
+        def hook(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
+            outputs[name] = output
+
+        return hook
+
+    hooks = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    # Weights have no slopes here: the way back ends at what was read from the table.
+    hooks.append(model.get_input_embeddings().register_forward_hook(lambda *of: of[-1].requires_grad_()))
+    try:
+        for number, row in enumerate(tokens):
+            progress("measure", _SLOPES * number / len(tokens))
+            logits = model(input_ids=row[None], use_cache=False).logits
+            back = torch.autograd.grad(logits, [outputs[name] for name in names], _drawn(logits.detach(), source))
+            for name, slope in zip(names, back, strict=True):
+                found[name].append(slope[0].bfloat16())
+            outputs.clear()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: torch.stack(slopes) for name, slopes in found.items()}
 
 
-def _logits(model: Any, tokens: Any) -> list[Any]:
-    """Logarithms of the shares of the next token, of the second half of each reading."""
-    return [
-        model(input_ids=row[None], use_cache=False, logits_to_keep=len(row) // 2).logits[0].float().log_softmax(-1)
-        for row in tokens
-    ]
+def _drawn(logits: Any, source: Any) -> Any:
+    """Random vectors [..., vocabulary] whose covariance is that of one next token: diag(p) - p p^T, p their softmax."""
+    import torch
+
+    shares = logits.float().softmax(-1)
+    drawn = torch.randn(shares.shape, generator=source) * shares.sqrt()
+    return (drawn - shares * (drawn * shares.sqrt()).sum(-1, keepdim=True)).to(logits.dtype)
+
+
+def _more(weight: Any, scheme: Scheme) -> int:
+    """How many bytes more `weight` [out, in] takes in int8 than in the int4 of `scheme`."""
+    shape = tuple(weight.shape)
+    return _stored(shape, Scheme(weight="int8"), 0) - _stored(shape, scheme, 0)
 
 
 def _bytes(model: Any, recipe: Recipe, checkpoint: Checkpoint) -> int:

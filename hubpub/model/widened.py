@@ -43,13 +43,35 @@ class _Product:
     def __call__(self, x: Any) -> Any:
         """x [..., in] float32 -> [..., out] float32."""
         weight, bias = self.linear.weight, self.linear.bias
-        rows = max(1, SLICE // weight.shape[1])
-        parts = [
-            torch.nn.functional.linear(x, weight[first : first + rows].float())
-            for first in range(0, weight.shape[0], rows)
-        ]
-        out = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
+        out = _Times.apply(x, weight) if torch.is_grad_enabled() and x.requires_grad else _times(x, weight)
         return out if bias is None else out + bias.float()
+
+
+def _times(x: Any, weight: Any) -> Any:
+    parts = [nn.functional.linear(x, part.float()) for part in _slices(weight)]
+    return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
+
+
+def _slices(weight: Any) -> Any:
+    return weight.split(max(1, SLICE // weight.shape[1]))
+
+
+class _Times(torch.autograd.Function):
+    """The product as a function of x alone: what is widened is not kept for the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, weight: Any) -> Any:
+        ctx.weight = weight
+        return _times(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Any) -> Any:
+        slices = _slices(ctx.weight)
+        back, first = 0.0, 0
+        for part in slices:
+            back = back + slopes[0][..., first : first + len(part)] @ part.float()
+            first += len(part)
+        return back, None
 
 
 class _Table:
