@@ -31,7 +31,16 @@ from hubpub.ci.github import (
     workflow,
 )
 from hubpub.config import Card, Project
-from hubpub.errors import ConflictError, ExportError, GateError, HubError, HubpubError, RenderError, UsageError
+from hubpub.errors import (
+    ConflictError,
+    ExportError,
+    GateError,
+    HubError,
+    HubpubError,
+    RenderError,
+    SourceError,
+    UsageError,
+)
 from hubpub.facts import CardFacts, CellFacts, OtherHost, dump
 from hubpub.files import write_atomic
 from hubpub.gates import missed_gates, with_current_gates
@@ -56,6 +65,8 @@ from hubpub.release.handover import (
     hand_over_stand_in,
     handed_over,
     note_of,
+    packed,
+    stand_in_name,
     stand_in_of,
 )
 from hubpub.release.targets import check_kind, check_targets, rehearsal_owner
@@ -241,6 +252,15 @@ def _staged(to: Destination, job: Job, cell: Cell) -> CellFacts | None:
     if not attested(data):
         print(f"{cell.file} is staged in {repo}, but no attestation of this workflow vouches for it: exported again")
         return None
+    if job.workspace.rehearsal:
+        # Its facts name every file of the scale model it was made of, so that they vouch for that as well.
+        hand_over_stand_in(job.facts, cell.file, to.client.read(repo, branch, stand_in_name(cell.file)) or b"")
+        try:
+            stand_in_of(job.facts, facts, _stand_in(job, cell))
+        except SourceError as error:
+            (job.facts / stand_in_name(cell.file)).unlink()
+            print(f"{cell.file} is staged in {repo}, but {error.message}: exported again")
+            return None
     return facts
 
 
@@ -285,13 +305,16 @@ def stage(job: Job, name: str, display: Display) -> CellFacts:
     if (error := missed_gates(known)) is not None:
         raise at_line(error, cell.card, "export.recipes")
     facts = known.model_copy(update={"workflow": workflow()})
+    beside = {}
+    if job.workspace.rehearsal:
+        beside[stand_in_name(cell.file)] = packed(source_of(cell.variant, job.workspace))
     if not job.dry_run:
         to = job.checked_destination(cell.card)
-        (staged,) = staging.stage(job.workspace, to, [step], {cell.id: facts}, job.version, display)
+        (staged,) = staging.stage(job.workspace, to, [step], {cell.id: facts}, job.version, display, beside=beside)
         summary(f"Staged `{facts.file.name}` for {staged.repo_id} {job.version}: {units.size(staged.bytes_sent)} sent.")
     hand_over(job.facts, [facts])
-    if job.workspace.rehearsal:
-        hand_over_stand_in(job.facts, cell.file, source_of(cell.variant, job.workspace))
+    for data in beside.values():
+        hand_over_stand_in(job.facts, cell.file, data)
     note = LocalFile.text(note_of(cell.file), dump(facts))
     made = [(facts.file.name, facts.file.sha256), (note.path_in_repo, note.sha256)]
     write_atomic(job.facts / (cell.file + SUMS_OF_ONE), sha256sums(made))
@@ -336,7 +359,10 @@ def measure(job: Job, name: str, display: Display) -> OtherHost:
     facts, pte = _made(job, cell), _collected(job, cell)
     if not pte.exists():
         raise ExportError(f"{cell.file} is not on this machine", f"run: hubpub ci collect {cell.id}")
-    source = _original(job, cell)
+    if job.workspace.rehearsal:
+        source = stand_in_of(job.facts, facts, _stand_in(job, cell))
+    else:
+        source = source_of(cell.variant, job.workspace)
     with group(f"{cell.id}: validate and bench on {system()}"):
         part = slice_of(cell.variant, rehearsal=job.workspace.rehearsal)
         target = Target(cell.id, pte, cell.recipe, source, part)
@@ -349,12 +375,9 @@ def measure(job: Job, name: str, display: Display) -> OtherHost:
     return found
 
 
-def _original(job: Job, cell: Cell) -> Path:
-    """The folder of what a file was made of elsewhere: its source, or the stand-in that came with its facts."""
-    given = None
-    if job.workspace.rehearsal:
-        given = stand_in_of(job.facts, cell.file, job.workspace.root / "stand-ins" / cell.variant.name)
-    return given or source_of(cell.variant, job.workspace)
+def _stand_in(job: Job, cell: Cell) -> Path:
+    """Where the scale model is unpacked that came from the machine that made the file of `cell`."""
+    return job.workspace.root / "stand-ins" / cell.file
 
 
 def _collected(job: Job, cell: Cell) -> Path:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import shutil
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from hubpub.errors import ConfigError, UsageError
+from hubpub.errors import ConfigError, SourceError, UsageError
 from hubpub.facts import CellFacts, Fact, OtherHost, dump, load
 from hubpub.files import write_atomic
+from hubpub.model.checkpoint import digest
 
 NOTE = ".facts.json"
 HOST_NOTE = ".host.json"
 _STAND_IN = ".stand-in.tar"
+# Where weights are split, it says in which shard each is: each shard says that itself, and facts do not list it.
+_INDEX = "model.safetensors.index.json"
+_ANEW = "rehearse as another version, from its start"
 
 
 class HostNote(Fact):
@@ -41,22 +47,55 @@ def hand_over_host(folder: Path, facts: CellFacts, host: OtherHost) -> None:
     write_atomic(folder / name, dump(note).encode())
 
 
-def hand_over_stand_in(folder: Path, file: str, source: Path) -> None:
-    """Put the scale model that `file` was made of beside its facts.
+def stand_in_name(file: str) -> str:
+    """The name of the scale model that `file` was made of: beside its facts, wherever they are."""
+    return file + _STAND_IN
+
+
+def packed(source: Path) -> bytes:
+    """The files of a scale model in one: the same files are the same bytes, whoever packs them when."""
+
+    def of_nobody(member: tarfile.TarInfo) -> tarfile.TarInfo:
+        member.mtime = member.uid = member.gid = 0
+        member.uname = member.gname = ""
+        return member
+
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        archive.add(source, ".", filter=of_nobody)
+    return out.getvalue()
+
+
+def hand_over_stand_in(folder: Path, file: str, stand_in: bytes) -> None:
+    """Put the scale model that `file` was made of, `packed`, beside its facts.
 
     Trained on another machine it would be another model, to which the file is not to be compared.
     """
-    with tarfile.open(folder / (file + _STAND_IN), "w") as packed:
-        packed.add(source, ".")
+    write_atomic(folder / stand_in_name(file), stand_in)
 
 
-def stand_in_of(folder: Path, file: str, into: Path) -> Path | None:
-    """The scale model that came with the facts of `file`, unpacked in the folder `into`; None where none came."""
-    packed = folder / (file + _STAND_IN)
-    if not packed.is_file():
-        return None
-    with tarfile.open(packed) as held:
-        held.extractall(into, filter="data")
+def stand_in_of(folder: Path, facts: CellFacts, into: Path) -> Path:
+    """The scale model that came with `facts`, unpacked in the folder `into`; whatever was there is gone.
+
+    Raises SourceError where none came, or another one than the file was made of.
+    """
+    name = stand_in_name(facts.file.name)
+    shutil.rmtree(into, ignore_errors=True)
+    try:
+        with tarfile.open(folder / name, "r:") as held:
+            held.extractall(into, filter="data")
+    except FileNotFoundError:
+        raise SourceError(
+            f"the scale model that {facts.file.name} was made of is not here: no other one can stand in for it",
+            _ANEW,
+        ) from None
+    except (tarfile.TarError, OSError) as error:
+        raise SourceError(f"{name} cannot be unpacked: {error}", _ANEW) from None
+    there = {path.relative_to(into).as_posix(): path for path in into.rglob("*") if path.is_file()}
+    there.pop(_INDEX, None)
+    made_of = {file.name: file.sha256 for file in facts.source.files}
+    if {path: digest(found).sha256 for path, found in there.items()} != made_of:
+        raise SourceError(f"{name} is not the scale model that {facts.file.name} was made of", _ANEW)
     return into
 
 

@@ -25,11 +25,13 @@ def stage(
     facts: Mapping[str, CellFacts],
     version: str,
     display: Display,
+    *,
+    beside: Mapping[str, bytes] | None = None,
 ) -> tuple[Staged, ...]:
     """Stage the cells of `steps` that are in `facts`, with tokenizers and terms, and keep those facts for `promote`.
 
     Only cells that passed their gates are to be given. Facts go with their file: whoever finds them on the branch
-    finds what they speak of.
+    finds what they speak of. So do the files `beside` them, by name, which are never published.
     """
 
     done = []
@@ -42,6 +44,7 @@ def stage(
             files += [
                 LocalFile.text(name, data) for name, data in licenses.files(card.variant, card.folder.parent).items()
             ]
+            files += [LocalFile.text(name, data) for name, data in (beside or {}).items()]
             release = RepoRelease(to.repo_id(card), version, tuple(files), f"Release {version}")
             staged = stage_files(
                 to.client, release, workspace.root, progress=partial(display.update, release.repo_id), small_too=True

@@ -6,17 +6,21 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from release.conftest import client, hub, silent_once_tagged
-from release.test_promote import DISPLAY, World, world
+from release.test_promote import DISPLAY, TOKENIZER, World, world
 
 from hubpub.ci import jobs
-from hubpub.errors import ConflictError, ExportError, GateError, UsageError
-from hubpub.facts import CellFacts, OtherHost
+from hubpub.errors import ConflictError, ExportError, GateError, SourceError, UsageError
+from hubpub.facts import CellFacts, OtherHost, save
+from hubpub.hub.client import Add
 from hubpub.machine import system
-from hubpub.release.handover import hand_over_host, handed_over
+from hubpub.model.checkpoint import digest
+from hubpub.model.scale import scale_key, stand_in
+from hubpub.release.handover import hand_over, hand_over_host, handed_over, packed, stand_in_name, stand_in_of
 from hubpub.release.promote import publish
 from hubpub.release.staging import stage
 
@@ -59,10 +63,9 @@ def staged(world: World, change: Callable[[CellFacts], CellFacts] = lambda facts
 
 def attest(job: jobs.Job) -> None:
     """Sign every note that is on the staging branch."""
-    import hashlib
 
     to = job.destination(job.workspace.project.cards[0])
-    data = to.client.read(f"{job.namespace}/small-pte", "hubpub-stage/v1.0.0", "small-8da4w.pte.facts.json")
+    data = to.client.read(f"{job.owner}/small-pte", "hubpub-stage/v1.0.0", "small-8da4w.pte.facts.json")
     assert data
     with (job.facts.parent / "attested").open("a") as file:
         file.write(hashlib.sha256(data).hexdigest() + "\n")
@@ -146,6 +149,70 @@ def test_what_could_not_be_verified_is_a_warning_on_a_green_job(
     assert "> published, but could not be verified" in (job.facts.parent / "summary").read_text()
 
 
+@pytest.fixture
+def rehearsed(world: World, job: jobs.Job) -> jobs.Job:
+    """As a rehearsal, on the machine that made the cell: its stand-in is there, with its facts and its file."""
+    workspace = replace(world.workspace, rehearsal=True)
+    job = replace(job, workspace=workspace, namespace=None, for_rehearsals=world.hub.user)
+    variant = job.cell(CELL).variant
+    plan = stand_in(variant.family, variant.size, chat=variant.chat)
+    folder = workspace.scale_models / f"{plan.name}{'-chat' if variant.chat else ''}-{scale_key(variant)}"
+    folder.mkdir(parents=True)
+    for name, data in {**TOKENIZER, "config.json": b"{}", "model.safetensors": b"weights"}.items():
+        (folder / name).write_bytes(data)
+    facts = World(world.hub, world.client, workspace).make("8da4w")
+    step = job.step(job.cell(CELL))
+    source = facts.source.model_copy(update={"files": tuple(map(digest, sorted(folder.iterdir())))})
+    save(facts.model_copy(update={"fingerprint": step.fingerprint.value, "source": source}), step.folder / "facts.json")
+    return job
+
+
+def elsewhere(job: jobs.Job, folder: Path) -> jobs.Job:
+    """The same job on another machine, where nothing is."""
+    return replace(job, workspace=replace(job.workspace, root=folder / "work"), facts=folder / "facts")
+
+
+def test_a_rehearsal_goes_on_elsewhere_with_the_stand_in_it_was_made_of(rehearsed: jobs.Job, tmp_path: Path) -> None:
+    made = jobs.stage(rehearsed, CELL, DISPLAY)
+    attest(rehearsed)
+    other = elsewhere(rehearsed, tmp_path / "other")
+    assert jobs.resume(other, CELL)
+    given = stand_in_of(other.facts, made, tmp_path / "given")
+    assert (given / "model.safetensors").read_bytes() == b"weights"
+    # What lies beside the facts is the very archive that the first machine handed over.
+    name = stand_in_name(made.file.name)
+    assert (other.facts / name).read_bytes() == (rehearsed.facts / name).read_bytes()
+
+
+def test_a_rehearsal_does_not_go_on_with_another_stand_in(
+    world: World, rehearsed: jobs.Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = jobs.stage(rehearsed, CELL, DISPLAY)
+    attest(rehearsed)
+    name, branch = stand_in_name(made.file.name), "hubpub-stage/v1.0.0"
+    (tmp_path / "planted").mkdir()
+    (tmp_path / "planted" / "model.safetensors").write_bytes(b"planted")
+    data = packed(tmp_path / "planted")
+    add = Add(name, data, len(data), hashlib.sha256(data).hexdigest())
+    sent = world.client.send(world.repo, branch, add)
+    world.client.commit(world.repo, branch, [sent], title="planted", parent=None, find_committed=lambda: None)
+    other = elsewhere(rehearsed, tmp_path / "other")
+    assert not jobs.resume(other, CELL)
+    assert "is not the scale model that small-8da4w.pte was made of: exported again" in capsys.readouterr().out
+    assert not (other.facts / name).exists()
+
+
+def test_a_rehearsal_is_measured_against_no_stand_in_but_its_own(rehearsed: jobs.Job, tmp_path: Path) -> None:
+    made = jobs.stage(rehearsed, CELL, DISPLAY)
+    other = elsewhere(rehearsed, tmp_path / "other")
+    hand_over(other.facts, [made])
+    assert not jobs.collect(other, CELL)
+    with pytest.raises(SourceError, match="was made of is not here"):
+        jobs.measure(other, CELL, DISPLAY)
+    # None was trained in its place.
+    assert not other.workspace.scale_models.exists()
+
+
 def test_nothing_to_attest_is_an_error(job: jobs.Job) -> None:
     job.facts.mkdir()
     with pytest.raises(ExportError, match="nothing to attest"):
@@ -153,8 +220,6 @@ def test_nothing_to_attest_is_an_error(job: jobs.Job) -> None:
 
 
 def test_a_namespace_for_releases_is_none_for_rehearsals(job: jobs.Job) -> None:
-    from dataclasses import replace
-
     assert job.owner == job.namespace
     with pytest.raises(UsageError, match="no namespace"):
         _ = replace(job, namespace=None, for_rehearsals="tries").owner

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import os
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from hubpub.config import Project
-from hubpub.errors import ConfigError, UsageError
-from hubpub.facts import OtherHost
-from hubpub.release.handover import hand_over, hand_over_host, hand_over_stand_in, handed_over, stand_in_of
+from hubpub.errors import ConfigError, SourceError, UsageError
+from hubpub.facts import CellFacts, FileFact, OtherHost
+from hubpub.release.handover import hand_over, hand_over_host, hand_over_stand_in, handed_over, packed, stand_in_of
 
 from .conftest import facts_of
 
@@ -50,27 +53,71 @@ def test_what_another_machine_measured_joins_the_facts_of_the_very_file(small: P
     assert handed_over(tmp_path)[facts.cell].hosts == (again,)
 
 
+def made_of(facts: CellFacts, files: dict[str, bytes]) -> CellFacts:
+    """`facts` of a cell whose source has these files."""
+    listed = tuple(FileFact(name=n, bytes=len(d), sha256=hashlib.sha256(d).hexdigest()) for n, d in files.items())
+    return facts.model_copy(update={"source": facts.source.model_copy(update={"files": listed})})
+
+
 def test_a_stand_in_travels_with_the_facts_of_what_was_made_of_it(small: Project, tmp_path: Path) -> None:
     source, facts = tmp_path / "source", tmp_path / "facts"
-    (source / "deep").mkdir(parents=True)
-    (source / "config.json").write_text("{}")
-    (source / "deep" / "model.safetensors").write_bytes(b"weights")
-    cell = facts_of(small, "8da4w")
+    source.mkdir()
+    files = {"config.json": b"{}", "model.safetensors": b"weights"}
+    for name, data in {**files, "model.safetensors.index.json": b"{}"}.items():
+        (source / name).write_bytes(data)
+    cell = made_of(facts_of(small, "8da4w"), files)
     hand_over(facts, [cell])
-    hand_over_stand_in(facts, cell.file.name, source)
+    hand_over_stand_in(facts, cell.file.name, packed(source))
     # It is no fact, and every file of the folder that travels lies at its top.
     assert handed_over(facts).keys() == {cell.cell}
     assert all(path.is_file() for path in facts.iterdir())
-    found = stand_in_of(facts, cell.file.name, tmp_path / "there")
-    assert found is not None
-    assert (found / "deep" / "model.safetensors").read_bytes() == b"weights"
-    assert stand_in_of(facts, "another.pte", tmp_path / "there") is None
+    there = tmp_path / "there"
+    there.mkdir()
+    (there / "model-00002.safetensors").write_bytes(b"of another one")
+    assert stand_in_of(facts, cell, there) == there
+    assert {path.name for path in there.iterdir()} == {*files, "model.safetensors.index.json"}
+    assert (there / "model.safetensors").read_bytes() == b"weights"
+    other = facts_of(small, "8da8w")
+    with pytest.raises(SourceError, match=f"{other.file.name} was made of is not here"):
+        stand_in_of(facts, other, there)
 
 
-def test_what_would_be_unpacked_elsewhere_is_refused(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "a.pte.stand-in.tar", "w") as packed:
+def test_the_same_stand_in_is_the_same_bytes_and_says_nothing_of_who_packed_it(tmp_path: Path) -> None:
+    for time, name in ((1, "a"), (2, "b")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        os.utime(tmp_path / name / "config.json", (time, time))
+    assert packed(tmp_path / "a") == packed(tmp_path / "b")
+    with tarfile.open(fileobj=io.BytesIO(packed(tmp_path / "a"))) as held:
+        assert {(one.uname, one.uid, one.mtime) for one in held} == {("", 0, 0)}
+
+
+@pytest.mark.parametrize("change", ["another file", "one more", "one more below", "one less", "no archive"])
+def test_another_stand_in_than_the_file_was_made_of_is_refused(change: str, small: Project, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "below").mkdir(parents=True)
+    files = {"config.json": b"{}", "model.safetensors": b"weights"}
+    for name, data in files.items():
+        (source / name).write_bytes(data)
+    cell = made_of(facts_of(small, "8da4w"), files)
+    if change == "another file":
+        (source / "model.safetensors").write_bytes(b"planted")
+    elif change == "one more":
+        (source / "generation_config.json").write_text("{}")
+    elif change == "one more below":
+        (source / "below" / "config.json").write_text("{}")
+    elif change == "one less":
+        (source / "config.json").unlink()
+    hand_over_stand_in(tmp_path, cell.file.name, b"no archive" if change == "no archive" else packed(source))
+    with pytest.raises(SourceError, match=cell.file.name):
+        stand_in_of(tmp_path, cell, tmp_path / "there")
+
+
+def test_what_would_be_unpacked_elsewhere_is_refused(small: Project, tmp_path: Path) -> None:
+    cell = facts_of(small, "8da4w")
+    with tarfile.open(tmp_path / f"{cell.file.name}.stand-in.tar", "w") as archive:
         (tmp_path / "x").write_text("x")
-        packed.add(tmp_path / "x", "../outside")
-    with pytest.raises(tarfile.OutsideDestinationError):
-        stand_in_of(tmp_path, "a.pte", tmp_path / "in" / "here")
+        archive.add(tmp_path / "x", "../outside")
+    with pytest.raises(SourceError, match="cannot be unpacked"):
+        stand_in_of(tmp_path, cell, tmp_path / "in" / "here")
     assert not (tmp_path / "in" / "outside").exists()
