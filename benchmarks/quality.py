@@ -1,13 +1,14 @@
 """Every recipe on real weights: quality, gates and how long validation takes, beside llama.cpp's types.
 
     python benchmarks/quality.py CHECKPOINT --work DIR [--recipes bf16 8da4w ...] [--tokens N] [--text FILE]
-        [--llama DIR]
+        [--tuned FILE ...] [--llama DIR]
 
 CHECKPOINT is a folder with config.json and safetensors, e.g. SmolLM2-135M-Instruct or gemma-3-270m. Files are exported
-to DIR once and kept. --text is another text than the passage that gates are measured on. With --llama, that DIR holds
-llama.cpp's `bin` and `src` (its converter): the same weights become Q8_0, Q4_0 and Q4_K_M, compared over the same text
-in windows of 512 tokens of which the second half counts, as llama-perplexity does it. Prints one line per file and
-writes quality.json, or quality-TEXT.json, to the folder of --work.
+to DIR once and kept. --text is another text than the passage that gates are measured on. --tuned takes JSON with a
+recipe and the layers that have int8 weights in it, as `hubpub tune --dry-run --json` prints it; the row is called as
+that file. With --llama, that DIR holds llama.cpp's `bin` and `src` (its converter): the same weights become Q8_0, Q4_0
+and Q4_K_M, compared over the same text in windows of 512 tokens of which the second half counts, as llama-perplexity
+does it. Prints one line per file and writes quality.json, or quality-TEXT.json, to the folder of --work.
 """
 
 from __future__ import annotations
@@ -43,15 +44,21 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="*", default=["bf16", "int8", "8da8w", "8da4w", "8da4w-small"])
     parser.add_argument("--tokens", type=int, default=2047)
     parser.add_argument("--text", type=Path)
+    parser.add_argument("--tuned", type=Path, nargs="*", default=[])
     parser.add_argument("--llama", type=Path)
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     checkpoint = Checkpoint.open(given.checkpoint)
-    recipes = Project.find().recipes
+    recipes = dict(Project.find().recipes)
+    for file in given.tuned:
+        said = json.loads(file.read_text("utf-8"))
+        recipes[file.stem] = Recipe.model_validate(
+            {**recipes[said["recipe"]].model_dump(), "name": file.stem, "tuned": said["tuned"]}
+        )
     text = given.text.read_text("utf-8") if given.text else data.passage()
     path = given.work / (f"quality-{given.text.stem}.json" if given.text else "quality.json")
     rows: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    for name in given.recipes:
+    for name in [*given.recipes, *(file.stem for file in given.tuned)]:
         rows[name] = ours(checkpoint, recipes[name], given.work, given.tokens, text)
         path.write_text(json.dumps(rows, indent=1))
         show(name, rows[name])
