@@ -15,6 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from hubpub.errors import HubpubError
+from hubpub.redaction import redact
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -49,7 +50,8 @@ def locked(path: Path, waiting: Callable[[str], None] = lambda _: None) -> Itera
         lock.acquire()
     try:
         if lock.lock_counter == 1:
-            command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200]
+            # An address on the command line may hold a password.
+            command = redact(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))[:200]
             since = time.strftime("%H:%M:%S")
             write_atomic(note, f"process {os.getpid()} ({command}), since {since}\n".encode())
         yield

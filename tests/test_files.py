@@ -37,6 +37,13 @@ def holder(path: Path) -> subprocess.Popen[str]:
     return process
 
 
+def test_a_password_on_the_command_line_is_not_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["hubpub", "release", "--hub", "https://bob:s3cretpass@hub.example"])
+    with locked(tmp_path / ".lock"):
+        noted = (tmp_path / ".lock.holder").read_text()
+    assert "@hub.example" in noted and "s3cretpass" not in noted
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_second_process_says_for_whom_it_waits_until_that_is_killed(how: signal.Signals, tmp_path: Path) -> None:
     workspace = Workspace(Project(tmp_path, tmp_path), tmp_path / "work", rehearsal=True)

@@ -84,7 +84,7 @@ def _released(to: Destination, cards: Sequence[Card], version: str) -> list[_Wan
             facts = CardFacts.model_validate_json(data) if data else None
         except ValueError:
             continue
-        if facts is None or facts.version != version:
+        if facts is None or facts.version != version or not facts.cells:
             continue
         best = next((cell for cell in facts.cells if cell.recipe == card.export.recommended), facts.cells[0])
         gigabytes = choice.device(best)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from hubpub.cards.licenses import lacks_agreement
 from hubpub.config import Card
-from hubpub.errors import GateError, HubError
+from hubpub.errors import ConflictError, GateError, HubError
 from hubpub.facts import CardFacts, CellFacts
 from hubpub.hub.client import Client
+from hubpub.hub.content import RepoRelease
 from hubpub.hub.maintenance import verify
 from hubpub.hub.publish import publish_all
 from hubpub.hub.pulls import promote_pull
@@ -56,24 +57,18 @@ def publish(
     """
 
     client, root = to.client, workspace.root
-    releases, facts, kept_back = [], {}, {}
     with workspace.locked(display.note):
-        for one in ready:
-            try:
-                release, facts[one.card.repo] = assemble(workspace.project, one, to, version, beside(ready))
-            except GateError as error:
-                kept_back[one.card.repo] = error
-                display.finish(one.card.repo, f"not published: {error.message}")
-            else:
-                releases.append(release)
+        releases, facts, kept_back = _assembled(workspace, to, ready, version)
+        for repo, error in kept_back.items():
+            display.finish(repo, f"not published: {error.message}")
         if pulls and not dry_run:
             # Whatever stops one repo is found before the first request is merged.
             publish_all(client, releases, root, dry_run=True, create_pr=to.create_pr)
-        merged = [promote_pull(client, to.repo_id(card), version, root, dry_run=dry_run) for card in pulls]
+        merged = [_merged(to, card, version, root, dry_run=dry_run) for card in pulls]
         made = publish_all(
             client, releases, root, display=display, dry_run=dry_run, create_pr=to.create_pr, unstaged=unstaged
         )
-        receipts = [*(one for one in merged if one), *made]
+        receipts = [*merged, *made]
         for receipt in receipts:
             display.finish(receipt.repo_id, receipt.summary)
         if not dry_run:
@@ -85,6 +80,38 @@ def publish(
     if not dry_run and not to.create_pr:
         collected(to, workspace.project.readable_cards, version, display)
     return Publication(tuple(receipts), facts, kept_back)
+
+
+def _assembled(
+    workspace: Workspace, to: Destination, ready: Sequence[Ready], version: str
+) -> tuple[list[RepoRelease], dict[str, CardFacts], dict[str, GateError]]:
+    """The releases of `ready` and their facts, and by repo why others are kept back."""
+    releases, facts, kept_back = list[RepoRelease](), dict[str, CardFacts](), dict[str, GateError]()
+    known = beside(ready)
+    for one in ready:
+        try:
+            release, facts[one.card.repo] = assemble(workspace.project, one, to, version, known)
+        except GateError as error:
+            kept_back[one.card.repo] = error
+        else:
+            releases.append(release)
+    if kept_back and releases:
+        # Cards show figures of their other sizes: none of what is not published.
+        rest = [one for one in ready if one.card.repo not in kept_back]
+        releases, facts, _ = _assembled(workspace, to, rest, version)
+    return releases, facts, kept_back
+
+
+def _merged(to: Destination, card: Card, version: str, work: Path, *, dry_run: bool) -> Receipt:
+    """The receipt of the request that waits. Raises ConflictError where it does not wait any more."""
+    repo_id = to.repo_id(card)
+    receipt = promote_pull(to.client, repo_id, version, work, dry_run=dry_run)
+    if receipt is None:
+        raise ConflictError(
+            f"{repo_id}: the pull request of {version}, which was to be merged, is closed",
+            "ask who closed it; 'hubpub release' publishes without one",
+        )
+    return receipt
 
 
 def _verified(client: Client, receipt: Receipt, work: Path) -> Receipt:

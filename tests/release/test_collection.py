@@ -141,6 +141,19 @@ def test_a_repo_alone_or_of_another_version_is_no_collection(hub: LocalHub, clie
     assert changes(hub) == 0
 
 
+def test_facts_of_no_file_are_no_release(hub: LocalHub, client: Client, project: Project) -> None:
+    from huggingface_hub import HfApi
+
+    release(hub, client, project, "alpha", "beta")
+    empty = CardFacts(repo="local/gamma-pte", version=VERSION, variant="gamma", cells=())
+    api = HfApi(endpoint=hub.url, token=hub.token)
+    api.create_repo("local/gamma-pte")
+    api.upload_file(path_or_fileobj=dump(empty).encode(), path_in_repo="facts.json", repo_id="local/gamma-pte")
+    api.create_tag("local/gamma-pte", tag=VERSION)
+    found = collect(Destination(client), project.cards, VERSION)
+    assert found is not None and found.repos == ("local/beta-pte", "local/alpha-pte")
+
+
 @pytest.mark.parametrize("status", [403, 404, 500])
 def test_a_hub_that_refuses_is_a_note(hub: LocalHub, project: Project, client: Client, status: int) -> None:
     release(hub, client, project, "alpha", "beta")

@@ -201,6 +201,33 @@ def test_what_got_worse_is_kept_back_alone(world: World, tmp_path: Path) -> None
         promote(world.workspace, world.to, (), "v1.1.0", DISPLAY, facts=tmp_path / "notes")
 
 
+def test_no_card_shows_figures_of_another_size_that_was_kept_back(world: World, tmp_path: Path) -> None:
+    known, path = world.ready(), world.project.cards[0].folder / "card.toml"
+    whole = path.read_text().replace('family = "gemma3n"', 'family = "gemma3n"\nsize = "E4B"')
+    path.write_text(whole)
+    part = tmp_path / "cards" / "part-pte" / "card.toml"
+    part.parent.mkdir()
+    part.write_text(whole.replace("small", "part").replace('"E4B"', '"E4B"\nslice = "E1.96B"'))
+    project = Project.find(tmp_path)
+    cards = {card.repo: card for card in project.cards}
+    both = [replace(known, card=cards["small-pte"]), replace(known, card=cards["part-pte"])]
+    workspace = replace(world.workspace, project=project)
+    publish(workspace, world.to, both, "v1.0.0", DISPLAY)
+    larger = [
+        one.model_copy(update={"file": one.file.model_copy(update={"bytes": 777_000_000})}) for one in known.cells
+    ]
+    done = publish(workspace, world.to, [both[0], replace(both[1], cells=tuple(larger))], "v1.1.0", DISPLAY)
+    assert list(done.kept_back) == ["part-pte"] and [one.repo_id for one in done.receipts] == [world.repo]
+    card = world.client.read(world.repo, "v1.1.0", "README.md")
+    assert card and b"E1.96B" in card and b"777 MB" not in card
+
+
+def test_a_request_that_does_not_wait_any_more_is_told(world: World) -> None:
+    publish(world.workspace, world.to, [world.ready()], "v1.0.0", DISPLAY)
+    with pytest.raises(ConflictError, match=r"small-pte: the pull request of v1\.1\.0, which .* is closed"):
+        publish(world.workspace, world.to, [], "v1.1.0", DISPLAY, pulls=[world.project.cards[0]])
+
+
 def test_a_pull_request_waits_and_is_merged_by_the_same_door(world: World) -> None:
     publish(world.workspace, world.to, [world.ready()], "v1.0.0", DISPLAY)
     report = run(planned(world.workspace, ()), replace(world.to, create_pr=True), "v1.1.0", DISPLAY)
