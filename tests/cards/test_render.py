@@ -153,6 +153,15 @@ def test_python_blocks_are_python(card: Card, project: Project, facts: CardFacts
         assert f'"{facts.version}"' in code
 
 
+def test_layers_that_were_tuned_are_named(card: Card, project: Project, facts: CardFacts) -> None:
+    tuned = {"mlp.down_proj": ("0", "8-29"), "self_attn.o_proj": ("7",)}
+    cells = tuple(one.model_copy(update={"tuned": tuned if one.recipe == "8da4w" else {}}) for one in facts.cells)
+    text = text_of(card, project, facts.model_copy(update={"cells": cells}))
+    said = "Of this model also int8: `mlp.down_proj` in layers 0, 8-29; `self_attn.o_proj` in layer 7 |"
+    assert text.count("also int8") == 1 and said in next(line for line in text.splitlines() if "also int8" in line)
+    assert "also int8" not in text_of(card, project, facts)
+
+
 def test_a_gate_that_was_not_passed_is_not_praised(card: Card, project: Project, facts: CardFacts) -> None:
     assert "Every file passed these gates" in text_of(card, project, facts)
     gate = facts.cells[0].gates[1].model_copy(update={"measured": 0.3, "passed": False})
