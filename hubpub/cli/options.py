@@ -109,7 +109,9 @@ jobs = click.option("--jobs", type=POSITIVE, metavar="N", help="Parallel process
 changed_since = click.option(
     "--changed-since", metavar="BASE", help="Only cells that differ from this commit or branch."
 )
-hub = click.option("--hub", metavar="local|URL", help="Which Hub (default: huggingface.co; of a rehearsal: local).")
+hub = click.option(
+    "--hub", metavar="local|URL", help="Which Hub (default: $HF_ENDPOINT, or huggingface.co; of a rehearsal: local)."
+)
 namespace = click.option("--namespace", metavar="NAME", help="User or organisation (default: the token's user).")
 rehearsal_namespace = click.option(
     "--rehearsal-namespace",

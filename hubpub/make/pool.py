@@ -15,6 +15,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -84,10 +85,15 @@ class Workers:
         self._listener.join(timeout=5)
 
     def submit(self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-        """Have `function` called when a process is free."""
+        """Have `function` called when a process is free; where one has vanished, the task ends with that error."""
         # Workers are started as tasks come, and read their environment then.
         with _environment(self._threads):
-            self._pending[self._pool.submit(_call, name, function, arguments)] = name
+            try:
+                future = self._pool.submit(_call, name, function, arguments)
+            except BrokenProcessPool as error:
+                future = Future()
+                future.set_exception(error)
+        self._pending[future] = name
 
     def finished(self) -> Iterator[Done[Any]]:
         """Each result as it is done, those of tasks that are submitted meanwhile too, until nothing is left to do."""

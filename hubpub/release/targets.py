@@ -11,7 +11,7 @@ from hubpub.errors import ConflictError, UsageError
 from hubpub.facts import CardFacts
 from hubpub.hub.client import Client
 from hubpub.hub.publish import RepoAccess, preflight
-from hubpub.release.connect import HUGGING_FACE, LOCAL, Destination, connect
+from hubpub.release.connect import LOCAL, Destination, connect
 from hubpub.workspace import Workspace
 
 
@@ -44,10 +44,15 @@ def destination(
     create_pr: bool = False,
     over_rehearsal: bool = False,
 ) -> Iterator[Destination]:
-    """Where a release goes, or a rehearsal: to the local Hub unless another one and an owner were named for it."""
-    endpoint = hub or (LOCAL if workspace.rehearsal else HUGGING_FACE)
-    owner = rehearsal_owner(endpoint, namespace, for_rehearsals) if workspace.rehearsal else namespace
-    with connect(endpoint, workspace.hub, owner) as to:
+    """Where a release goes: to `hub`, or the one of HF_ENDPOINT, as whoever only reads would find it.
+
+    A rehearsal goes to the local Hub unless another one and an owner were named for it.
+    """
+    owner = namespace
+    if workspace.rehearsal:
+        hub = hub or LOCAL
+        owner = rehearsal_owner(hub, namespace, for_rehearsals)
+    with connect(hub, workspace.hub, owner) as to:
         yield replace(to, create_pr=create_pr, over_rehearsal=over_rehearsal)
 
 

@@ -180,6 +180,20 @@ def test_the_answer_to_a_merge_is_lost(hub: LocalHub, client: Client, make: Make
     assert len(history(client, make.repo)) == 2
 
 
+def test_a_merge_that_main_does_not_show_is_no_release(
+    client: Client, make: Maker, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import HfApi
+
+    publish_all(client, [make()], work)
+    publish_all(client, [make("v2", seed=2)], work, create_pr=True)
+    # The Hub says that it merged the request, and main stays as it was.
+    monkeypatch.setattr(HfApi, "merge_pull_request", lambda *given, **named: None)
+    with pytest.raises(HubError, match="main does not hold v2 although pull request #1 was merged"):
+        promote_pull(client, make.repo, "v2", work)
+    assert set(refs_of(client, make.repo)[1]) == {"v1.0.0"}
+
+
 def test_a_pull_request_does_not_overwrite_others(client: Client, make: Maker, work: Path) -> None:
     publish_all(client, [make()], work)
     publish_all(client, [make("v2", seed=2)], work, create_pr=True)

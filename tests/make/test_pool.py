@@ -69,5 +69,18 @@ def test_what_is_submitted_meanwhile_runs_in_the_same_processes() -> None:
             order.append((done.name, (done.value or {})["pid"]))
             if done.name == "one":
                 workers.submit("three", environment, ((),))
-    assert [name for name, _ in order] == ["one", "two", "three"]
+    # Two that are done by the time anybody looks come in any order.
+    assert {name for name, _ in order[:2]} == {"one", "two"} and order[2][0] == "three"
     assert len({process for _, process in order}) == 1
+
+
+def test_what_is_submitted_after_a_process_vanished_ends_as_an_error_of_its_task() -> None:
+    errors = {}
+    with Workers(1, lambda *event: None) as workers:
+        workers.submit("gone", vanish, ())
+        for done in workers.finished():
+            errors[done.name] = done.error
+            if done.name == "gone":
+                workers.submit("later", environment, ((),))
+    assert errors.keys() == {"gone", "later"}
+    assert errors["later"] is not None and errors["later"].hint == "is there enough memory?"

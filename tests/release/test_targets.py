@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,8 @@ from hubpub.facts import dump
 from hubpub.hub.client import Add, Client
 from hubpub.localhub import LocalHub
 from hubpub.release.connect import Destination
-from hubpub.release.targets import check_targets, rehearsal_owner
+from hubpub.release.targets import check_targets, destination, rehearsal_owner
+from hubpub.workspace import Workspace
 
 from .conftest import release_facts
 
@@ -46,6 +48,21 @@ def test_a_rehearsal_never_goes_to_a_repo_that_holds_a_release(hub: LocalHub, cl
     put(client, to.repo_id(card), dump(release_facts(small, "v0.0.0-rehearsal.1", scale_model=True)))
     with pytest.raises(ConflictError, match=r"holds a real release \(v1\.0\.0\)"):
         check_targets(to, [card], rehearsal=True)
+
+
+def test_a_release_goes_where_the_environment_says_and_a_rehearsal_to_the_local_hub(
+    hub: LocalHub, small: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    workspace = Workspace(small, tmp_path / "work", rehearsal=False)
+    with destination(workspace, None, None, None) as to:
+        assert to.client.endpoint == hub.url
+    with destination(workspace, "https://hub.example", None, None) as to:
+        assert to.client.endpoint == "https://hub.example"
+    with destination(replace(workspace, rehearsal=True), None, None, None) as to:
+        assert to.client.endpoint != hub.url and to.store == workspace.hub
 
 
 @pytest.mark.parametrize("unreadable", ['{"schema": 9}', "not JSON", "[]"])
