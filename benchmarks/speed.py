@@ -1,18 +1,21 @@
 """Tokens per second of exported files, beside what the memory allows and beside the eager original, in one run.
 
-    python benchmarks/speed.py FILE.pte ... [--checkpoint DIR] [--profile] [--rounds N] [--record FILE]
+    python benchmarks/speed.py FILE.pte ... FILE.gguf ... [--llama BIN] [--checkpoint DIR] [--profile] [--rounds N]
 
-Every file gets a fresh process: prefill of 128 tokens, then 32 decode steps, the middle of some rounds. A decode step
-reads each weight of the matrix products once: `bound` is how often the memory could do that, from its bandwidth as
-measured here. `--checkpoint` adds the eager original in bf16 with its own cache. `--profile` (Linux, `perf`) prints
-which kernels the time of decoding goes to.
+Every file gets a fresh process, in turns: prefill of 128 tokens, then 32 decode steps, the middle of some rounds. A
+decode step reads each weight of the matrix products once: `bound` is how often the memory could do that, from its
+bandwidth as measured here. `anon` is the most memory that the system could not take back. `.gguf` files run in the
+llama-bench of `--llama`, once more for the time of loading alone. `--checkpoint` adds the eager original in bf16 with
+its own cache. `--profile` (Linux, `perf`) prints which kernels the time of decoding goes to.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -96,14 +99,39 @@ def of_original(folder: Path) -> dict[str, float]:
     return {"load": loaded - started, "prefill": PREFILL / (filled - loaded), "decode": steps / (done - filled)}
 
 
-def in_process(path: Path) -> dict[str, float]:
-    """`of_file` or `of_original` in a fresh process."""
-    command = [sys.executable, __file__, str(path), "--child"]
+def in_process(path: Path, llama: Path | None) -> dict[str, float]:
+    """`of_file` or `of_original` in a fresh process, or llama.cpp's own benchmark; and its peak of anonymous memory."""
     # Torch's own threads, of which a phone has none, must not spin beside those of the runtime.
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    if path.suffix != ".gguf":
+        out, _, anonymous = watched([sys.executable, __file__, str(path), "--child"], environment)
+        return {**json.loads(out.splitlines()[-1]), "anonymous": anonymous}
+    if llama is None:
+        raise SystemExit(f"{path} needs --llama")
+    environment |= {"LD_LIBRARY_PATH": str(llama)}
+    bench = [str(llama / "llama-bench"), "-m", str(path), "-t", str(torch.get_num_threads()), "-r", "1", "-o", "json"]
+    out, seconds, _ = watched([*bench, "-p", "2", "-n", "0", "--no-warmup"], environment)
+    load = seconds - 2 / json.loads(out)[0]["avg_ts"]
+    out, _, anonymous = watched([*bench, "-p", str(PREFILL), "-n", str(DECODE)], environment)
+    speeds = {"decode" if one["n_gen"] else "prefill": one["avg_ts"] for one in json.loads(out)}
+    return {"load": load, **speeds, "anonymous": anonymous}
+
+
+def watched(command: list[str], environment: dict[str, str]) -> tuple[str, float, int]:
+    """Run `command`: what it printed, its seconds, and its peak of anonymous bytes."""
+    started, anonymous = time.perf_counter(), 0
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen(command, **pipes, env=environment) as running:
+        status = Path(f"/proc/{running.pid}/status")
+        while running.poll() is None:
+            with contextlib.suppress(OSError):
+                found = re.search(r"RssAnon:\s+(\d+)", status.read_text())
+                anonymous = max(anonymous, 1024 * int(found[1]) if found else 0)
+            time.sleep(0.02)
+        out = running.stdout.read() if running.stdout else ""
+    if running.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {running.returncode}")
+    return out, time.perf_counter() - started, anonymous
 
 
 def profile(path: Path) -> list[tuple[str, float]]:
@@ -145,6 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--llama", type=Path, help="folder of llama.cpp's programs")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--record", type=Path, help="append the figures to this JSON lines file")
@@ -164,8 +193,11 @@ def main() -> None:
     rounds: dict[Path, list[dict[str, float]]] = {path: [] for path in paths}
     for _ in range(arguments.rounds):
         for path in paths:
-            rounds[path].append(in_process(path))
-    print(f"{'file':<34}{'load s':>8}{'prefill/s':>11}{'decode/s':>10}{'weights GB':>12}{'bound/s':>9}{'of bound':>10}")
+            rounds[path].append(in_process(path, arguments.llama))
+    print(
+        f"{'file':<34}{'load s':>8}{'prefill/s':>11}{'decode/s':>10}{'anon GB':>9}"
+        f"{'weights GB':>12}{'bound/s':>9}{'of bound':>10}"
+    )
     for path, found in rounds.items():
         middle = {key: statistics.median(one[key] for one in found) for key in found[0]}
         line: dict[str, Any] = {"file": path.name, **{key: round(value, 2) for key, value in middle.items()}}
@@ -174,11 +206,13 @@ def main() -> None:
             bound = speed / read
             line |= {"weights_read_bytes": read, "bound": round(bound, 2)}
             tail = f"{read / 1e9:>12.2f}{bound:>9.1f}{middle['decode'] / bound:>10.0%}"
-        print(f"{path.name:<34}{middle['load']:>8.1f}{middle['prefill']:>11.1f}{middle['decode']:>10.2f}{tail}")
+        figures = f"{middle['load']:>8.1f}{middle['prefill']:>11.1f}{middle['decode']:>10.2f}"
+        print(f"{path.name:<34}{figures}{middle['anonymous'] / 1e9:>9.2f}{tail}")
         if arguments.record:
             with arguments.record.open("a") as file:
                 file.write(json.dumps(line | {"bandwidth": round(speed)}) + "\n")
-    for path in (p for p in arguments.files if arguments.profile and Session(p).longest > DECODE):
+    programs = [path for path in arguments.files if path.suffix == ".pte"]
+    for path in (p for p in programs if arguments.profile and Session(p).longest > DECODE):
         print(f"\n{path.name}, decoding:")
         for name, share in profile(path):
             print(f"  {share:>6.1%}  {name}")
