@@ -109,7 +109,7 @@ def test_a_request_that_holds_no_release_is_refused(client: Client, make: Maker,
     assert promote_pull(client, make.repo + "-not", "v9", work) is None
 
 
-def test_what_came_of_a_request_is_on_record(client: Client, make: Maker, work: Path) -> None:
+def test_what_came_of_a_request_is_on_record(hub: LocalHub, client: Client, make: Maker, work: Path) -> None:
     publish_all(client, [make()], work)
     publish_all(client, [make("v2", seed=2)], work, create_pr=True)
     with pytest.raises(ConfigError, match="cannot be a tag"):
@@ -118,6 +118,9 @@ def test_what_came_of_a_request_is_on_record(client: Client, make: Maker, work: 
     assert planned and planned.outcome == Planned(False, True, True) and all(file.changed for file in planned.files)
     kept = load_receipt(work, "v2", make.repo)
     assert kept and kept.outcome.kind == "pull-request"
+    # What had to be asked again before is not of this receipt.
+    hub.arm(Fault(path="/refs", status=503))
+    client.refs(make.repo)
     receipt = promote_pull(client, make.repo, "v2", work)
     assert receipt and load_receipt(work, "v2", make.repo) == receipt and all(file.changed for file in receipt.files)
     assert receipt.bytes_sent == 0 and {file.sent_bytes for file in receipt.files} == {0} and receipt.retries == 0

@@ -239,3 +239,14 @@ def test_a_file_that_the_repo_hides_is_named(client: Client, make: Maker, work: 
     with pytest.raises(HubError, match=r"LICENSE is not on hubpub-stage/v1\.0\.0 although the Hub took it") as caught:
         stage(client, make(), work)
     assert ".gitignore" in str(caught.value.hint)
+
+
+def test_what_waits_in_a_request_is_staged_all_the_same(client: Client, make: Maker, work: Path) -> None:
+    publish_all(client, [make()], work)
+    publish_all(client, [make("v2", seed=2)], work, create_pr=True)
+    release = make("v2")
+    staged = stage(client, release, work)
+    large = [file.path_in_repo for file in release.files if file.large]
+    assert large and {file.location for file in staged.files if file.path in large} == {"staged"}
+    # Somebody may close the request: what is promoted without one must not rest on it.
+    assert client.files(make.repo, "hubpub-stage/v2", large).keys() == set(large)
