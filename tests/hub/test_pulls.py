@@ -197,6 +197,19 @@ def test_a_merge_that_main_does_not_show_is_no_release(
     assert set(refs_of(client, make.repo)[1]) == {"v1.0.0"}
 
 
+def test_a_request_that_the_hub_cannot_merge_is_left_to_a_person(
+    hub: LocalHub, client: Client, make: Maker, work: Path
+) -> None:
+    publish_all(client, [make()], work)
+    publish_all(client, [make("v2", seed=2)], work, create_pr=True)
+    hub.arm(Fault(method="POST", path="/merge", status=409, times=9))
+    with pytest.raises(ConflictError) as caught:
+        promote_pull(client, make.repo, "v2", work)
+    hub.disarm()
+    assert caught.value.hint == "resolve or close it on the Hub, then run again"
+    assert set(refs_of(client, make.repo)[1]) == {"v1.0.0"}
+
+
 def test_a_pull_request_does_not_overwrite_others(client: Client, make: Maker, work: Path) -> None:
     publish_all(client, [make()], work)
     publish_all(client, [make("v2", seed=2)], work, create_pr=True)
