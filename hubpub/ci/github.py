@@ -24,6 +24,8 @@ from hubpub.sizing import GB, Size, known_as, known_sizes, need_of
 STANDARD_MEMORY, STANDARD_DISK = 16 * GB, 60 * GB
 # https://docs.github.com/en/actions/reference/limits: "a job matrix can generate a maximum of 256 jobs per run".
 MATRIX_JOBS = 256
+# How long `gh` may take.
+GH_SECONDS = 300.0
 
 
 def job_matrix(steps: Sequence[Step], *, rehearsal: bool) -> dict[str, Any]:
@@ -96,9 +98,14 @@ def _impatient() -> Any:
 
 def gh(*arguments: str) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(["gh", *arguments], capture_output=True, text=True, check=False, timeout=300)
+        return subprocess.run(["gh", *arguments], capture_output=True, text=True, check=False, timeout=GH_SECONDS)
     except FileNotFoundError:
         raise UsageError("gh is not installed", "see https://cli.github.com, or pass --dry-run") from None
+    except subprocess.TimeoutExpired:
+        raise HubpubError(
+            f"GitHub did not answer 'gh {' '.join(arguments[:2])}' within {GH_SECONDS:.0f} seconds",
+            "run this job again",
+        ) from None
 
 
 def workflow() -> Workflow | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from hubpub.ci import github
 from hubpub.ci.github import MATRIX_JOBS, attested, job_matrix, workflow
 from hubpub.config import Project
-from hubpub.errors import ToolchainError, UsageError
+from hubpub.errors import HubpubError, ToolchainError, UsageError
 from hubpub.matrix import cells, select
 from hubpub.plan import Step, plan
 from hubpub.workspace import Workspace
@@ -87,3 +89,14 @@ def test_nothing_is_attested_where_no_signer_is_expected(monkeypatch: pytest.Mon
     monkeypatch.setenv("HUBPUB_SIGNER", "m/h/w.yml@refs/tags/v1")
     monkeypatch.delenv("GITHUB_REPOSITORY")
     assert not attested(b"x")
+
+
+def test_a_github_that_does_not_answer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "gh"
+    tool.write_text("#!/bin/sh\nexec sleep 20\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(github, "GH_SECONDS", 0.2)
+    with pytest.raises(HubpubError, match="GitHub did not answer 'gh release view' within") as caught:
+        github.gh("release", "view", "v1.0.0")
+    assert caught.value.hint == "run this job again"
