@@ -28,7 +28,7 @@ def card_of(project: Project, variant: str, recipe: str) -> Card:
 
 def bytes_of(text: str) -> int:
     """Bytes that a person wrote as "105MB", "1.3 GB" or a plain number. Raises UsageError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     if match is None or match[2].lower() not in _UNITS:
         raise UsageError(f"'{text}' is no size", "write it as 105MB, 1.3GB or in bytes")
     return int(float(match[1]) * _UNITS[match[2].lower()])
