@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -247,35 +248,60 @@ def calibrate(
         narrow(model)
 
 
+@dataclass(frozen=True)
+class Factored:
+    """What rounding asks of the Hessian of an input, with its columns in `order` [in] from the most to the least
+    important: its `diagonal` [in] as it was, and the upper Cholesky `factor` [in, in] of its damped inverse."""
+
+    diagonal: torch.Tensor
+    order: torch.Tensor
+    factor: torch.Tensor
+
+    @classmethod
+    def of(cls, hessian: torch.Tensor) -> Factored:
+        """Of the sum of x x^T [in, in] over all tokens."""
+        diagonal = hessian.diagonal().clone()
+        order = torch.argsort(diagonal, descending=True, stable=True)
+        return cls(diagonal, order, _inverse_factor(hessian[order][:, order]))
+
+
 class _Inputs:
-    """The Hessian of the input that was seen last: queries, keys and values ask for the same one."""
+    """The input that was seen last: queries, keys and values ask for the same one, and so do gate and up."""
 
     def __init__(self) -> None:
         self.x: torch.Tensor | None = None
-        self.hessian = torch.empty(0)
+        self.factored: Factored | None = None
 
-    def of(self, x: torch.Tensor) -> torch.Tensor:
-        """The sum of x x^T over all tokens of x [..., in], as the kernel sees them: float32 [in, in]."""
-        if x is not self.x:
-            self.x, width = x, x.shape[-1]
-            self.hessian = torch.zeros(width, width)
-            for rows in x.reshape(-1, width).split(1024):
-                seen = to_int8_and_back(rows)
-                self.hessian.addmm_(seen.T, seen)
-        return self.hessian
+    def of(self, x: torch.Tensor) -> Factored:
+        """The Hessian of x [..., in], factored once for all layers that read it one after the other."""
+        if self.factored is None or x is not self.x:
+            # The last one is let go first: of a wide layer each takes as much as its weights.
+            self.x, self.factored = x, None
+            self.factored = Factored.of(hessian(x))
+        return self.factored
 
 
-def _rounded(name: str, weight: torch.Tensor, scheme: Scheme, hessian: torch.Tensor) -> DynamicLinear:
+def hessian(x: torch.Tensor) -> torch.Tensor:
+    """The sum of x x^T over all tokens of x [..., in], as the kernel sees them: float32 [in, in]."""
+    width = x.shape[-1]
+    total = torch.zeros(width, width)
+    for rows in x.reshape(-1, width).split(1024):
+        seen = to_int8_and_back(rows)
+        total.addmm_(seen.T, seen)
+    return total
+
+
+def _rounded(name: str, weight: torch.Tensor, scheme: Scheme, inputs: Factored) -> DynamicLinear:
     if scheme.weight == "int8":
         _, scales = symmetric(weight, 8, None)
-        return DynamicLinear(name, gptq(weight, hessian, scales, 8), scales.squeeze(-1), 8, None)
+        return DynamicLinear(name, gptq(weight, inputs, scales, 8), scales.squeeze(-1), 8, None)
     # Each column weighs as much as comes into it: the mean square of its input.
-    _, scales = symmetric(weight, 4, scheme.group, torch.bfloat16, hessian.diagonal())
-    values = gptq(weight, hessian, scales.float(), 4)
+    _, scales = symmetric(weight, 4, scheme.group, torch.bfloat16, inputs.diagonal)
+    values = gptq(weight, inputs, scales.float(), 4)
     return DynamicLinear(name, pack(values, low_first=True), scales, 4, scheme.group)
 
 
-def gptq(weight: torch.Tensor, hessian: torch.Tensor, scales: torch.Tensor, bits: int) -> torch.Tensor:
+def gptq(weight: torch.Tensor, inputs: Factored, scales: torch.Tensor, bits: int) -> torch.Tensor:
     """Integers int8 [rows, columns] for float32 `weight`, given scales [rows, groups] and the Hessian of its inputs.
 
     Columns go from the most to the least important; groups keep their scales, so the order costs nothing at run time.
@@ -283,8 +309,7 @@ def gptq(weight: torch.Tensor, hessian: torch.Tensor, scales: torch.Tensor, bits
     rows, columns = weight.shape
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     size = columns // scales.shape[1]
-    order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
-    upper = _inverse_factor(hessian[order][:, order])
+    order, upper = inputs.order, inputs.factor
     left = weight[:, order].T.contiguous()
     by_column = scales[:, order // size].T.contiguous()
     values = torch.empty(columns, rows, dtype=torch.int8)

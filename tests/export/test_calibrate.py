@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hubpub.config import Project, Scheme
-from hubpub.export.calibrate import LENGTH, _Inputs, _inverse_factor, calibrate, gptq, readings
+from hubpub.export.calibrate import LENGTH, Factored, _Inputs, calibrate, gptq, hessian, readings
 from hubpub.export.quantize import (
     DynamicLinear,
     QuantizedEmbedding,
@@ -40,11 +40,11 @@ def correlated(tokens: int, width: int) -> torch.Tensor:
 def test_the_output_is_nearer_than_with_weights_rounded_to_nearest() -> None:
     torch.manual_seed(0)
     x, weight = correlated(2048, 128), torch.randn(64, 128)
-    hessian = x.T @ x
-    scales = symmetric(weight, 4, 32, torch.bfloat16, hessian.diagonal())[1].float()
+    inputs = Factored.of(x.T @ x)
+    scales = symmetric(weight, 4, 32, torch.bfloat16, inputs.diagonal)[1].float()
     spread = scales.repeat_interleave(32, 1)
     nearest = (weight / spread).round().clamp(-8, 7) * spread
-    chosen = gptq(weight, hessian, scales, 4).float() * spread
+    chosen = gptq(weight, inputs, scales, 4).float() * spread
     error = [float((x @ (weight - other).T).square().mean()) for other in (nearest, chosen)]
     assert error[1] < 0.35 * error[0]
     # Every integer is one of four bits, and the column order of the result is that of the weights.
@@ -55,13 +55,13 @@ def test_the_output_is_nearer_than_with_weights_rounded_to_nearest() -> None:
 def test_inputs_that_do_not_depend_on_one_another_leave_nothing_to_make_up_for() -> None:
     torch.manual_seed(0)
     weight, scales = torch.randn(8, 64), torch.full((8, 2), 0.25)
-    values = gptq(weight, torch.diag(torch.rand(64) + 0.5), scales, 4)
+    values = gptq(weight, Factored.of(torch.diag(torch.rand(64) + 0.5)), scales, 4)
     assert torch.equal(values, (weight / 0.25).round().clamp(-8, 7).to(torch.int8))
 
 
 def test_inputs_that_never_vary_are_rounded_all_the_same() -> None:
     weight = torch.randn(8, 64)
-    values = gptq(weight, torch.zeros(64, 64), torch.full((8, 1), 0.02), 8)
+    values = gptq(weight, Factored.of(torch.zeros(64, 64)), torch.full((8, 1), 0.02), 8)
     assert torch.equal(values, (weight / 0.02).round().clamp(-128, 127).to(torch.int8))
 
 
@@ -137,6 +137,15 @@ def test_int4_values_are_packed_as_the_kernel_reads_them(source: Checkpoint) -> 
     assert (restored - weight).abs().mean() < 0.2 * weight.abs().mean()
 
 
+def test_layers_that_read_one_input_share_what_is_computed_of_it() -> None:
+    inputs, text = _Inputs(), torch.randn(300, 64)
+    first = inputs.of(text)
+    assert inputs.of(text) is first
+    # Another text is another Hessian, be it in the same place.
+    other = inputs.of(text * 2)
+    assert other is not first and torch.equal(other.factor, Factored.of(hessian(text * 2)).factor)
+
+
 def test_the_number_of_threads_changes_not_a_bit() -> None:
     """As wide as a layer of a real model: on narrow ones no sum is ever divided."""
     generator = torch.Generator().manual_seed(9)
@@ -145,9 +154,10 @@ def test_the_number_of_threads_changes_not_a_bit() -> None:
     try:
         for threads in (1, 2, 3, 5):
             torch.set_num_threads(threads)
-            hessian = _Inputs().of(text)
-            scales = symmetric(weight, 4, 32, torch.bfloat16, hessian.diagonal())[1]
-            found.append((hessian, _inverse_factor(hessian), scales, gptq(weight, hessian, scales.float(), 4)))
+            sums = hessian(text)
+            inputs = Factored.of(sums)
+            scales = symmetric(weight, 4, 32, torch.bfloat16, inputs.diagonal)[1]
+            found.append((sums, inputs.factor, scales, gptq(weight, inputs, scales.float(), 4)))
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
