@@ -47,7 +47,8 @@ def test_a_cell_is_new_then_unfinished_then_up_to_date(cell: Cell, tmp_path: Pat
     assert (one(cell, tmp_path).action, one(cell, tmp_path).reason) == ("export", "not finished")
     finish(step)
     assert (one(cell, tmp_path).action, one(cell, tmp_path).reason) == ("reuse", "up to date")
-    assert one(cell, tmp_path, force=True).reason == "forced"
+    step = one(cell, tmp_path, force=True)
+    assert step.forced and step.reason == "forced" and not one(cell, tmp_path).forced
     (step.folder / "facts.json").write_text("{}")
     assert (one(cell, tmp_path).action, one(cell, tmp_path).reason) == ("reuse", "to be measured again")
 
