@@ -19,7 +19,7 @@ from hubpub.make.tuning import bytes_of, card_of, write_tuned
 from hubpub.measure.tune import Costs, Part, as_table, choose, costs
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.scale import slice_of
-from hubpub.units import number, size
+from hubpub.units import percent, size
 from hubpub.workspace import Workspace
 
 
@@ -69,26 +69,22 @@ def tune_command(
         "tuned": tuned,
         "written": None if path is None else str(path),
     }
-    left = sum(part.kl for part in found.parts if part not in chosen)
-    said = f"{size(found.bytes)} of weights become {size(total)}; what int4 costs falls from "
-    said += f"{number(sum(part.kl for part in found.parts))} to {number(left)} nats"
+    left = sum(part.kl for part in found.parts if part not in chosen) / sum(part.kl for part in found.parts)
+    said = f"{size(found.bytes)} of weights become {size(total)}; {percent(left)} of what int4 costs is left"
     said += f"; written to {path}" if path else "; nothing was written"
     terminal.answer(value, Group(_shown(found, chosen), said))
 
 
 def _shown(found: Costs, chosen: tuple[Part, ...]) -> Table:
     """A row for each kind of layer, the one that costs most for a byte first."""
-    made = table("kind", ">layers", ">KL in int4", ">more in int8", ">KL per MB", "int8 in layers")
+    made = table("kind", ">layers", ">of what int4 costs", ">more in int8", ">of it per MB", "int8 in layers")
     kinds: dict[str, list[Part]] = {}
     for part in found.parts:
         kinds.setdefault(part.kind, []).append(part)
-    ranges = as_table(chosen)
-    for kind, parts in sorted(kinds.items(), key=lambda one: -_per_mb(one[1])):
-        cost, more = sum(part.kl for part in parts), sum(part.bytes for part in parts)
-        where = ", ".join(ranges.get(kind, ()))
-        made.add_row(kind, str(len(parts)), number(cost), size(more), number(_per_mb(parts)), where)
+    ranges, whole = as_table(chosen), sum(part.kl for part in found.parts)
+    shares = {kind: sum(part.kl for part in parts) / whole for kind, parts in kinds.items()}
+    megabytes = {kind: sum(part.bytes for part in parts) / 1e6 for kind, parts in kinds.items()}
+    for kind in sorted(kinds, key=lambda one: -shares[one] / megabytes[one]):
+        per_mb, where = percent(shares[kind] / megabytes[kind]), ", ".join(ranges.get(kind, ()))
+        made.add_row(kind, str(len(kinds[kind])), percent(shares[kind]), size(1e6 * megabytes[kind]), per_mb, where)
     return made
-
-
-def _per_mb(parts: list[Part]) -> float:
-    return 1e6 * sum(part.kl for part in parts) / sum(part.bytes for part in parts)

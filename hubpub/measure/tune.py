@@ -4,8 +4,10 @@ Small errors of a layer's output move the shares of the next token by their prod
 KL divergence is half of what moves, squared and weighed by the shares themselves: d^T F d / 2 with Fisher's information
 F of the output (Amari, 1998). One walk back through the model gives all slopes: from the logits goes a random vector
 whose covariance is F, so that the mean square of its product with an error is that cost. The errors are those of the
-very rounding of an export, calibrated and balanced, layer by layer. Costs of layers add up, for their errors are
-independent; a layer in int8 costs a hundredth of that.
+very rounding of an export, calibrated and balanced, layer by layer. A layer in int8 costs a hundredth of that.
+
+Costs are to be compared with one another. Of SmolLM2 135M, each of 30 groups of layers put in int4 alone lost a half to
+a third of them, while what the groups lost adds up to what all do together (0.076 and 0.075 nats).
 """
 
 from __future__ import annotations
@@ -23,6 +25,10 @@ from hubpub.progress import Progress
 
 # Readings of the calibration text that slopes are taken of, evenly spread over it, and tokens of each.
 READINGS, TOKENS = 8, 256
+# Nats that one token counts for at most. Far out, where other things give way, the square says too much: with this
+# limit the ratio of a group's cost to its measured loss varies by 12 % from group to group (SmolLM2 135M), and by 19 %
+# without.
+MOST = 0.125
 # Share of the time that slopes take; the rest is calibration.
 _SLOPES = 0.2
 
@@ -84,9 +90,9 @@ def costs(checkpoint: Checkpoint, recipe: Recipe, budget: int, progress: Progres
         if made.name in slopes:
             seen = x[chosen, :TOKENS]
             error = made(seen) - torch.nn.functional.linear(to_int8_and_back(seen), weight)
-            moved = (error * slopes.pop(made.name)).sum(-1)
+            lost = (error * slopes.pop(made.name)).sum(-1).square() / 2
             kind, layer = _place(made.name)
-            found.append(Part(kind, layer, _more(weight, schemes[made.name]), float(moved.square().mean()) / 2))
+            found.append(Part(kind, layer, _more(weight, schemes[made.name]), float(lost.clamp(max=MOST).mean())))
 
     balance = Balance(model, recipe, checkpoint.family, schemes) if recipe.balanced else None
 

@@ -104,7 +104,7 @@ def test_tuning_a_variant(project: Project, scale_cache: Path, capsys: pytest.Ca
     assert all(one["chosen"] for one in said["parts"])
     dearest = said["parts"][0]
     assert main([*asked, "--budget", str(said["bytes_before"] + dearest["bytes"])]) == 0
-    assert "KL per MB" in capsys.readouterr().out
+    assert "of what int4 costs is left" in capsys.readouterr().out
     (cell,) = select(cells(again(project)), ["*/8da4w"])
     assert dearest["kind"] in cell.recipe.tuned
     assert main([*asked, "--budget", "10kB"]) == 2
