@@ -64,7 +64,7 @@ def shown(work: Path, *arguments: str) -> Text:
     """The command line, the first and last steps of its progress, and the answer that it prints to a terminal."""
     terminal, its_end = pty.openpty()
     running = subprocess.Popen(
-        [sys.executable, "-m", "hubpub.cli", *arguments, "--work", str(work)],
+        [sys.executable, "-m", "hubpub", *arguments, "--work", str(work)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": str(COLUMNS), "TERM": "xterm-256color"},
         stdout=its_end,

@@ -45,7 +45,7 @@ class Ran:
 def hubpub(*arguments: str, work: Path, cwd: Path = ROOT, timeout: float = 1800, **env: str) -> Ran:
     """Run the command line in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "hubpub.cli", *arguments, "--work", str(work)],
+        [sys.executable, "-m", "hubpub", *arguments, "--work", str(work)],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT), **env},
         capture_output=True,

@@ -258,7 +258,7 @@ def test_the_right_file_is_in_sight_at_once(browser: Browser, preview: Preview, 
 @contextmanager
 def commanded(*arguments: str, project: Path) -> Iterator[str]:
     """The address of `hubpub preview`, run as a command."""
-    command = [sys.executable, "-m", "hubpub.cli", "preview", "--port", "0", "--json", "--project", str(project)]
+    command = [sys.executable, "-m", "hubpub", "preview", "--port", "0", "--json", "--project", str(project)]
     with subprocess.Popen(
         [*command, "--work", str(project / "none"), *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as running:

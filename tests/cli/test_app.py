@@ -26,7 +26,7 @@ COMMANDS = [name for commands in SECTIONS.values() for name in commands]
 def run(*arguments: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
     """`hubpub` with exactly these arguments."""
     return subprocess.run(
-        [sys.executable, "-m", "hubpub.cli", *arguments],
+        [sys.executable, "-m", "hubpub", *arguments],
         cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT), **env}, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
@@ -126,7 +126,7 @@ def test_the_console_script_is_this_command_line() -> None:
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     ran = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {sys.executable} -m hubpub.cli plan --rehearse --json | head -1"],
+        ["bash", "-c", f"set -o pipefail; {sys.executable} -m hubpub plan --rehearse --json | head -1"],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "HUBPUB_WORK": str(tmp_path)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip

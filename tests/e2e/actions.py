@@ -153,7 +153,7 @@ class Workflow:
         self.tools.mkdir(parents=True)
         self.installed = root / "installed"
         self._tool("pip", f'echo "$@" >> "{self.installed}"')
-        self._tool("hubpub", f'PYTHONPATH="{ROOT}" exec "{sys.executable}" -m hubpub.cli "$@"')
+        self._tool("hubpub", f'PYTHONPATH="{ROOT}" exec "{sys.executable}" -m hubpub "$@"')
         self.releases = root / "releases.jsonl"
         # Signed statements: which workflow vouches for which bytes, as "repository signer sha256" a line.
         self.attestations = root / "attestations"

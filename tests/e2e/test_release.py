@@ -160,7 +160,7 @@ def test_killed_while_measuring_it_goes_on_where_it_was(rehearsal: Ran, work: Pa
     written = (folder / cell["file"]).stat().st_mtime_ns
     for name in ("facts.json", "parity.json"):
         (folder / name).unlink()
-    command = [sys.executable, "-m", "hubpub.cli", "release", "--all", "--rehearse", "--work", str(work)]
+    command = [sys.executable, "-m", "hubpub", "release", "--all", "--rehearse", "--work", str(work)]
     with subprocess.Popen(
         command, cwd=rehearsal.root, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True
     ) as running:

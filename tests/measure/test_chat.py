@@ -84,7 +84,7 @@ def test_characters_come_out_whole_and_special_tokens_not_at_all() -> None:
 def test_the_command_keeps_a_conversation(program: Path) -> None:
     lines = f"{ASKED[0]}\n/reset\n{ASKED[0]}\n/help\n/exit\nnever read\n"
     done = subprocess.run(
-        [sys.executable, "-m", "hubpub.cli", "chat", str(program), "--max-new-tokens", "12"],
+        [sys.executable, "-m", "hubpub", "chat", str(program), "--max-new-tokens", "12"],
         cwd=ROOT, input=lines, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""`python -m hubpub.cli`: the same as `hubpub`."""
+"""`python -m hubpub`: the same as `hubpub`."""
 
 import sys
 
