@@ -129,6 +129,7 @@ def cell(card: Card, recipe: str, summary: str, *, scale_model: bool = False) ->
                 "use_kv_cache": not window,
             },
             backends={"XnnpackBackend": 181} if delegated else {},
+            unpacked_constants=0,
             operators=Operators(
                 delegated={"XNNFullyConnected": 301} if delegated else {},
                 kernels={"aten::mul.out": 900}
