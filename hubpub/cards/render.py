@@ -153,14 +153,16 @@ def _values(
         "card_repo": card.repo,
         "block": lambda name, caller: block(name, caller()),
     }
-    if facts is None:
-        return values
+    return values if facts is None else {**values, **_of_facts(card, facts, previous)}
+
+
+def _of_facts(card: Card, facts: CardFacts, previous: CardFacts | None) -> dict[str, Any]:
+    """What templates can speak of where cells were measured."""
     first = facts.cells[0]
     shown = choice.worth_a_look(facts.cells, card.export.recommended)
     pick = usage.runnable(facts.cells)
     scorer = next((cell for cell in facts.cells if choice.window(cell)), None)
     return {
-        **values,
         "repo": facts.repo,
         "first": first,
         "pick": pick,

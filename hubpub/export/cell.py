@@ -10,6 +10,7 @@ import platform
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,10 +18,10 @@ import hubpub
 from hubpub.config import Recipe
 from hubpub.errors import ExportError
 from hubpub.export.calibrate import apply_recipe
-from hubpub.export.lower import Metadata
+from hubpub.export.lower import Lowered, Metadata
 from hubpub.export.lower import export as lower
 from hubpub.export.write import write
-from hubpub.facts import Context, Exported, Stages
+from hubpub.facts import Context, Exported, Patch, Stages
 from hubpub.machine import peak_resident_bytes, system, versions
 from hubpub.model import loader
 from hubpub.model.checkpoint import Checkpoint
@@ -51,18 +52,16 @@ def export(
 
     `context` and `prefill` are tokens: of the longest text, and of the longest piece of a prompt that one call takes.
     With `shorten`, a model of a shorter context than that is exported with its own. `kept` is where the integers of a
-    calibration are kept, or are already. Raises ExportError where the
-    context exceeds the model's, ToolchainError where this machine has other versions than those tested.
+    calibration are kept, or are already. Raises ExportError where the context exceeds the model's, ToolchainError where
+    this machine has other versions than those tested.
     """
     for package, allowed in TESTED:
         check_version(package, allowed, "exporting")
     started = time.monotonic()
     progress("load", 0.0)
-    dtype = loader.DTYPES[recipe.dtype]
-    model = loader.load_mapped(checkpoint, dtype=dtype)
+    model = loader.load_mapped(checkpoint, dtype=loader.DTYPES[recipe.dtype])
     family = checkpoint.family
-    shape = family.shape(model.config)
-    window = recipe.window
+    shape, window = family.shape(model.config), recipe.window
     longest = window or _context(path.name, context, shape.max_context, shorten=shorten)
     lengths = Context(
         exported=longest,
@@ -76,16 +75,7 @@ def export(
     apply_recipe(model, checkpoint, recipe, kept=kept, keep=True, progress=progress)
     quantized = time.monotonic()
     progress("lower", 0.0)
-    with ExitStack() as stack, torch.no_grad():
-        patches = stack.enter_context(applied((*family.patches, *PATCHES)))
-        stack.enter_context(family.cheap_operators(model))
-        if window is None:
-            stack.enter_context(cached_attention(model))
-            stack.enter_context(family.last_token_only(model))
-            decoder: torch.nn.Module = CachedDecoder(model, shape, longest, lengths.max_prefill, dtype)
-        else:
-            decoder = WindowDecoder(model, shape, window)
-        lowered = lower(decoder, recipe.name, _metadata(checkpoint, model.config.bos_token_id, shape, lengths, window))
+    lowered, patches = _lowered(model, checkpoint, recipe, shape, lengths)
     writing = time.monotonic()
     progress("write", 0.0)
     file = write(lowered.program, path, progress)
@@ -97,12 +87,7 @@ def export(
         context=lengths,
         vocabulary=shape.vocabulary,
         patches=patches,
-        toolchain={
-            "hubpub": hubpub.__version__,
-            "python": platform.python_version(),
-            **versions(),
-            "platform": system(),
-        },
+        toolchain=_toolchain(),
         stages=Stages(
             load=round(loaded - started, 2),
             quantize=round(quantized - loaded, 2),
@@ -112,6 +97,34 @@ def export(
             peak_resident_bytes=peak_resident_bytes(),
         ),
     )
+
+
+def _lowered(
+    model: Any, checkpoint: Checkpoint, recipe: Recipe, shape: Shape, lengths: Context
+) -> tuple[Lowered, tuple[Patch, ...]]:
+    """The quantized `model` as a program, and the patches it was lowered under."""
+    family, window = checkpoint.family, recipe.window
+    with ExitStack() as stack, torch.no_grad():
+        patches = stack.enter_context(applied((*family.patches, *PATCHES)))
+        stack.enter_context(family.cheap_operators(model))
+        if window is None:
+            stack.enter_context(cached_attention(model))
+            stack.enter_context(family.last_token_only(model))
+            dtype = loader.DTYPES[recipe.dtype]
+            decoder: torch.nn.Module = CachedDecoder(model, shape, lengths.exported, lengths.max_prefill, dtype)
+        else:
+            decoder = WindowDecoder(model, shape, window)
+        metadata = _metadata(checkpoint, model.config.bos_token_id, shape, lengths, window)
+        return lower(decoder, recipe.name, metadata), patches
+
+
+def _toolchain() -> dict[str, str]:
+    return {
+        "hubpub": hubpub.__version__,
+        "python": platform.python_version(),
+        **versions(),
+        "platform": system(),
+    }
 
 
 def _metadata(checkpoint: Checkpoint, first_token: int, shape: Shape, lengths: Context, window: int | None) -> Metadata:

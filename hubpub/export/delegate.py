@@ -146,94 +146,92 @@ def _blob(shape: list[int], weights: list[Weight], numbers: list[float]) -> byte
 
     Its inputs are x and a tensor [1] for each of `numbers`.
     """
-    from executorch.backends.xnnpack.serialization import xnnpack_graph_schema as schema
     from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import serialize_xnnpack_binary
-    from executorch.backends.xnnpack.utils.xnnpack_constants import (
-        UINT64_MAX,
-        XNN_INVALID_VALUE_ID,
-        XNN_VALUE_FLAG_EXTERNAL_INPUT,
-        XNN_VALUE_FLAG_EXTERNAL_OUTPUT,
-    )
 
-    kinds = schema.XNNDatatype
-    graph = schema.XNNGraph(
-        version="0",
-        xnodes=[],
-        xvalues=[],
-        num_externs=1 + len(numbers) + len(weights),
-        input_ids=list(range(1 + len(numbers))),
-        output_ids=[],
-        constant_data=[schema.ConstantDataOffset(0, 0)],
-    )
+    graph = _Graph(1 + len(numbers), len(weights))
+    x = graph.external(shape, 0)
+    given = {number: graph.external([1], 1 + index) for index, number in enumerate(numbers)}
+    # The two forms of the input that its products read, each made once, and only where one reads it.
+    forms: dict[bool, int] = {}
+    for index, weight in enumerate(weights):
+        wide = weight.bits == 16
+        if wide not in forms:
+            forms[wide] = graph.wide(x, given[HIGH], shape) if wide else graph.quantized(x, shape)
+        matrix = graph.matrix(weight)
+        dims = [*shape[:-1], weight.values.shape[0]]
+        out = graph.external(dims, 1 + len(numbers) + index, output=True)
+        if weight.softcap is None:
+            graph.product(forms[wide], matrix, out)
+            continue
+        plain, small, capped = (graph.value(dims) for _ in range(3))
+        graph.product(forms[wide], matrix, plain)
+        graph.multiply(plain, given[1 / weight.softcap], small)
+        graph.tanh(small, capped)
+        graph.multiply(capped, given[weight.softcap], out)
+    return bytes(serialize_xnnpack_binary(graph.made, bytearray()))
+
+
+class _Graph:
+    """A graph in XNNPACK's schema, as it grows: every method that adds a value returns its number."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        from executorch.backends.xnnpack.serialization import xnnpack_graph_schema as schema
+        from executorch.backends.xnnpack.utils import xnnpack_constants
+
+        self._schema, self._constants = schema, xnnpack_constants
+        self._kinds = schema.XNNDatatype
+        self.made = schema.XNNGraph(
+            version="0",
+            xnodes=[],
+            xvalues=[],
+            num_externs=inputs + outputs,
+            input_ids=list(range(inputs)),
+            output_ids=[],
+            constant_data=[schema.ConstantDataOffset(0, 0)],
+        )
 
     def value(
-        datatype: Any,
+        self,
         dims: list[int],
+        datatype: Any = None,
         *,
         external: int | None = None,
         flags: int = 0,
         constant: int = 0,
         how: Any = None,
     ) -> int:
-        number = len(graph.xvalues)
+        """A tensor, float32 where no `datatype` is given; `how` it is quantized, where it is."""
+        schema, number = self._schema, len(self.made.xvalues)
         tensor = schema.XNNTensorValue(
-            datatype=datatype,
+            datatype=self._kinds.xnn_datatype_fp32 if datatype is None else datatype,
             num_dims=len(dims),
             dims=dims,
             constant_buffer_idx=constant,
-            external_id=XNN_INVALID_VALUE_ID if external is None else external,
+            external_id=self._constants.XNN_INVALID_VALUE_ID if external is None else external,
             flags=flags,
             id_out=number,
         )
         union = tensor if how is None else schema.XNNQuantizedTensorValue(tensor_value=tensor, quant_params=how)
-        graph.xvalues.append(schema.XValue(xvalue_union=union))
+        self.made.xvalues.append(schema.XValue(xvalue_union=union))
         return number
 
-    def constant(weight: Weight, part: str) -> int:
-        name = f"{weight.name}.{part}"
-        tensor = weight.stored[name]
-        graph.constant_data.append(schema.ConstantDataOffset(offset=UINT64_MAX, size=tensor.nbytes, named_key=name))
-        return len(graph.constant_data) - 1
+    def external(self, dims: list[int], place: int, *, output: bool = False) -> int:
+        """What the delegate is called with at `place`, or returns there."""
+        names = self._constants
+        flag = names.XNN_VALUE_FLAG_EXTERNAL_OUTPUT if output else names.XNN_VALUE_FLAG_EXTERNAL_INPUT
+        number = self.value(dims, external=place, flags=flag)
+        if output:
+            self.made.output_ids.append(number)
+        return number
 
-    def node(union: Any) -> None:
-        graph.xnodes.append(schema.XNode(xnode_union=union, debug_handle=0))
-
-    none = XNN_INVALID_VALUE_ID
-
-    def quantized() -> int:
-        found = value(kinds.xnn_datatype_qdint8, shape, how=schema.PerTokenDynamicQuant(num_nonbatch_dims=1))
-        node(schema.XNNConvert(input_id=x, output_id=found, flags=0))
-        return found
-
-    def wide() -> int:
-        high = value(kinds.xnn_datatype_fp32, shape)
-        node(schema.XNNMultiply(input1_id=x, input2_id=given[HIGH], output_id=high, flags=0))
-        found = value(kinds.xnn_datatype_fp32, [*shape[:-1], 2 * shape[-1]])
-        rest = {f"input{number}_id": none for number in (3, 4, 5)}
-        axis = len(shape) - 1
-        node(schema.XNNConcatenate2(axis=axis, input1_id=high, input2_id=x, output_id=found, flags=0, **rest))
-        return found
-
-    def product(matrix: int, into: int) -> None:
-        form = inputs[weight.bits == 16]
-        node(schema.XNNFullyConnected(input1_id=form, filter_id=matrix, bias_id=none, output_id=into, flags=0))
-
-    x = value(kinds.xnn_datatype_fp32, shape, external=0, flags=XNN_VALUE_FLAG_EXTERNAL_INPUT)
-    given = {
-        number: value(kinds.xnn_datatype_fp32, [1], external=1 + index, flags=XNN_VALUE_FLAG_EXTERNAL_INPUT)
-        for index, number in enumerate(numbers)
-    }
-    # The two forms of the input that its products read, each made once, and only where one reads it.
-    inputs: dict[bool, int] = {}
-    for index, weight in enumerate(weights):
-        if (weight.bits == 16) not in inputs:
-            inputs[weight.bits == 16] = wide() if weight.bits == 16 else quantized()
-        integers, scales = constant(weight, "values"), constant(weight, "scales")
+    def matrix(self, weight: Weight) -> int:
+        """The integers of `weight` with their scales, both by name."""
+        integers, scales = self._constant(weight, "values"), self._constant(weight, "scales")
         rows = weight.values.shape[0]
         how: Any
         if weight.group:
-            datatype = kinds.xnn_datatype_qbint4
-            how = schema.PerChannelGroupQuant(
+            datatype = self._kinds.xnn_datatype_qbint4
+            how = self._schema.PerChannelGroupQuant(
                 scale=[],
                 channel_dim=0,
                 group_size=weight.group,
@@ -241,21 +239,46 @@ def _blob(shape: list[int], weights: list[Weight], numbers: list[float]) -> byte
                 num_scales=weight.scales.numel(),
             )
         else:
-            datatype = kinds.xnn_datatype_qcint8
-            how = schema.PerChannelQuant(scale=[], channel_dim=0, scale_buffer_idx=scales, num_scales=rows)
+            datatype = self._kinds.xnn_datatype_qcint8
+            how = self._schema.PerChannelQuant(scale=[], channel_dim=0, scale_buffer_idx=scales, num_scales=rows)
         columns = 2 * weight.columns if weight.bits == 16 else weight.columns
-        matrix = value(datatype, [rows, columns], constant=integers, how=how)
-        dims = [*shape[:-1], rows]
-        place = 1 + len(numbers) + index
-        out = value(kinds.xnn_datatype_fp32, dims, external=place, flags=XNN_VALUE_FLAG_EXTERNAL_OUTPUT)
-        graph.output_ids.append(out)
-        if weight.softcap is None:
-            product(matrix, out)
-            continue
-        plain, small, capped = (value(kinds.xnn_datatype_fp32, dims) for _ in range(3))
-        cap, inverse = given[weight.softcap], given[1 / weight.softcap]
-        product(matrix, plain)
-        node(schema.XNNMultiply(input1_id=plain, input2_id=inverse, output_id=small, flags=0))
-        node(schema.XNNTanh(input_id=small, output_id=capped, flags=0))
-        node(schema.XNNMultiply(input1_id=capped, input2_id=cap, output_id=out, flags=0))
-    return bytes(serialize_xnnpack_binary(graph, bytearray()))
+        return self.value([rows, columns], datatype, constant=integers, how=how)
+
+    def _constant(self, weight: Weight, part: str) -> int:
+        name = f"{weight.name}.{part}"
+        size, data = weight.stored[name].nbytes, self.made.constant_data
+        data.append(self._schema.ConstantDataOffset(offset=self._constants.UINT64_MAX, size=size, named_key=name))
+        return len(data) - 1
+
+    def quantized(self, x: int, shape: list[int]) -> int:
+        """The input `x` in int8, with a scale and a zero point for each token."""
+        per_token = self._schema.PerTokenDynamicQuant(num_nonbatch_dims=1)
+        found = self.value(shape, self._kinds.xnn_datatype_qdint8, how=per_token)
+        self._node(self._schema.XNNConvert(input_id=x, output_id=found, flags=0))
+        return found
+
+    def wide(self, x: int, factor: int, shape: list[int]) -> int:
+        """The input `x` times `factor`, and then `x`: for the high bytes of weights, and for their low ones."""
+        high = self.value(shape)
+        self.multiply(x, factor, high)
+        found = self.value([*shape[:-1], 2 * shape[-1]])
+        rest = {f"input{number}_id": self._constants.XNN_INVALID_VALUE_ID for number in (3, 4, 5)}
+        axis = len(shape) - 1
+        self._node(
+            self._schema.XNNConcatenate2(axis=axis, input1_id=high, input2_id=x, output_id=found, flags=0, **rest)
+        )
+        return found
+
+    def product(self, x: int, matrix: int, into: int) -> None:
+        none = self._constants.XNN_INVALID_VALUE_ID
+        made = self._schema.XNNFullyConnected(input1_id=x, filter_id=matrix, bias_id=none, output_id=into, flags=0)
+        self._node(made)
+
+    def multiply(self, first: int, second: int, into: int) -> None:
+        self._node(self._schema.XNNMultiply(input1_id=first, input2_id=second, output_id=into, flags=0))
+
+    def tanh(self, x: int, into: int) -> None:
+        self._node(self._schema.XNNTanh(input_id=x, output_id=into, flags=0))
+
+    def _node(self, union: Any) -> None:
+        self.made.xnodes.append(self._schema.XNode(xnode_union=union, debug_handle=0))
