@@ -16,7 +16,7 @@ from hubpub.make.tuning import bytes_of, card_of, write_tuned
 from hubpub.matrix import cells, select
 from hubpub.plan import fingerprint
 
-REPO = "SmolLM2-135M-Instruct-pte"
+REPO = "SmolLM2-360M-Instruct-pte"
 
 
 @pytest.fixture
@@ -89,12 +89,12 @@ def test_unknown_variants_and_recipes_are_named(project: Project) -> None:
     with pytest.raises(UsageError, match="no card has a variant 'Smol'"):
         card_of(project, "Smol", "8da4w")
     with pytest.raises(UsageError, match="does not offer 8da4w-small"):
-        card_of(project, "SmolLM2-135M-Instruct", "8da4w-small")
+        card_of(project, "SmolLM2-360M-Instruct", "8da4w-small")
 
 
 def test_tuning_a_variant(project: Project, scale_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = scale_model(OF_FAMILY["llama"], scale_cache)
-    asked = ["tune", "SmolLM2-135M-Instruct", "--project", str(project.root), "--source", str(source)]
+    asked = ["tune", "SmolLM2-360M-Instruct", "--project", str(project.root), "--source", str(source)]
     path = project.cards_dir / REPO / "card.toml"
     before = path.read_text()
     assert main([*asked, "--budget", "1GB", "--dry-run", "--json"]) == 0
