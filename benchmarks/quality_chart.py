@@ -50,13 +50,20 @@ def panel(title: str, files: list[tuple[str, float, float, bool]], top: int) -> 
     for index in range(int(largest / step) + 1):
         at = x(index * step)
         parts.append(f'<text x="{at:.1f}" y="{end + 18}" text-anchor="middle">{index * step:g} MB</text>')
+    written: list[tuple[float, float]] = []
     for number, (name, size, kl, ours) in enumerate(files):
         color, at, down = OURS if ours else OTHERS, x(size), y(kl)
         parts.append(f'<circle cx="{at:.1f}" cy="{down:.1f}" r="4" fill="{color}"/>')
-        # To the left of a dot that has another one close to its right.
-        left = number + 1 < len(files) and x(files[number + 1][1]) - at < 30
+        # To the left of a dot that has another one close to its right, and below what is written there.
+        left = number + 1 < len(files) and x(files[number + 1][1]) - at < 40
         side = f'x="{at - 8:.1f}" text-anchor="end"' if left else f'x="{at + 8:.1f}"'
-        parts.append(f'<text {side} y="{down + 4:.1f}" fill="{color}">{escape(name)}</text>')
+        line = down + 4
+        for along, height in written:
+            if left and abs(along - at) < 60 and abs(height - line) < 12:
+                line = height + 12
+        if left:
+            written.append((at, line))
+        parts.append(f'<text {side} y="{line:.1f}" fill="{color}">{escape(name)}</text>')
     return parts
 
 
