@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -143,47 +144,88 @@ def _cell(project: Project, card: Card, recipe: str, pte: Path, tokenizer: Path)
     )
 
 
-@pytest.mark.parametrize("repo", [TUNED, BASE])
-def test_the_python_runs(published: Published, repo: str, tmp_path: Path) -> None:
-    found = published.blocks[repo]["python"]
-    assert len(found) == 4
-    for code in found:
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            env=published.env(tmp_path),
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        if "log_softmax" in code:
-            # A text the model was trained on: its tokens are likely, each after those before it.
-            scores = [float(one) for one in re.findall(r": (-?\d+\.\d+)$", done.stdout, re.MULTILINE)]
-            assert len(scores) > 4
-            assert -1 < sum(scores) / len(scores) <= 0
-        else:
-            assert ANSWERS[repo] in done.stdout
-        if "DecodeStream" in code and repo == TUNED:
-            # Two answers, and no mark of a turn in either.
-            assert len(done.stdout.strip().splitlines()) >= 2
-            assert "end_of_turn" not in done.stdout
+# Runs each text of Python that it is given in a process of its own, and tells of each how it ended. What the packages
+# of a card stand on, the export stack and torch's compiler, takes seconds to import: it is imported once, and processes
+# are forked of that. No kernel, no runtime and no name is there that a text has not imported itself.
+EACH_IN_A_PROCESS = """
+import json, os, sys, tempfile
+import executorch.exir, torchao, transformers
+
+for name in ("kernels.quantized", "extension.llm.custom_ops.custom_ops", "extension.llm.runner", "runtime"):
+    assert f"executorch.{name}" not in sys.modules, name
+ended = []
+for code in json.load(sys.stdin):
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        if not (child := os.fork()):
+            os.dup2(out.fileno(), 1)
+            os.dup2(err.fileno(), 2)
+            exec(compile(code, "card", "exec"), {"__name__": "__main__"})
+            sys.exit()
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read().decode(errors="replace"))
+        ended.append([status, *texts])
+print(json.dumps(ended))
+"""
 
 
-def test_the_python_stops_at_the_end_of_the_context(published: Published, tmp_path: Path) -> None:
-    """Turn after turn fills the context: the code says so before the runtime fails."""
-    (code,) = (one for one in published.blocks[TUNED]["python"] if "DecodeStream" in one)
+@dataclass(frozen=True)
+class Ended:
+    """How one text of Python ended."""
+
+    code: str
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def python(published: Published, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Ended]]:
+    """Every block of Python of both cards, and one that goes on until the context is full."""
+    codes = {repo: published.blocks[repo]["python"] for repo in (TUNED, BASE)}
+    (code,) = (one for one in codes[TUNED] if "DecodeStream" in one)
     more = 'for _ in range(200):\n    "".join(generate(question))\n'
+    codes["full"] = [f"{code}\n{more}"]
+    folder = tmp_path_factory.mktemp("python")
     done = subprocess.run(
-        [sys.executable, "-c", f"{code}\n{more}"],
-        env=published.env(tmp_path),
-        cwd=tmp_path,
+        [sys.executable, "-c", EACH_IN_A_PROCESS],
+        input=json.dumps([code for group in codes.values() for code in group]),
+        env=published.env(folder),
+        cwd=folder,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 1
-    assert "ValueError: the context is full" in done.stderr
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = iter(json.loads(done.stdout))
+    return {name: [Ended(code, *next(found)) for code in group] for name, group in codes.items()}
+
+
+@pytest.mark.parametrize("repo", [TUNED, BASE])
+def test_the_python_runs(python: dict[str, list[Ended]], repo: str) -> None:
+    assert len(python[repo]) == 4
+    for done in python[repo]:
+        assert done.status == 0, done.err[-2000:]
+        if "log_softmax" in done.code:
+            # A text the model was trained on: its tokens are likely, each after those before it.
+            scores = [float(one) for one in re.findall(r": (-?\d+\.\d+)$", done.out, re.MULTILINE)]
+            assert len(scores) > 4
+            assert -1 < sum(scores) / len(scores) <= 0
+        else:
+            assert ANSWERS[repo] in done.out
+        if "DecodeStream" in done.code and repo == TUNED:
+            # Two answers, and no mark of a turn in either.
+            assert len(done.out.strip().splitlines()) >= 2
+            assert "end_of_turn" not in done.out
+
+
+def test_the_python_stops_at_the_end_of_the_context(python: dict[str, list[Ended]]) -> None:
+    """Turn after turn fills the context: the code says so before the runtime fails."""
+    (done,) = python["full"]
+    assert done.status == 1
+    assert "ValueError: the context is full" in done.err
 
 
 def test_the_shell_downloads_and_checks(published: Published, tmp_path: Path) -> None:
