@@ -216,7 +216,7 @@ def _configs(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
         kinds = ["sliding_attention" if number == full else kind for number, kind in enumerate(config["layer_types"])]
         found["a full layer slides"] = {"layer_types": kinds}
     if "query_pre_attn_scalar" in config:
-        found["attention scale a tenth off"] = {"query_pre_attn_scalar": 1.21 * config["query_pre_attn_scalar"]}
+        found["attention scale a tenth off"] = {"query_pre_attn_scalar": round(1.21 * config["query_pre_attn_scalar"])}
         found["softcap of 30 left out"] = {"final_logit_softcapping": 30.0}
     return found
 

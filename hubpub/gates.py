@@ -83,7 +83,11 @@ def evaluate_gates(
     window = parity.sliding_window
     if window is not None and program.kv_cache.layers and window < (program.context or 0):
         # One token more or less at a distance of hundreds is far below the noise of int8 activations.
-        gates.append(_gate("sliding_window", "min", 1.0, float(program.sliding_window == window)))
+        same = parity.sliding_layers in (None, program.sliding_layers)
+        gates.append(_gate("sliding_window", "min", 1.0, float(program.sliding_window == window and same)))
+    if parity.scalars is not None:
+        # An epsilon a hundred times as large is below any noise.
+        gates.append(_gate("scalars", "min", 1.0, float(program.scalars == parity.scalars)))
     if parity.stop_tokens is not None:
         same = program.eos_ids is not None and set(program.eos_ids) == set(parity.stop_tokens)
         gates.append(_gate("eos_ids", "min", 1.0, float(same)))

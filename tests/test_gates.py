@@ -233,6 +233,25 @@ def test_the_window_of_the_mask_is_that_of_the_source(window: int | None, contex
         assert not judged or gates["sliding_window"].passed == fits
 
 
+def test_a_layer_that_slides_and_should_not_is_refused() -> None:
+    found = parity(sliding_window=512, sliding_layers=(0, 1))
+    for layers, fits in (((0, 1), True), ((0, 1, 2), False), ((0,), False), (None, False)):
+        metadata = {"get_eos_ids": (106, 1), "get_max_context_len": 2048}
+        seen = {"metadata": metadata, "sliding_window": 512, "sliding_layers": layers}
+        gates = evaluate_gates(LIMITS, found, cell().program.model_copy(update=seen), VOCABULARY)
+        assert {gate.name: gate.passed for gate in gates}["sliding_window"] == fits
+
+
+def test_a_program_computes_with_the_numbers_of_its_source() -> None:
+    found = parity(scalars={"add 1e-06": 53, "attention 1": 5})
+    for scalars, fits in (({"add 1e-06": 53, "attention 1": 5}, True), ({"add 1e-06": 52, "attention 1": 5}, False)):
+        program = cell().program.model_copy(update={"scalars": scalars})
+        gates = {gate.name: gate for gate in evaluate_gates(LIMITS, found, program, VOCABULARY)}
+        assert gates["scalars"].passed == fits
+    # Facts of an older release do not say.
+    assert "scalars" not in evaluated(parity())
+
+
 def test_a_file_that_holds_another_weight_is_refused() -> None:
     assert missed(parity(weights__wrong=("model.layers.3.mlp.up_proj.values",))) == ["weights_stored"]
 

@@ -30,7 +30,8 @@ _GATES = {
     "lowering_kl_mean": "KL, mean, against the quantized weights run in PyTorch",
     "lowering_perplexity": "relative change of perplexity against the quantized weights run in PyTorch",
     "eos_ids": "stops on the same tokens as the original",
-    "sliding_window": "attends over the same sliding window as the original",
+    "sliding_window": "attends over the same sliding window as the original, in the same layers",
+    "scalars": "epsilons, scales and caps are those of the original",
     "tokenizer_fits": "the tokenizer matches the model",
     "anonymous_per_weight": "anonymous memory per weight, in bytes, without the working memory",
     "weights_stored": "the weights in the file are exactly the intended ones",
@@ -49,7 +50,7 @@ _FLAGS = {
     "eos_ids",
     "tokenizer_fits",
     "chat_template_fits",
-} | {"sliding_window"}
+} | {"sliding_window", "scalars"}
 
 
 def cell(text: str) -> str:

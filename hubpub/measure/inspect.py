@@ -34,6 +34,7 @@ from hubpub.measure.pte import (
     length,
     opened,
 )
+from hubpub.measure.scalars import scalars_of_plan, sliding_layers
 
 Value = int | float | bool | str
 
@@ -119,6 +120,8 @@ def _read(file: File, plans: tuple[Plan, ...]) -> Program:
     blobs: dict[tuple[int, int], str] = {}
     cache = KVCache(bytes=0, dtype="", layers=0)
     windows: set[int] = set()
+    sliding: tuple[int, ...] = ()
+    scalars: Counter[str] = Counter()
     for plan in plans:
         weights.add_plan(plan)
         constant = _constant_value(file, plan)
@@ -130,6 +133,8 @@ def _read(file: File, plans: tuple[Plan, ...]) -> Program:
         kernels.update(dict.fromkeys(plan.operators, 0))
         kernels.update(name for name, _ in plan.calls)
         windows |= _windows(plan)
+        sliding = sliding or sliding_layers(plan)
+        scalars |= scalars_of_plan(file, plan)
         # Methods of one program share their cache: what the largest needs is what the program needs.
         cache = max(cache, _cache(plan, state), key=lambda found: found.bytes)
     graphs: dict[tuple[int, int], xnnpack.Graph | None] = {}
@@ -162,6 +167,8 @@ def _read(file: File, plans: tuple[Plan, ...]) -> Program:
         layout=_layout(file, blobs),
         sliding_window=windows.pop() if len(windows) == 1 else None,
         unpacked_constants=unpacked,
+        sliding_layers=sliding,
+        scalars=dict(sorted(scalars.items())),
     )
 
 

@@ -49,6 +49,7 @@ from hubpub.measure.prompting import chat_template_fits, turns_of
 from hubpub.measure.reference_model import reference_model
 from hubpub.measure.runtime import Session
 from hubpub.measure.samples import samples
+from hubpub.measure.scalars import scalars_of_model
 from hubpub.measure.weights import check_weights
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.reader import Reader
@@ -184,7 +185,8 @@ def compare_to_reference(
     greedy = compare_greedy(session, checkpoint, known, progress)
     session.close()
     shape = checkpoint.family.shape(text_config(checkpoint))
-    lowering, stored = compare_lowering(said, checkpoint, recipe, known, progress, session.path)
+    lowering, stored, scalars = compare_lowering(said, checkpoint, recipe, known, progress, session.path)
+    slides = shape.sliding_window is not None and SLIDING in shape.layer_kinds
     return Parity(
         logits=logits,
         greedy=greedy,
@@ -193,7 +195,9 @@ def compare_to_reference(
         weights=stored,
         whole=known.whole,
         stop_tokens=known.stop,
-        sliding_window=shape.sliding_window if SLIDING in shape.layer_kinds else None,
+        sliding_window=shape.sliding_window if slides else None,
+        sliding_layers=tuple(n for n, kind in enumerate(shape.layer_kinds) if kind == SLIDING) if slides else (),
+        scalars=scalars,
         measuring=MEASURING,
     )
 
@@ -541,9 +545,9 @@ def compare_lowering(
     known: Reference,
     progress: Progress,
     pte: Path,
-) -> tuple[Lowering, StoredWeights | None]:
-    """What the program said over the text against those of the same quantized weights run eagerly, and the weights that
-    lie in the file `pte` against those (None where nothing is quantized)."""
+) -> tuple[Lowering, StoredWeights | None, dict[str, int]]:
+    """What the program said over the text against those of the same quantized weights run eagerly, the weights that lie
+    in the file `pte` against those (None where nothing is quantized), and the numbers it must compute with."""
     import torch
 
     from hubpub.export.calibrate import apply_recipe
@@ -555,6 +559,7 @@ def compare_lowering(
     told = partial(progress, "quantized weights")
     if recipe.dtype == "fp32" and not any(schemes):
         found = _agreement(_rows(known.logits), _rows(ours), tokens, told, step)
+        model = reference_model(checkpoint)
     else:
         told(0.0)
         model = loader.load_mapped(checkpoint, dtype=loader.DTYPES[recipe.dtype])
@@ -568,7 +573,8 @@ def compare_lowering(
             found, *changed = _agreements(eager, others, tokens, told, step)
             noise = changed[0].kl_mean if changed else noise
         stored = check_weights(pte, model).model_copy(update={"grid": grid})
-        del model
+    scalars = scalars_of_model(model, checkpoint.family.patches, window=known.window is not None)
+    del model
     lowering = Lowering(
         kl_mean=found.kl_mean,
         kl_p999=found.kl_p999,
@@ -577,7 +583,7 @@ def compare_lowering(
         perplexity=found.perplexity_of_first,
         noise_kl_mean=noise,
     )
-    return lowering, stored
+    return lowering, stored, scalars
 
 
 def compare_greedy(session: Session, checkpoint: Checkpoint, known: Reference, progress: Progress) -> Greedy:

@@ -32,6 +32,7 @@ from hubpub.measure.drift import locate_drift
 from hubpub.measure.inspect import inspect
 from hubpub.measure.parity import compare_to_reference, measure
 from hubpub.measure.runtime import Session
+from hubpub.measure.scalars import scalars_of_model
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.loader import load_mapped
 from hubpub.model.scale import build
@@ -206,6 +207,22 @@ def test_a_window_that_is_off_by_one_is_seen_in_the_program_itself(healthy: Heal
     gates = healthy.gates(source=other_config(healthy, tmp_path / "source", sliding_window=31))
     assert not gates["sliding_window"].passed
     assert inspect(healthy.pte).sliding_window == 32
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"rms_norm_eps": 1e-4}, {"final_logit_softcapping": 29.0}, {}],
+    ids=["epsilon", "softcap", "nothing"],
+)
+def test_a_number_that_is_another_is_seen_in_the_program_itself(
+    healthy: Healthy, tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    """Another epsilon is far below the noise of int8 activations."""
+    checkpoint = Checkpoint.open(other_config(healthy, tmp_path / "source", **changed))
+    model = load_mapped(checkpoint, dtype=torch.float32)
+    quantize(model, healthy.recipe, checkpoint.family)
+    wanted = scalars_of_model(model, checkpoint.family.patches, window=False)
+    assert (inspect(healthy.pte).scalars == wanted) == (not changed)
 
 
 def test_wrong_ends_of_a_text(healthy: Healthy, tmp_path: Path) -> None:
