@@ -196,5 +196,5 @@ def _bench(job: Job, context: Context, progress: Progress) -> Speed:
     tokenizer = job.checkpoint / "tokenizer.json" if job.recipe.layout == "cache" else None
     if not job.scale_model:
         return speed(job.pte, context.exported, tokenizer)
-    found = speed(job.pte, context.exported, tokenizer, runs=1)
+    found = speed(job.pte, context.exported, tokenizer, runs=1, fresh=False)
     return found.model_copy(update={"representative": False, "reason": "a scale model, timed beside other work"})

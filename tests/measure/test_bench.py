@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -14,9 +15,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, hubpub
 
-from hubpub.errors import UsageError
+from hubpub.errors import ExportError, UsageError
 from hubpub.facts import CardFacts, load
-from hubpub.measure.bench import _Watch, read_stats
+from hubpub.make.pool import run_all
+from hubpub.measure.bench import _child, _Watch, read_stats
 
 
 def printed(**changed: int) -> str:
@@ -88,3 +90,27 @@ def test_a_busy_machine_is_noticed() -> None:
     assert "other processes used" in watch.reason()
     for other in others:
         other.wait()
+
+
+def refused(pte: Path, progress: object) -> tuple[list[str], float]:
+    """What two processes of a worker say of a file that is no program, and the processor seconds of its children."""
+    asked = {"pte": str(pte), "tokenizer": str(pte), "prompt": "a", "new_tokens": 1, "num_bos": 0}
+    said = []
+    for _ in range(2):
+        with pytest.raises(ExportError) as error:
+            _child("runner", asked, fresh=False)
+        said.append(error.value.message)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return said, used.ru_utime + used.ru_stime
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked where that is safe")
+def test_a_worker_asks_processes_that_need_not_load_the_runtime_again(tmp_path: Path) -> None:
+    """They end with the error, and their worker goes on; none is a child that it started itself."""
+    (tmp_path / "no.pte").write_bytes(bytes(64))
+    (done,) = run_all([("cell", refused, (tmp_path / "no.pte",))], 1, lambda *_: None)
+    assert done.value is not None, done.error
+    said, seconds = done.value
+    assert said[0] == said[1] and "runner failed in the runtime" in said[0]
+    assert seconds < 0.5
