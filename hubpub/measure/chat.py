@@ -265,8 +265,10 @@ def _specials(tokenizer: Path) -> list[str]:
 def tokenizer_beside(pte: Path, given: Path | None) -> Path:
     """The tokenizer.json for the file at `pte`: `given`, or in the folder `given` (default: that of the file).
 
-    Raises SourceError where there is none.
+    Raises SourceError where there is none, or no such file.
     """
+    if given is None and not pte.exists():
+        raise SourceError(f"{pte} does not exist", "give the path of a .pte, or a repo as OWNER/NAME")
     place = given or pte.parent
     path = place / "tokenizer.json" if place.is_dir() else place
     if not path.is_file():
