@@ -21,7 +21,7 @@ from hubpub.files import write_atomic
 T = TypeVar("T", bound=BaseModel)
 
 # Raised when what is measured, or how, changes: a cell measured the old way is measured again, and not exported again.
-MEASURING = 6
+MEASURING = 7
 
 
 class Fact(BaseModel):
