@@ -167,7 +167,7 @@ def test_with_every_combination_of_recipes(card: Card, project: Project) -> None
         cached = [cell for cell in facts.cells if choice.window(cell) is None]
         # What needs a KV cache is shown where a file has one, and only then.
         assert ("TextLLMRunner" in text) == bool(cached)
-        assert ("### Android" in text) == bool(cached)
+        assert ("<summary>Android" in text) == bool(cached)
         assert ("## Run it in a minute" in text) == bool(cached)
         assert ("## Sample answers" in text) == bool(cached)
         assert ("for scoring text" in text) == (len(cached) < len(facts.cells))

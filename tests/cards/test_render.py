@@ -341,7 +341,7 @@ def test_a_model_that_wants_no_first_token_gets_none(card: Card, project: Projec
     old = tuple(cell.model_copy(update={"prompt": None}) for cell in facts.cells)
     text = text_of(card, project, facts.model_copy(update={"cells": old}))
     assert "numBos = 1," in text
-    assert "### React Native" not in text
+    assert "<summary>React Native" not in text
 
 
 def test_packed_weights_are_for_files_that_they_do_not_crash(card: Card, project: Project, facts: CardFacts) -> None:
