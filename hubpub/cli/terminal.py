@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hubpub.progress import Display
+from hubpub.units import percent
 
 
 @dataclass
@@ -76,25 +77,52 @@ def clean(text: str, limit: int = 200) -> Text:
     return Text(shown + ("…" if len(text) > limit else ""))
 
 
-class Lines:
-    """One line per stage of each task, with the seconds since the start."""
+@dataclass
+class Pace:
+    """When the stage of a task began, how far it was then and last, and when its last line was printed."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.started = time.monotonic()
-        self.stages: dict[str, str] = {}
+    stage: str
+    began: float
+    first: float
+    shown: float
+
+    def ahead(self, fraction: float, now: float) -> str:
+        """How far the stage is and how long it will take at its pace so far; "" before there is a pace to speak of."""
+        done, spent = fraction - self.first, now - self.began
+        if done <= 0.02 or spent < 5 or fraction >= 1:
+            return ""
+        left = spent * (1 - fraction) / done
+        return f"{percent(fraction)}, about {f'{left / 60:.0f} min' if left >= 90 else f'{left:.0f} s'} left"
+
+
+class Lines:
+    """A line for each stage of each task, with the seconds since the start; of a long stage, how far it is by then.
+
+    `clock` counts seconds.
+    """
+
+    EVERY = 30.0
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self.console, self.clock, self.started = console, clock, clock()
+        self.paces: dict[str, Pace] = {}
 
     def update(self, name: str, stage: str, fraction: float) -> None:
-        if self.stages.get(name) != stage:
-            self.stages[name] = stage
+        now, pace = self.clock(), self.paces.get(name)
+        if pace is None or pace.stage != stage:
+            self.paces[name] = Pace(stage, now, fraction, now)
             self.note(f"{name}: {stage}")
+        elif now - pace.shown >= self.EVERY and (ahead := pace.ahead(fraction, now)):
+            pace.shown = now
+            self.note(f"{name}: {stage}, {ahead}")
 
     def finish(self, name: str, outcome: str) -> None:
         self.note(f"{name}: {outcome}")
 
     def note(self, text: str) -> None:
-        seconds = time.monotonic() - self.started
-        self.console.print(f"[{seconds:7.1f}s] {text}", markup=False, highlight=False, soft_wrap=True)
+        self.console.print(
+            f"[{self.clock() - self.started:7.1f}s] {text}", markup=False, highlight=False, soft_wrap=True
+        )
 
 
 class Bars:
@@ -111,13 +139,20 @@ class Bars:
             transient=True,
         )
         self.tasks: dict[str, TaskID] = {}
+        self.paces: dict[str, Pace] = {}
 
     def update(self, name: str, stage: str, fraction: float) -> None:
         if name not in self.tasks:
             self.tasks[name] = self.progress.add_task(name, total=1.0, stage=stage)
-        # Stages that cannot tell how far they are pulse instead of standing at zero.
-        total = 1.0 if fraction > 0 else None
-        self.progress.update(self.tasks[name], total=total, completed=fraction, stage=stage)
+        now, pace = time.monotonic(), self.paces.get(name)
+        if pace is None or pace.stage != stage:
+            pace = self.paces[name] = Pace(stage, now, fraction, now)
+        # Stages that cannot tell how far they are pulse instead of standing at zero: a task without a total does, and
+        # `update` takes None for "as before".
+        task = next(task for task in self.progress.tasks if task.id == self.tasks[name])
+        task.total = 1.0 if fraction > 0 else None
+        said = ", ".join(filter(None, (stage, pace.ahead(fraction, now))))
+        self.progress.update(task.id, completed=fraction, stage=said)
 
     def finish(self, name: str, outcome: str) -> None:
         if name in self.tasks:
