@@ -85,6 +85,17 @@ class Scheme(Frozen):
             raise ValueError(f"{self.weight} weights have neither groups nor quantized activations")
         return self
 
+    @property
+    def multiplies(self) -> bool:
+        """Whether XNNPACK multiplies with such weights; those of other schemes are for other kernels."""
+        return self.activation is not None or self.weight == "int16"
+
+    def holds_as_table(self, table: Scheme | None) -> bool:
+        """Whether a head of this scheme is, row by row, the same integers as the `table` that it is tied to."""
+        if table is None or table.weight != self.weight or table.group or self.group:
+            return False
+        return self.weight in ("int16", "int8") and self.multiplies
+
     def __str__(self) -> str:
         if self.weight == "bf16":
             return self.weight

@@ -84,9 +84,10 @@ def need_of(size: Size, recipe: Recipe) -> Need:
         (size.matrices, recipe.linear),
         (size.vectors, None),
     ]
-    if (recipe.head is not None or recipe.embedding is not None) and not _is_table(recipe.head, recipe.embedding):
+    once = recipe.head is not None and recipe.head.holds_as_table(recipe.embedding)
+    if (recipe.head is not None or recipe.embedding is not None) and not once:
         parts.append((size.embedding, recipe.head))
-    stored = [(int(count * _bytes_each(scheme, plain)), scheme) for count, scheme in parts]
+    stored = [(int(count * bytes_each(scheme, plain)), scheme) for count, scheme in parts]
     file = sum(size for size, _ in stored)
     held = sum(bytes_ for bytes_, scheme in stored if _width(scheme, plain) != size.width)
     logits = TABLES * 4 * PASSAGE * size.vocabulary
@@ -101,14 +102,7 @@ def _width(scheme: Scheme | None, plain: int) -> int | None:
     return 2 if scheme.weight == "bf16" else None
 
 
-def _is_table(head: Scheme | None, embedding: Scheme | None) -> bool:
-    """Whether a head that is tied to the embedding is the same integers, which the file then holds once."""
-    if head is None or embedding is None or head.weight != embedding.weight or head.group or embedding.group:
-        return False
-    return head.weight == "int16" or head.activation is not None
-
-
-def _bytes_each(scheme: Scheme | None, plain: int) -> float:
+def bytes_each(scheme: Scheme | None, plain: int) -> float:
     """Bytes of one weight, with its share of a group's two-byte scale; scales per channel do not show."""
     if scheme is None:
         return plain

@@ -43,7 +43,8 @@ def quantize(model: Any, recipe: Recipe, family: Family, head_scales: torch.Tens
     if recipe.head is not None or recipe.embedding is not None:
         # The two shared one tensor; from here on each module replaces its own reference.
         model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach(), requires_grad=False)
-    once = tied and _same_integers(recipe, model.lm_head)
+    of_head = _linear_scheme("lm_head", model.lm_head, recipe)
+    once = tied and of_head is not None and of_head.holds_as_table(recipe.embedding)
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Embedding):
             # Export only fuses a table without a padding row; at inference the row is read like any other.
@@ -60,10 +61,10 @@ def quantize(model: Any, recipe: Recipe, family: Family, head_scales: torch.Tens
             if scheme is None:
                 continue
             table = model.get_submodule(family.embedding)
-            if name == "lm_head" and tied and _product(scheme) and _per_row(table, scheme.weight):
+            if name == "lm_head" and once and _of_rows(table):
                 # The same integers: the file holds them once.
                 replace(model, name, DynamicLinear(name, table.values, table.scales, table.bits, None))
-            elif _product(scheme):
+            elif scheme.multiplies:
                 multiplied = head_scales if name == "lm_head" else None
                 replace(model, name, DynamicLinear.of(name, module, scheme, multiplied))
             elif scheme.weight == "int8" and not scheme.group:
@@ -91,27 +92,9 @@ def tables(recipe: Recipe, family: Family) -> dict[str, Scheme]:
     return {name: scheme for name, scheme in found.items() if name is not None and scheme is not None}
 
 
-def _product(scheme: Scheme) -> bool:
-    """Whether XNNPACK multiplies with weights of `scheme`."""
-    return scheme.activation is not None or scheme.weight == "int16"
-
-
-def _per_row(table: nn.Module, weight: str) -> bool:
-    """Whether the rows of `table` are such integers, with one scale each, as a product reads them."""
-    return (
-        isinstance(table, QuantizedEmbedding)
-        and table.bits > 4
-        and f"int{table.bits}" == weight
-        and table.scales.ndim == 1
-    )
-
-
-def _same_integers(recipe: Recipe, head: nn.Linear) -> bool:
-    """Whether a head and the table it is tied to will be the same int8 rows."""
-    table, scheme = recipe.embedding, _linear_scheme("lm_head", head, recipe)
-    if table is None or scheme is None:
-        return False
-    return scheme.activation is not None and table.weight == scheme.weight == "int8" and table.group is None
+def _of_rows(table: nn.Module) -> bool:
+    """Whether `table` has one scale a row, as its scheme says, and not the groups of four bits it was trained for."""
+    return isinstance(table, QuantizedEmbedding) and table.bits > 4 and table.scales.ndim == 1
 
 
 def layer_schemes(model: Any, recipe: Recipe) -> dict[str, Scheme]:

@@ -12,6 +12,7 @@ a third of them, while what the groups lost adds up to what all do together (0.0
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from hubpub.errors import UsageError
 from hubpub.measure.reference_model import mapped
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.progress import Progress
+from hubpub.sizing import bytes_each
 
 # Readings of the calibration text that slopes are taken of, evenly spread over it, and tokens of each.
 READINGS, TOKENS = 8, 256
@@ -193,7 +195,7 @@ def _more(weight: Any, scheme: Scheme) -> int:
 
 
 def _bytes(model: Any, recipe: Recipe, checkpoint: Checkpoint) -> int:
-    """Bytes of all weights as `recipe` stores them; a table that is also the head counts once where both are int8."""
+    """Bytes of all weights as `recipe` stores them; a head that is the same integers as its table does not count."""
     from torch import nn
 
     from hubpub.export.quantize import layer_schemes
@@ -201,7 +203,7 @@ def _bytes(model: Any, recipe: Recipe, checkpoint: Checkpoint) -> int:
     family, plain = checkpoint.family, 4 if recipe.dtype == "fp32" else 2
     tables = {family.embedding: recipe.embedding, family.per_layer_embedding: recipe.per_layer_embedding}
     schemes: dict[str, Scheme | None] = {**layer_schemes(model, recipe), "lm_head": recipe.head}
-    once = recipe.head and recipe.embedding and {recipe.head.weight, recipe.embedding.weight} == {"int8"}
+    once = recipe.head is not None and recipe.head.holds_as_table(recipe.embedding)
     total = 0
     for name, module in model.named_modules():
         for key, weight in module._parameters.items():
@@ -214,11 +216,6 @@ def _bytes(model: Any, recipe: Recipe, checkpoint: Checkpoint) -> int:
 
 
 def _stored(shape: tuple[int, ...], scheme: Scheme | None, plain: int) -> int:
-    count = 1
-    for length in shape:
-        count *= length
-    if scheme is None:
-        return plain * count
-    if scheme.weight == "int8":
-        return count + 4 * shape[0]
-    return count // 2 + 2 * count // (scheme.group or shape[1])
+    """Bytes of one tensor, with its scales."""
+    per_channel = 4 * shape[0] if scheme is not None and scheme.weight in ("int16", "int8") else 0
+    return int(math.prod(shape) * bytes_each(scheme, plain)) + per_channel
