@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import tomlkit
 
-from hubpub.config import Card, Project, load_card
+from hubpub.card_file import edited
+from hubpub.config import Card, Project
 from hubpub.errors import HubError, UsageError
-from hubpub.files import write_atomic
 
 if TYPE_CHECKING:
     from hubpub.hub.client import Client
@@ -60,23 +60,16 @@ def _pin(card: Card, client: Client) -> Pinned:
 
 def write_revision(card: Card, revision: str) -> Path:
     """Write `revision` as the pinned one into the card's file, and change nothing else of it. Returns the file."""
-    path = card.folder / "card.toml"
-    # Bytes, for the line ends are to stay as they are; the last line may lack one.
-    text = path.read_bytes().decode("utf-8")
-    if not text.endswith("\n"):
-        text += "\r\n" if "\r\n" in text else "\n"
-    document = tomlkit.parse(text)
-    variant = document["variant"]
-    assert isinstance(variant, MutableMapping)
-    if "revision" in variant:
-        variant["revision"] = revision
-    else:
-        added, source = tomlkit.string(revision), variant["source"].trivia
-        # As far to the right, and with the same line end, as the line that names the source.
-        added.trivia.indent = source.indent
-        if source.trail.strip(" \t"):
-            added.trivia.trail = source.trail
-        variant["revision"] = added
-    write_atomic(path, tomlkit.dumps(document).encode("utf-8"))
-    load_card(card.folder)
-    return path
+    with edited(card) as document:
+        variant = document["variant"]
+        assert isinstance(variant, MutableMapping)
+        if "revision" in variant:
+            variant["revision"] = revision
+        else:
+            added, source = tomlkit.string(revision), variant["source"].trivia
+            # As far to the right, and with the same line end, as the line that names the source.
+            added.trivia.indent = source.indent
+            if source.trail.strip(" \t"):
+                added.trivia.trail = source.trail
+            variant["revision"] = added
+    return card.folder / "card.toml"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import tomlkit
 
-from hubpub.config import Card, Project, Tuned, load_card
+from hubpub.card_file import edited
+from hubpub.config import Card, Project, Tuned
 from hubpub.errors import UsageError
-from hubpub.files import write_atomic
 
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -39,20 +39,17 @@ def write_tuned(card: Card, recipe: str, tuned: Tuned) -> Path:
 
     Nothing else of it changes; an empty choice takes the table away.
     """
-    path = card.folder / "card.toml"
-    document = tomlkit.parse(path.read_bytes().decode("utf-8"))
-    if "tuned" not in document:
-        document["tuned"] = tomlkit.table(is_super_table=True)
-    tables = document["tuned"]
-    assert isinstance(tables, MutableMapping)
-    tables.pop(recipe, None)
-    if tuned:
-        table = tomlkit.table()
-        for kind, ranges in tuned.items():
-            table[kind] = list(ranges)
-        tables[recipe] = table
-    if not tables:
-        del document["tuned"]
-    write_atomic(path, tomlkit.dumps(document).encode("utf-8"))
-    load_card(card.folder)
-    return path
+    with edited(card) as document:
+        if "tuned" not in document:
+            document["tuned"] = tomlkit.table(is_super_table=True)
+        tables = document["tuned"]
+        assert isinstance(tables, MutableMapping)
+        tables.pop(recipe, None)
+        if tuned:
+            table = tomlkit.table()
+            for kind, ranges in tuned.items():
+                table[kind] = list(ranges)
+            tables[recipe] = table
+        if not tables:
+            del document["tuned"]
+    return card.folder / "card.toml"
