@@ -79,7 +79,7 @@ def clean(text: str, limit: int = 200) -> Text:
 
 @dataclass
 class Pace:
-    """When the stage of a task began, how far it was then and last, and when its last line was printed."""
+    """When the stage of a task began, how far it was then, and when it was last spoken of."""
 
     stage: str
     began: float
@@ -95,6 +95,21 @@ class Pace:
         return f"{percent(fraction)}, about {f'{left / 60:.0f} min' if left >= 90 else f'{left:.0f} s'} left"
 
 
+class Paces:
+    """The pace of each task at the stage that it is at."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, Pace] = {}
+
+    def at(self, name: str, stage: str, fraction: float, now: float) -> tuple[Pace, bool]:
+        """The pace of the task called `name`, and whether it begins here."""
+        pace = self._of.get(name)
+        if pace is not None and pace.stage == stage:
+            return pace, False
+        self._of[name] = Pace(stage, now, fraction, now)
+        return self._of[name], True
+
+
 class Lines:
     """A line for each stage of each task, with the seconds since the start; of a long stage, how far it is by then.
 
@@ -105,12 +120,12 @@ class Lines:
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self.console, self.clock, self.started = console, clock, clock()
-        self.paces: dict[str, Pace] = {}
+        self.paces = Paces()
 
     def update(self, name: str, stage: str, fraction: float) -> None:
-        now, pace = self.clock(), self.paces.get(name)
-        if pace is None or pace.stage != stage:
-            self.paces[name] = Pace(stage, now, fraction, now)
+        now = self.clock()
+        pace, begins = self.paces.at(name, stage, fraction, now)
+        if begins:
             self.note(f"{name}: {stage}")
         elif now - pace.shown >= self.EVERY and (ahead := pace.ahead(fraction, now)):
             pace.shown = now
@@ -139,14 +154,13 @@ class Bars:
             transient=True,
         )
         self.tasks: dict[str, TaskID] = {}
-        self.paces: dict[str, Pace] = {}
+        self.paces = Paces()
 
     def update(self, name: str, stage: str, fraction: float) -> None:
         if name not in self.tasks:
             self.tasks[name] = self.progress.add_task(name, total=1.0, stage=stage)
-        now, pace = time.monotonic(), self.paces.get(name)
-        if pace is None or pace.stage != stage:
-            pace = self.paces[name] = Pace(stage, now, fraction, now)
+        now = time.monotonic()
+        pace, _ = self.paces.at(name, stage, fraction, now)
         # Stages that cannot tell how far they are pulse instead of standing at zero: a task without a total does, and
         # `update` takes None for "as before".
         task = next(task for task in self.progress.tasks if task.id == self.tasks[name])

@@ -105,8 +105,8 @@ def _of_scale_models(
         waiting.setdefault(step.cell.variant.name, []).append(step)
     # A base variant waits for the training of its tuned sibling: that one first.
     variants = sorted((steps[0].cell.variant for steps in waiting.values()), key=lambda variant: not variant.chat)
-    tasks = max(len(variants), len(todo))
-    with Workers(min(tasks, jobs or processes_that_fit(tasks, PROCESS_BYTES)), display.update) as workers:
+    count = len(todo)
+    with Workers(min(count, jobs or processes_that_fit(count, PROCESS_BYTES)), display.update) as workers:
         for variant in variants:
             workers.submit(variant.name, _build_scale, (variant, workspace.scale_models))
         for done in workers.finished():
