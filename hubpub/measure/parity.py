@@ -270,7 +270,7 @@ def _ask(
 
     def compared(model: Any, stage: str) -> list[float]:
         rows = EagerLogits(model, tokens, window, _step(tokens))
-        found = _agreement(_rows(logits), rows, tokens, partial(progress, stage))
+        found = _agreement(_rows(logits), rows, tokens, _step(tokens), partial(progress, stage))
         return [found.top1, found.kl_mean]
 
     model = reference_model(checkpoint)
@@ -291,7 +291,8 @@ def _ask(
 def _distance(whole: Checkpoint, logits: Any, tokens: Sequence[int], window: int | None, progress: Progress) -> Whole:
     """How far a slice that gave `logits` is from the `whole` model, both in float32."""
     progress("reference: the whole model", 0.0)
-    found = _agreement(EagerLogits(reference_model(whole), tokens, window, _step(tokens)), _rows(logits), tokens)
+    step = _step(tokens)
+    found = _agreement(EagerLogits(reference_model(whole), tokens, window, step), _rows(logits), tokens, step)
     return Whole(
         kl_mean=found.kl_mean,
         top1_agreement=found.top1,
@@ -354,24 +355,22 @@ class _Agreement:
     perplexity_of_first: float
 
 
-def _agreement(
-    first: Rows, second: Rows, tokens: Sequence[int], told: Told = _UNSEEN, step: int | None = None
-) -> _Agreement:
+def _agreement(first: Rows, second: Rows, tokens: Sequence[int], step: int, told: Told = _UNSEEN) -> _Agreement:
     """`second` compared with `first`; `told` how much of it is done."""
-    return _agreements(first, [second], tokens, told, step)[0]
+    return _agreements(first, [second], tokens, step, told)[0]
 
 
 def _agreements(
-    first: Rows, others: Sequence[Rows], tokens: Sequence[int], told: Told = _UNSEEN, step: int | None = None
+    first: Rows, others: Sequence[Rows], tokens: Sequence[int], step: int, told: Told = _UNSEEN
 ) -> list[_Agreement]:
     """Each of `others` compared with `first`, a slice at a time, for vocabularies are large.
 
-    Rows are those of every token of the text at a multiple of `step` (default: as long texts are compared). Finite
-    wherever all logits are, however far apart the models.
+    Rows are those of every token of the text at a multiple of `step`. Finite wherever all logits are, however far apart
+    the models.
     """
     import torch
 
-    following = torch.tensor([*tokens[1:], 0])[:: step or _step(tokens)].unsqueeze(1)
+    following = torch.tensor([*tokens[1:], 0])[::step].unsqueeze(1)
     count = following.shape[0]
     found: list[list[tuple[Any, ...]]] = [[] for _ in others]
     for begin in range(0, count, _ROWS):
@@ -456,8 +455,8 @@ def compare_logits(
         else _decoded(session, known.tokens, known.step, config, progress)
     )
     compared = partial(progress, "comparing")
-    found = _agreement(_rows(known.logits), _rows(said.logits), known.tokens[: said.read], compared, known.step)
-    same = _agreement(_rows(said.ends), _rows(said.pieces), [0] * len(said.ends), step=1)
+    found = _agreement(_rows(known.logits), _rows(said.logits), known.tokens[: said.read], known.step, compared)
+    same = _agreement(_rows(said.ends), _rows(said.pieces), [0] * len(said.ends), 1)
     top1, kl = known.baseline(recipe)
     return said, Logits(
         tokens=said.logits.shape[0],
@@ -558,7 +557,7 @@ def compare_lowering(
     schemes = (recipe.linear, recipe.embedding, recipe.per_layer_embedding, recipe.head, *recipe.override)
     told = partial(progress, "quantized weights")
     if recipe.dtype == "fp32" and not any(schemes):
-        found = _agreement(_rows(known.logits), _rows(ours), tokens, told, step)
+        found = _agreement(_rows(known.logits), _rows(ours), tokens, step, told)
         model = reference_model(checkpoint)
     else:
         told(0.0)
@@ -570,7 +569,7 @@ def compare_lowering(
             if _dynamic(recipe) or recipe.dtype == "bf16":
                 with perturbed(model):
                     others.append(EagerLogits(model, tokens, known.window, step))
-            found, *changed = _agreements(eager, others, tokens, told, step)
+            found, *changed = _agreements(eager, others, tokens, step, told)
             noise = changed[0].kl_mean if changed else noise
         stored = check_weights(pte, model).model_copy(update={"grid": grid})
     scalars = scalars_of_model(model, checkpoint.family.patches, window=known.window is not None)

@@ -30,7 +30,7 @@ def test_a_divergence_is_finite_and_right_however_large(apart: float) -> None:
     b = a + apart * torch.randn(ROWS, VOCABULARY, generator=generator)
     tokens = list(range(VOCABULARY)) * (ROWS // VOCABULARY)
     told: list[float] = []
-    found, same = _agreements(rows(a), [rows(b), rows(a)], tokens, told.append)
+    found, same = _agreements(rows(a), [rows(b), rows(a)], tokens, 1, told.append)
     assert found.kl_mean == pytest.approx(exactly(a, b), rel=1e-3)
     assert all(math.isfinite(value) for value in vars(found).values())
     assert (same.kl_mean, same.top1, same.error_max) == (0.0, 1.0, 0.0)
@@ -42,6 +42,6 @@ def test_what_is_no_number_is_seen_in_every_figure_of_the_text() -> None:
     a = torch.zeros(ROWS, VOCABULARY)
     b = a.clone()
     b[7, 3] = float("nan")
-    (found,) = _agreements(rows(a), [rows(b)], [0] * ROWS)
+    (found,) = _agreements(rows(a), [rows(b)], [0] * ROWS, 1)
     assert math.isnan(found.kl_mean)
     assert math.isnan(found.perplexity)
