@@ -240,11 +240,12 @@ def plain(opened: Any, path: Path, context: int) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "stages": stages}
 
 
-def watched(command: list[str]) -> tuple[dict[str, Any], float, int, int]:
-    """Run `command`; what it printed, its seconds, and its peak anonymous and mapped bytes."""
+def watched(command: list[str], **more: str) -> tuple[str, float, int, int]:
+    """Run `command`, with `more` in its environment; what it printed, its seconds, and its peak anonymous and mapped
+    bytes."""
     started = time.monotonic()
     # As in hubpub's own workers: threads that spin while they wait cost more than they save on a busy machine.
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **more}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, **pipes, text=True, env=environment) as process:
         peak = {"RssAnon": 0, "RssFile": 0}
@@ -262,7 +263,7 @@ def watched(command: list[str]) -> tuple[dict[str, Any], float, int, int]:
         out = process.stdout.read() if process.stdout else ""
     if process.returncode:
         raise SystemExit(f"{' '.join(command[2:])} ended with {process.returncode}")
-    return json.loads(out.splitlines()[-1]), time.monotonic() - started, peak["RssAnon"], peak["RssFile"]
+    return out, time.monotonic() - started, peak["RssAnon"], peak["RssFile"]
 
 
 def main() -> None:
@@ -295,7 +296,8 @@ def main() -> None:
     for part, recipe in rows:
         command = [sys.executable, __file__, arguments.variant, recipe, "--child", "--work", str(arguments.work)]
         command += ["--context", str(arguments.context), *(["--slice", part] if part else [])]
-        found, seconds, anonymous, mapped = watched([*command, *(["--calibrate"] if arguments.calibrate else [])])
+        printed, seconds, anonymous, mapped = watched([*command, *(["--calibrate"] if arguments.calibrate else [])])
+        found = json.loads(printed.splitlines()[-1])
         stages = "  ".join(f"{name} {value:.0f}" for name, value in found["stages"].items())
         name = name_of(arguments.variant, part)
         print(

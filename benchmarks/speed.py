@@ -12,10 +12,8 @@ its own cache. `--profile` (Linux, `perf`) prints which kernels the time of deco
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import re
 import shutil
 import statistics
 import subprocess
@@ -27,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from real_size import watched
 
 from hubpub.measure import xnnpack
 from hubpub.measure.pte import opened
@@ -101,37 +100,18 @@ def of_original(folder: Path) -> dict[str, float]:
 
 def in_process(path: Path, llama: Path | None) -> dict[str, float]:
     """`of_file` or `of_original` in a fresh process, or llama.cpp's own benchmark; and its peak of anonymous memory."""
-    # Torch's own threads, of which a phone has none, must not spin beside those of the runtime.
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
     if path.suffix != ".gguf":
-        out, _, anonymous = watched([sys.executable, __file__, str(path), "--child"], environment)
+        out, _, anonymous, _ = watched([sys.executable, __file__, str(path), "--child"])
         return {**json.loads(out.splitlines()[-1]), "anonymous": anonymous}
     if llama is None:
         raise SystemExit(f"{path} needs --llama")
-    environment |= {"LD_LIBRARY_PATH": str(llama)}
+    libraries = str(llama)
     bench = [str(llama / "llama-bench"), "-m", str(path), "-t", str(torch.get_num_threads()), "-r", "1", "-o", "json"]
-    out, seconds, _ = watched([*bench, "-p", "2", "-n", "0", "--no-warmup"], environment)
+    out, seconds, _, _ = watched([*bench, "-p", "2", "-n", "0", "--no-warmup"], LD_LIBRARY_PATH=libraries)
     load = seconds - 2 / json.loads(out)[0]["avg_ts"]
-    out, _, anonymous = watched([*bench, "-p", str(PREFILL), "-n", str(DECODE)], environment)
+    out, _, anonymous, _ = watched([*bench, "-p", str(PREFILL), "-n", str(DECODE)], LD_LIBRARY_PATH=libraries)
     speeds = {"decode" if one["n_gen"] else "prefill": one["avg_ts"] for one in json.loads(out)}
     return {"load": load, **speeds, "anonymous": anonymous}
-
-
-def watched(command: list[str], environment: dict[str, str]) -> tuple[str, float, int]:
-    """Run `command`: what it printed, its seconds, and its peak of anonymous bytes."""
-    started, anonymous = time.perf_counter(), 0
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    with subprocess.Popen(command, **pipes, env=environment) as running:
-        status = Path(f"/proc/{running.pid}/status")
-        while running.poll() is None:
-            with contextlib.suppress(OSError):
-                found = re.search(r"RssAnon:\s+(\d+)", status.read_text())
-                anonymous = max(anonymous, 1024 * int(found[1]) if found else 0)
-            time.sleep(0.02)
-        out = running.stdout.read() if running.stdout else ""
-    if running.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {running.returncode}")
-    return out, time.perf_counter() - started, anonymous
 
 
 def profile(path: Path) -> list[tuple[str, float]]:

@@ -50,7 +50,9 @@ _FLAGS = {
     "eos_ids",
     "tokenizer_fits",
     "chat_template_fits",
-} | {"sliding_window", "scalars"}
+    "sliding_window",
+    "scalars",
+}
 
 
 def cell(text: str) -> str:

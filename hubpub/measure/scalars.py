@@ -15,7 +15,7 @@ from typing import Any
 from hubpub.measure.pte import DOUBLE, TENSOR, File, Plan, TensorValue
 from hubpub.model.patches import Patch, applied
 
-# What two halves of a number of 16 bits differ by: the export's own, and used in other places than eagerly.
+# HIGH of hubpub.export.quantize, which takes torch to read: the export's own, and used in other places than eagerly.
 _HIGH = 256.0
 # Operators by what is counted. One whose number a delegate reads as an input multiplies with it there.
 _KINDS = {"add": "add", "sub": "add", "mul": "multiply", "div": "multiply", "full": "multiply", "clamp": "clamp"}
