@@ -779,6 +779,10 @@ def _error(doing: str, error: BaseException) -> HubError:
 
     while isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        # The library's word for a Hub that it did not reach, and a cache that holds nothing; it tried again by itself.
+        found = _error(doing, error.__cause__)
+        return HubError(found.message, found.hint) if isinstance(found, _Passing) else found
     text = redact(getattr(error, "server_message", None) or str(error)).strip()
     text = " ".join(text.split())[:400] or type(error).__name__
     response = getattr(error, "response", None)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from hubpub.errors import AccessError
+from hubpub.errors import AccessError, HubError
 from hubpub.hub.client import Client
 from hubpub.hub.sources import cached_source, check_source, download_source
 from hubpub.localhub import Fault, LocalHub
@@ -60,3 +62,16 @@ def test_terms_that_were_not_accepted_are_named(source: tuple[str, str], hub: Lo
         download_source(repo, revision=commit, endpoint=hub.url)
     assert "accept its terms at" in str(caught.value.hint)
     hub.disarm()
+
+
+def test_a_hub_that_is_not_there_is_said_to_be(source: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library speaks of its cache then; it has tried again by itself, and is not asked once more."""
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    with closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", 0))
+        with pytest.raises(HubError, match=r"no connection to the Hub \(") as caught:
+            download_source("other/model", revision=None, endpoint=f"http://127.0.0.1:{taken.getsockname()[1]}")
+    assert caught.value.hint == "run again; nothing is lost"
+    assert "snapshot folder" not in caught.value.message
+    assert len(waits) < 10
