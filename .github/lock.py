@@ -5,8 +5,10 @@
 
 Versions are those of Linux on Python 3.12, which the workflows run. Hashes are of every file of a version, so that an
 ARM runner is served too. Of torch there are two builds: PyPI's, and the CPU one, a tenth of its size, which pip takes
-where PIP_EXTRA_INDEX_URL names its index; both are listed. Where that index cannot be reached, the hashes that the file
-notes for the same version are kept; for another version nothing is written, as every job would stop at its install.
+where PIP_EXTRA_INDEX_URL names its index; both are listed, the CPU one for each kind of machine that jobs run on. Where
+its hash is missing pip takes PyPI's in silence, and the job stops at `import torch`, for want of CUDA's libraries. Where
+that index cannot be reached, the hashes that the file notes for the same version are kept; for another version nothing is
+written, as every job would stop at its install.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ CUDA = ("nvidia-", "cuda-", "triton")
 BUILDERS = ["setuptools>=77"]
 MARK = "# of: "
 CPU_BUILD = "# CPU build of torch=="
+# What the workflows' jobs run on.
+MACHINES = ("x86_64", "aarch64")
 
 
 def wanted() -> dict[str, list[str]]:
@@ -61,31 +65,35 @@ def resolve(requirements: list[str]) -> dict[str, tuple[str, list[str]]]:
     return {name: one for name, one in pinned(done.stdout).items() if not name.startswith(CUDA)}
 
 
-def cpu_hashes(version: str) -> list[str]:
-    """Hashes of the CPU build of torch, from its index."""
+def cpu_hashes(version: str) -> dict[str, str]:
+    """The hash of the CPU build of torch for each kind of machine, from its index."""
     with urllib.request.urlopen(CPU_INDEX, timeout=30) as answer:
         page = answer.read().decode()
     tag = "cp" + PYTHON.replace(".", "")
-    wheel = rf"torch-{re.escape(version)}(?:%2B|\+)cpu-{tag}-{tag}-manylinux\w+\.whl#sha256=([0-9a-f]{{64}})"
-    return [f"sha256:{digest}" for digest in re.findall(wheel, page)]
+    build = rf"torch-{re.escape(version)}(?:%2B|\+)cpu-{tag}-{tag}-manylinux\w+?"
+    wheels = re.findall(rf"{build}_({'|'.join(MACHINES)})\.whl#sha256=([0-9a-f]{{64}})", page)
+    return {machine: f"sha256:{digest}" for machine, digest in wheels}
 
 
-def noted(text: str) -> tuple[str, list[str]]:
-    """The version of torch whose CPU build a lock lists, and the hashes of it."""
+def noted(text: str) -> tuple[str, dict[str, str]]:
+    """The version of torch whose CPU build a lock lists, and the hash of it for each kind of machine."""
     found = re.search(rf"(?m)^{CPU_BUILD}(\S+): (.*)$", text)
-    return (found[1], found[2].split()) if found else ("", [])
+    return (found[1], dict(re.findall(r"(\w+) (sha256:\w+)", found[2]))) if found else ("", {})
 
 
-def cpu_build(version: str, text: str) -> list[str]:
-    """Hashes of the CPU build of `version`: from its index, else as the lock `text` notes them. Exits without any."""
-    why = "it lists no such wheel"
+def cpu_build(version: str, text: str) -> dict[str, str]:
+    """Hashes of the CPU build of `version` by machine: from its index, else as the lock `text` notes them.
+
+    Exits without one for each kind of machine.
+    """
+    why = "it does not list such a wheel for each of " + ", ".join(MACHINES)
     try:
-        if hashes := cpu_hashes(version):
+        if (hashes := cpu_hashes(version)).keys() == set(MACHINES):
             return hashes
     except OSError as error:
         why = str(error)
     before, hashes = noted(text)
-    if before != version:
+    if before != version or hashes.keys() != set(MACHINES):
         sys.exit(
             f"nothing was written: {CPU_INDEX} does not say what the CPU build of torch=={version} hashes to ({why}).\n"
             "Jobs install that build, and pip would refuse it in each of them: run this where the index can be reached."
@@ -109,8 +117,11 @@ def stale() -> list[str]:
                 found.append(f"{name} has {version or 'nothing'} for {one}")
         torch, hashes = pinned(text).get("torch", ("", []))
         noted_for, build = noted(text)
-        if torch and (noted_for != torch or not build or not set(build) <= set(hashes)):
-            found.append(f"{name} lists no hash of the CPU build of torch=={torch}: no job could install it")
+        for machine in MACHINES if torch else ():
+            if noted_for != torch or build.get(machine) not in hashes:
+                found.append(
+                    f"{name} lists no hash of the CPU build of torch=={torch} for {machine}: no job there runs"
+                )
     return found
 
 
@@ -122,8 +133,9 @@ def write() -> None:
         if "torch" in pins:
             version, hashes = pins["torch"]
             more = cpu_build(version, path.read_text("utf-8") if path.exists() else "")
-            pins["torch"] = version, sorted({*hashes, *more})
-            lines.append(f"{CPU_BUILD}{version}: {' '.join(more)}")
+            pins["torch"] = version, sorted({*hashes, *more.values()})
+            shown = ", ".join(f"{machine} {more[machine]}" for machine in MACHINES)
+            lines.append(f"{CPU_BUILD}{version}: {shown}")
         for one, (version, hashes) in sorted(pins.items()):
             lines.append(" \\\n    ".join([f"{one}=={version}", *(f"--hash={digest}" for digest in hashes)]))
         path.write_text("\n".join(lines) + "\n", "utf-8")

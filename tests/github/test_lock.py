@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -45,13 +46,22 @@ def test_a_lock_of_other_requirements_is_stale(tmp_path: Path, old: str, new: st
     assert done.returncode == 1 and said in done.stdout and "fix: python .github/lock.py" in done.stdout
 
 
+HERE = "sha256:4ca4a9394b0c771238a4f73590fdbbc4debad85ed0fa63d026ae1b085da7d6e2"
+ON_ARM = "sha256:6f307c2c32d764ffc6ff6893b801fad6d4752f3e67966cb8abf1843427c02604"
 NOTE = "# CPU build of torch==2.13.0: "
 
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [(NOTE, "# "), (NOTE, "# CPU build of torch==2.12.0: "), (f"{NOTE}sha256:4", f"{NOTE}sha256:5")],
-    ids=["not noted", "of another version", "noted and not listed"],
+    [
+        (NOTE, "# "),
+        (NOTE, "# CPU build of torch==2.12.0: "),
+        (f"{NOTE}x86_64 sha256:4", f"{NOTE}x86_64 sha256:5"),
+        # pip would take PyPI's build there, which wants the libraries of CUDA.
+        (f", aarch64 {ON_ARM}", ""),
+        (f"    --hash={ON_ARM} \\\n", ""),
+    ],
+    ids=["not noted", "of another version", "noted and not listed", "not noted for ARM", "not listed for ARM"],
 )
 def test_a_lock_that_no_job_could_install_is_stale(old: str, new: str, tmp_path: Path) -> None:
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
@@ -64,19 +74,42 @@ def test_a_lock_that_no_job_could_install_is_stale(old: str, new: str, tmp_path:
     assert done.returncode == 1 and "no hash of the CPU build of torch==2.13.0" in done.stdout
 
 
+def locking() -> Any:
+    spec = importlib.util.spec_from_file_location("lock", GITHUB / "lock.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_without_its_index_the_hashes_of_the_same_torch_are_kept_and_none_are_made_up(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spec = importlib.util.spec_from_file_location("lock", GITHUB / "lock.py")
-    assert spec and spec.loader
-    lock = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(lock)
+    lock = locking()
     monkeypatch.setattr(lock, "CPU_INDEX", "http://127.0.0.1:9/")
     text = (GITHUB / "requirements.txt").read_text()
-    assert lock.cpu_build("2.13.0", text) == ["sha256:4ca4a9394b0c771238a4f73590fdbbc4debad85ed0fa63d026ae1b085da7d6e2"]
+    assert lock.cpu_build("2.13.0", text) == {"x86_64": HERE, "aarch64": ON_ARM}
     assert "the hashes noted for torch==2.13.0 are kept" in capsys.readouterr().err
     with pytest.raises(SystemExit, match=r"nothing was written: .*torch==2\.14\.0"):
         lock.cpu_build("2.14.0", text)
+    with pytest.raises(SystemExit, match="nothing was written: "):
+        lock.cpu_build("2.13.0", text.replace(f", aarch64 {ON_ARM}", ""))
+
+
+def test_the_index_tells_the_builds_of_machines_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    lock = locking()
+    name = "torch-{}%2Bcpu-{}-{}-manylinux_2_28_{}.whl#sha256={}"
+    wheels = [("2.13.0", "cp312", "cp312", "x86_64", "a" * 64), ("2.13.0", "cp312", "cp312", "aarch64", "b" * 64)]
+    others = [("2.13.0", "cp313", "cp313", "x86_64", "c" * 64), ("2.13.1", "cp312", "cp312", "x86_64", "d" * 64)]
+    page = tmp_path / "index.html"
+    monkeypatch.setattr(lock, "CPU_INDEX", page.as_uri())
+    page.write_text("\n".join(f'<a href="/whl/cpu/{name.format(*one)}">' for one in [*wheels, *others]))
+    found = {"x86_64": "sha256:" + "a" * 64, "aarch64": "sha256:" + "b" * 64}
+    assert lock.cpu_build("2.13.0", "") == found
+    # One of a kind alone is not enough.
+    page.write_text(f'<a href="/whl/cpu/{name.format(*wheels[0])}">')
+    with pytest.raises(SystemExit, match="for each of x86_64, aarch64"):
+        lock.cpu_build("2.13.0", "")
 
 
 def test_every_line_of_a_lock_has_a_hash() -> None:
@@ -86,9 +119,10 @@ def test_every_line_of_a_lock_has_a_hash() -> None:
         assert names and all(re.fullmatch(r"[\w.-]+==[\w.!+-]+", one) for one in names)
         assert not re.search(r"(?m)^[^#\s]\S*$", text)
     torch = (GITHUB / "requirements.txt").read_text().split("\ntorch==")[1].split("\nt")[0]
-    # PyPI's build for Linux on Python 3.12, and the CPU one of PyTorch's own index.
+    # PyPI's builds for Linux on Python 3.12, and the CPU ones of PyTorch's own index.
     assert "796633c4cdf0fe2cdced72d8f88f22e73dbcfce83132763162f6d4bff13b820b" in torch
-    assert "4ca4a9394b0c771238a4f73590fdbbc4debad85ed0fa63d026ae1b085da7d6e2" in torch
+    assert "572df8be8ffb4599c88cbd6a0726f1f854f4da65d2e3c09f0e2c2283333cd6d4" in torch
+    assert HERE in torch and ON_ARM in torch
 
 
 def test_jobs_that_can_prove_who_they_are_install_nothing_else() -> None:
