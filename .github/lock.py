@@ -5,10 +5,10 @@
 
 Versions are those of Linux on Python 3.12, which the workflows run. Hashes are of every file of a version, so that an
 ARM runner is served too. Of torch there are two builds: PyPI's, and the CPU one, a tenth of its size, which pip takes
-where PIP_EXTRA_INDEX_URL names its index; both are listed, the CPU one for each kind of machine that jobs run on. Where
-its hash is missing pip takes PyPI's in silence, and the job stops at `import torch`, for want of CUDA's libraries. Where
-that index cannot be reached, the hashes that the file notes for the same version are kept; for another version nothing is
-written, as every job would stop at its install.
+where PIP_EXTRA_INDEX_URL names its index; both are listed, the CPU one for each kind of machine that jobs run on.
+Without its hash pip takes PyPI's in silence, and the job stops at `import torch`, for want of CUDA's libraries. Where
+that index cannot be reached, the hashes that the file notes for the same version are kept; for another version nothing
+is written, as every job would stop at its install.
 """
 
 from __future__ import annotations
