@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import re
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from filelock import FileLock
 
+from hubpub import cli
 from hubpub.config import Project
 
 ROOT = Path(__file__).parent.parent
@@ -26,6 +30,14 @@ ROOT = Path(__file__).parent.parent
 def project() -> Project:
     """The cards and templates of this checkout."""
     return Project.find(ROOT)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _unsynced() -> Iterator[None]:
+    """Nothing that this process writes need outlive the machine: 16,000 small files were flushed to disk one by one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,20 @@ def hubpub(*arguments: str, work: Path, cwd: Path = ROOT, timeout: float = 1800,
         check=False,
     )
     return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def hubpub_here(*arguments: str, work: Path | None = None, cwd: Path = ROOT, **env: str) -> Ran:
+    """Run the command line in this process, which takes a third of a second less: for what a command says and does."""
+    line = [*arguments, *(["--work", str(work)] if work else [])]
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.dict(os.environ, env),
+        contextlib.chdir(cwd),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        code = cli.main(line)
+    return Ran(code, out.getvalue(), err.getvalue())
 
 
 class Silent:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, hubpub
+from conftest import ROOT, hubpub, hubpub_here
 
 from hubpub.config import Project
 from hubpub.errors import SourceError
@@ -114,9 +114,9 @@ def test_a_hub_that_does_not_answer_and_a_missing_token_are_told_apart(tmp_path:
 
 
 def test_the_job_matrix_names_every_cell_once(project: Project, tmp_path: Path) -> None:
-    ran = hubpub("plan", "--github", "--rehearse", work=tmp_path, HUBPUB_RUNNER="small-machine")
+    ran = hubpub_here("plan", "--github", "--rehearse", work=tmp_path, HUBPUB_RUNNER="small-machine")
     jobs = json.loads(ran.out)["cells"]["include"]
-    planned = hubpub("plan", "--rehearse", "--json", work=tmp_path).json["cells"]
+    planned = hubpub_here("plan", "--rehearse", "--json", work=tmp_path).json["cells"]
     assert [job["cell"] for job in jobs] == [cell["cell"] for cell in planned]
     assert {job["runner"] for job in jobs} == {"small-machine"}
     assert len({job["key"] for job in jobs}) == len(jobs)
@@ -138,13 +138,13 @@ def test_only_cells_that_changed_since_a_commit_are_planned(tmp_path: Path) -> N
     git("commit", "-qm", "one")
     path = repo / "cards" / "gemma-3n-E4B-it-pte" / "card.toml"
     plan = ("plan", "--rehearse", "--json", "--changed-since", "HEAD")
-    assert hubpub(*plan, work=tmp_path, cwd=repo).json["cells"] == []
+    assert hubpub_here(*plan, work=tmp_path, cwd=repo).json["cells"] == []
     path.write_text(path.read_text().replace("title = ", "# prose\ntitle = "))
-    assert hubpub(*plan, work=tmp_path, cwd=repo).json["cells"] == []
+    assert hubpub_here(*plan, work=tmp_path, cwd=repo).json["cells"] == []
     path.write_text(path.read_text().replace("context = 2048", "context = 1024"))
-    cells = [cell["cell"] for cell in hubpub(*plan, work=tmp_path, cwd=repo).json["cells"]]
+    cells = [cell["cell"] for cell in hubpub_here(*plan, work=tmp_path, cwd=repo).json["cells"]]
     assert cells and all(cell.startswith("gemma-3n-E4B-it/") for cell in cells)
-    refused = hubpub("plan", "--changed-since", "--output=x", work=tmp_path, cwd=repo)
+    refused = hubpub_here("plan", "--changed-since", "--output=x", work=tmp_path, cwd=repo)
     assert refused.code == 2
-    refused = hubpub("plan", "--changed-since=--output=x", work=tmp_path, cwd=repo)
+    refused = hubpub_here("plan", "--changed-since=--output=x", work=tmp_path, cwd=repo)
     assert (refused.code, "is not a commit" in refused.err) == (2, True)

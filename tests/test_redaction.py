@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import hubpub
+from conftest import ROOT, Ran
 
 from hubpub.errors import HubError
 from hubpub.hub.client import Client, Retry
@@ -105,34 +108,63 @@ def test_plain_words_stay(text: str) -> None:
     assert redact(text) == text
 
 
-# A long message is cut: the kinds are told a few at a time.
-@pytest.mark.parametrize("first", range(0, len(SECRETS), 5))
+# One process for several command lines: each line of its own, and what it came to.
+SEVERAL = """
+import contextlib, io, json, sys
+from hubpub.cli import main
+for line in json.loads(sys.argv[1]):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(line)
+    print(json.dumps([code, out.getvalue(), err.getvalue()]))
+"""
+
+
+def several(lines: list[list[str]], work: Path, **env: str) -> list[Ran]:
+    """Run command lines one after the other in a process that begins with the variables `env`."""
+    done = subprocess.run(
+        [sys.executable, "-c", SEVERAL, json.dumps([[*line, "--work", str(work)] for line in lines])],
+        cwd=ROOT, env={**os.environ, "HF_TOKEN": TOKEN, **env}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    # Nothing goes by another way than what a command prints.
+    assert done.stderr == ""
+    return [Ran(*json.loads(line)) for line in done.stdout.splitlines()]
+
+
 @pytest.mark.parametrize("flags", [[], ["--verbose", "--json"]])
-def test_no_secret_of_a_hub_s_answer_is_printed(flags: list[str], first: int, tmp_path: Path) -> None:
-    text = "; ".join(text for text, _ in list(SECRETS.values())[first : first + 5])
-    with refusing(text, 403 if flags else 400) as url:
-        ran = hubpub(
-            "status", "--hub", url, "--namespace", "someone", *flags,
-            work=tmp_path, HF_TOKEN=TOKEN, GITHUB_ACTIONS="true", HF_DEBUG="1",
-        )  # fmt: skip
-    assert ran.code in {9, 10}
-    assert "::error " in ran.err
-    assert "[hidden]" in (ran.json["error"] if flags else ran.err)
-    for _, secret in SECRETS.values():
-        assert secret not in ran.out + ran.err
-    assert "Secret" not in ran.out + ran.err
+def test_no_secret_of_a_hub_s_answer_is_printed(flags: list[str], tmp_path: Path) -> None:
+    told = [text for text, _ in SECRETS.values()]
+    with ExitStack() as hubs:
+        # A long message is cut: the kinds are told a few at a time.
+        texts = ["; ".join(told[first : first + 5]) for first in range(0, len(told), 5)]
+        urls = [hubs.enter_context(refusing(text, 403 if flags else 400)) for text in texts]
+        lines = [["status", "--hub", url, "--namespace", "someone", *flags] for url in urls]
+        answers = several(lines, tmp_path, GITHUB_ACTIONS="true", HF_DEBUG="1")
+    assert len(answers) == len(texts)
+    for ran in answers:
+        assert ran.code in {9, 10}
+        assert "::error " in ran.err
+        assert "[hidden]" in (ran.json["error"] if flags else ran.err)
+        for _, secret in SECRETS.values():
+            assert secret not in ran.out + ran.err
+        assert "Secret" not in ran.out + ran.err
 
 
-@pytest.mark.parametrize("command", ["status", "doctor", "pin", "release --all --version v1.0.0"])
+@pytest.mark.parametrize("by", ["option", "variable"])
 @pytest.mark.parametrize("address", ["https://bob:s3cret@host.example", "https://bob:s3/cret@host.example"])
-def test_an_address_with_a_password_is_refused_and_not_repeated(command: str, address: str, tmp_path: Path) -> None:
+def test_an_address_with_a_password_is_refused_and_not_repeated(by: str, address: str, tmp_path: Path) -> None:
     # An option says which Hub is meant; where it may be left out, so does the variable.
-    given: Any = {"HF_ENDPOINT": address} if command in {"doctor", "pin"} else {}
-    flags = [] if given else ["--hub", address]
-    ran = hubpub(*command.split(), *flags, "--json", "--verbose", work=tmp_path, HF_TOKEN=TOKEN, **given)
-    assert ran.code != 0
-    for secret in ("s3cret", "s3/cret", "bob", "Secret"):
-        assert secret not in ran.out + ran.err
+    if by == "option":
+        lines, given = [["status"], ["release", "--all", "--version", "v1.0.0"]], {}
+        lines = [[*line, "--hub", address] for line in lines]
+    else:
+        lines, given = [["doctor"], ["pin"]], {"HF_ENDPOINT": address}
+    answers = several([[*line, "--json", "--verbose"] for line in lines], tmp_path, **given)
+    assert len(answers) == 2
+    for ran in answers:
+        assert ran.code != 0
+        for secret in ("s3cret", "s3/cret", "bob", "Secret"):
+            assert secret not in ran.out + ran.err
 
 
 def test_what_the_library_logs_is_clean(caplog: pytest.LogCaptureFixture) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from conftest import hubpub
+from conftest import hubpub_here
 
 from cards.sample import facts as sample
 from hubpub.cards.family_sizes import siblings
@@ -75,11 +75,11 @@ def test_a_card_shows_what_was_measured_of_its_other_sizes_and_only_that(project
 
 
 def test_the_command_shows_them_all(tmp_path: Path) -> None:
-    ran = hubpub("facts", "sizes", "--rehearse", "--json", work=tmp_path)
+    ran = hubpub_here("facts", "sizes", "--rehearse", "--json", work=tmp_path)
     assert [row["size"] for row in ran.json["sizes"]] == ORDER
     assert not any(row["released"] for row in ran.json["sizes"])
     # What files would take, by the shapes of the model; the real ones of noise took 2.80 and 3.39 GB.
     guessed = {row["size"]: row["estimated_bytes"] / 1e9 for row in ran.json["sizes"]}
     assert 2.7 < guessed["E1.96B"] < 2.9 and 3.3 < guessed["E2.69B"] < 3.5
-    shown = hubpub("facts", "sizes", "--rehearse", work=tmp_path).out
+    shown = hubpub_here("facts", "sizes", "--rehearse", work=tmp_path).out
     assert "~2.76 GB" in shown and "estimated" in shown and "published by Google" in shown

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import click
 import pytest
-from conftest import ROOT
+from conftest import ROOT, hubpub_here
 
 import hubpub as package
 from hubpub import cli
@@ -32,14 +31,14 @@ def run(*arguments: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedPr
 
 
 def test_help_groups_the_commands_by_what_a_person_is_doing() -> None:
-    said = run("--help").stdout
+    said = hubpub_here("--help").out
     assert [line[:-1] for line in said.splitlines() if line and not line.startswith((" ", "Usage"))] == [
         "Options",
         *SECTIONS,
     ]
     for name in COMMANDS:
         assert f"\n  {name} " in said
-    assert run("--version").stdout == f"hubpub {package.__version__}\n"
+    assert hubpub_here("--version").out == f"hubpub {package.__version__}\n"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -68,20 +67,25 @@ def test_every_command_says_what_it_does_and_takes_the_common_options(
     ],
 )
 def test_wrong_usage_exits_with_2_and_says_what_would_be_right(typed: list[str], told: list[str]) -> None:
-    plain, machine = run(*typed), run(*typed, "--json")
-    assert (plain.returncode, machine.returncode) == (2, 2)
-    assert plain.stdout == "" and plain.stderr.startswith("error: ") and "\n  fix: " in plain.stderr
-    answer = json.loads(machine.stdout)
-    assert answer["exit_code"] == 2
+    plain, machine = hubpub_here(*typed), hubpub_here(*typed, "--json")
+    assert (plain.code, machine.code) == (2, 2)
+    assert plain.out == "" and plain.err.startswith("error: ") and "\n  fix: " in plain.err
+    assert machine.json["exit_code"] == 2
     for part in told:
-        assert part in plain.stderr and part in f"{answer['error']} {answer['hint']}"
+        assert part in plain.err and part in f"{machine.json['error']} {machine.json['hint']}"
 
 
 @pytest.mark.parametrize("typed", [[], ["hub"], ["ci"], ["facts"]])
 def test_a_group_alone_shows_its_commands(typed: list[str]) -> None:
-    ran = run(*typed)
-    assert (ran.returncode, ran.stdout) == (2, "")
-    assert "Usage: hubpub" in ran.stderr
+    ran = hubpub_here(*typed)
+    assert (ran.code, ran.out) == (2, "")
+    assert "Usage: hubpub" in ran.err
+
+
+def test_a_process_says_the_same_and_ends_with_that_code() -> None:
+    typed = ("plan", "--rehears", "--json")
+    ran, said = run(*typed), hubpub_here(*typed)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (said.code, said.out, said.err)
 
 
 @pytest.mark.slow
@@ -99,10 +103,10 @@ def test_a_shell_completes_commands_options_cells_and_cards() -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_the_script_of_every_shell_is_printed(shell: str, tmp_path: Path) -> None:
-    ran = run("completion", shell)
-    assert ran.returncode == 0 and "_HUBPUB_COMPLETE" in ran.stdout
+    ran = hubpub_here("completion", shell)
+    assert ran.code == 0 and "_HUBPUB_COMPLETE" in ran.out
     script = tmp_path / "script"
-    script.write_text(ran.stdout)
+    script.write_text(ran.out)
     if shutil.which(shell):
         subprocess.run([shell, "-n", str(script)], check=True)
 

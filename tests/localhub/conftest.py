@@ -11,6 +11,7 @@ import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ import pytest
 from hubpub.localhub import LocalHub
 
 if TYPE_CHECKING:
+    import httpx2
     from huggingface_hub import HfApi
 
 # Read when the library and its transport start: their caches must not meet those of the person who runs the tests.
@@ -42,6 +44,14 @@ def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", request.param == "lfs")
     return str(request.param)
+
+
+@cache
+def web() -> httpx2.Client:
+    """Asks by a connection for each request, as `httpx2.get` does, but reads the system's certificates once."""
+    import httpx2
+
+    return httpx2.Client(limits=httpx2.Limits(max_keepalive_connections=0))
 
 
 def api_of(url: str, token: str) -> HfApi:

@@ -11,9 +11,10 @@ import pytest
 
 from hubpub.localhub import LocalHub
 
-from .conftest import Process, api_of, noise
+from .conftest import Process, api_of, noise, web
 
 if TYPE_CHECKING:
+    import httpx2
     from huggingface_hub import HfApi, RepoFile
 
 
@@ -75,25 +76,25 @@ def test_files_arrive_and_come_back_as_they_were(
 
 
 def test_a_download_by_xet_needs_no_more_than_a_part(hub: LocalHub, api: HfApi, repo: str) -> None:
-    import httpx2
-
     content = noise(1_500_000)
     commit(api, repo, {"a.pte": content})
     found = info_of(api, repo, "a.pte")
-    access = httpx2.get(
-        f"{hub.url}/api/models/{repo}/xet-read-token/main", headers={"Authorization": f"Bearer {hub.token}"}
-    ).json()
+    access = (
+        web()
+        .get(f"{hub.url}/api/models/{repo}/xet-read-token/main", headers={"Authorization": f"Bearer {hub.token}"})
+        .json()
+    )
     address = f"{access['casUrl']}/v1/reconstructions/{found.xet_hash}"
     headers = {"Authorization": f"Bearer {access['accessToken']}", "Range": "bytes=700000-700009"}
-    plan = httpx2.get(address, headers=headers).json()
+    plan = web().get(address, headers=headers).json()
     assert len(plan["terms"]) == 1 and plan["terms"][0]["unpacked_length"] < 300_000
     ((where,),) = plan["fetch_info"].values()
     reach = where["url_range"]
-    part = httpx2.get(where["url"], headers={"Range": f"bytes={reach['start']}-{reach['end']}"})
+    part = web().get(where["url"], headers={"Range": f"bytes={reach['start']}-{reach['end']}"})
     assert part.status_code == 206 and content[700000:700010] in part.content
-    assert httpx2.get(where["url"].replace("signature=", "signature=0")).status_code == 403
-    assert httpx2.get(address, headers={**headers, "Range": "bytes=1500000-1500001"}).status_code == 416
-    assert httpx2.get(address).status_code == 401
+    assert web().get(where["url"].replace("signature=", "signature=0")).status_code == 403
+    assert web().get(address, headers={**headers, "Range": "bytes=1500000-1500001"}).status_code == 416
+    assert web().get(address).status_code == 401
 
 
 def test_what_is_there_already_is_not_sent_again(transport: str, hub: LocalHub, api: HfApi, repo: str) -> None:
@@ -239,14 +240,12 @@ def test_trees(hub: LocalHub, api: HfApi, repo: str) -> None:
 
 
 def test_downloads_of_a_part(hub: LocalHub, api: HfApi, repo: str) -> None:
-    import httpx2
-
     content = noise(100_000, 7)
     oid = commit(api, repo, {"a.pte": content, "b.txt": b"text"})
     address = f"{hub.url}/{repo}/resolve/main/a.pte"
 
     def get(value: str, **headers: str) -> httpx2.Response:
-        return httpx2.get(address, headers={"Range": value, **headers})
+        return web().get(address, headers={"Range": value, **headers})
 
     for asked, expected in {
         "bytes=0-9": content[:10],
@@ -263,15 +262,15 @@ def test_downloads_of_a_part(hub: LocalHub, api: HfApi, repo: str) -> None:
         assert (response.status_code, response.headers["Content-Range"]) == (416, "bytes */100000")
     for asked in ("bytes=a-b", "bytes=-", "lines=1-2", "bytes=0-1,5-6"):
         assert (get(asked).status_code, len(get(asked).content)) == (200, 100_000)
-    head = httpx2.head(address)
+    head = web().head(address)
     assert head.headers["X-Repo-Commit"] == oid
     assert head.headers["X-Linked-Size"] == head.headers["Content-Length"] == "100000"
     assert head.headers["X-Linked-ETag"] == f'"{hashlib.sha256(content).hexdigest()}"'
-    assert httpx2.get(address, headers={"If-None-Match": head.headers["ETag"]}).status_code == 304
+    assert web().get(address, headers={"If-None-Match": head.headers["ETag"]}).status_code == 304
     assert get("bytes=0-1", **{"If-Range": '"other"'}).status_code == 200
-    missing = httpx2.get(f"{hub.url}/{repo}/resolve/main/c.txt")
+    missing = web().get(f"{hub.url}/{repo}/resolve/main/c.txt")
     assert (missing.status_code, missing.headers["X-Error-Code"]) == (404, "EntryNotFound")
-    assert httpx2.get(f"{hub.url}/{repo}/raw/main/a.pte").text.startswith("version https://git-lfs")
+    assert web().get(f"{hub.url}/{repo}/raw/main/a.pte").text.startswith("version https://git-lfs")
 
 
 def test_pull_requests(transport: str, api: HfApi, repo: str) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import httpx2
 import pytest
 
 from hubpub.localhub import LocalHub
 
-from .conftest import api_of
+from .conftest import api_of, web
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -67,19 +66,19 @@ def test_nobody_sees_a_private_repo_in_it(api: HfApi, hub: LocalHub) -> None:
     for name in ("hidden", "a"):
         api.add_collection_item(slug, f"local/{name}", "model")
     assert names(api, slug) == ["local/hidden", "local/a"]
-    anybody = httpx2.get(f"{hub.url}/api/collections/{slug}").json()
+    anybody = web().get(f"{hub.url}/api/collections/{slug}").json()
     assert [item["id"] for item in anybody["items"]] == ["local/a"]
     for page in (f"/collections/{slug}", "/collections", "/local/collections"):
-        text = httpx2.get(f"{hub.url}{page}", headers={"Accept": "text/html"})
+        text = web().get(f"{hub.url}{page}", headers={"Accept": "text/html"})
         assert text.status_code == 200 and "hidden" not in text.text and TITLE in text.text
 
 
 def test_a_private_collection_is_for_its_owner(api: HfApi, hub: LocalHub) -> None:
     slug = api.create_collection(TITLE, namespace="local", private=True).slug
-    assert httpx2.get(f"{hub.url}/api/collections/{slug}").status_code == 404
-    assert httpx2.get(f"{hub.url}/api/collections?owner=local").json() == []
+    assert web().get(f"{hub.url}/api/collections/{slug}").status_code == 404
+    assert web().get(f"{hub.url}/api/collections?owner=local").json() == []
     assert [one.slug for one in api.list_collections(owner="local")] == [slug]
-    assert TITLE not in httpx2.get(f"{hub.url}/collections", headers={"Accept": "text/html"}).text
+    assert TITLE not in web().get(f"{hub.url}/collections", headers={"Accept": "text/html"}).text
 
 
 def test_who_may_not_write_changes_nothing(api: HfApi, hub: LocalHub) -> None:
@@ -124,5 +123,5 @@ def test_who_may_not_write_changes_nothing(api: HfApi, hub: LocalHub) -> None:
 def test_what_is_wrong_is_refused(api: HfApi, hub: LocalHub, method: str, path: str, body: object, status: int) -> None:
     slug = api.create_collection(TITLE, namespace="local").slug
     address = f"{hub.url}/api/collections{path.format(slug=slug)}"
-    answer = httpx2.request(method, address, json=body, headers={"Authorization": f"Bearer {hub.token}"})
+    answer = web().request(method, address, json=body, headers={"Authorization": f"Bearer {hub.token}"})
     assert answer.status_code == status

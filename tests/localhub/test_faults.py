@@ -10,7 +10,7 @@ import pytest
 
 from hubpub.localhub import Fault, LocalHub
 
-from .conftest import Process, noise
+from .conftest import Process, noise, web
 from .test_api import commit
 from .test_server import ask
 
@@ -55,17 +55,15 @@ def test_a_lost_response_is_a_commit_that_was_made(hub: LocalHub, api: HfApi, re
 
 
 def test_faults_are_ordered_over_http_too(start: Callable[..., Process]) -> None:
-    import httpx2
-
     server = start()
     order = {"path": "/api/models", "status": 503, "times": 2}
     assert server.ask("POST", "/_local/faults", order)[0]["met"] == 0
-    assert httpx2.get(f"{server.url}/api/models").status_code == 503
+    assert web().get(f"{server.url}/api/models").status_code == 503
     assert server.ask("GET", "/_local/faults")[0]["met"] == 1
     assert server.ask("DELETE", "/_local/faults") == []
-    assert httpx2.get(f"{server.url}/api/models").status_code == 200
+    assert web().get(f"{server.url}/api/models").status_code == 200
     assert [e["status"] for e in server.ask("GET", "/_local/requests")] == [503, 200]
     headers = {"Authorization": f"Bearer {server.token}"}
     for wrong in ({"cut": "somewhere"}, {"path": "("}, {"other": 1}, [1], {"times": "x"}, {"status": 200}):
-        answer = httpx2.post(f"{server.url}/_local/faults", json=wrong, headers=headers)
+        answer = web().post(f"{server.url}/_local/faults", json=wrong, headers=headers)
         assert answer.status_code == 400, wrong

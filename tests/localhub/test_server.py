@@ -24,7 +24,7 @@ import pytest
 from hubpub.errors import HubError
 from hubpub.localhub import LocalHub
 
-from .conftest import REPO, Process, api_of, noise
+from .conftest import REPO, Process, api_of, noise, web
 from .test_api import commit, info_of
 
 if TYPE_CHECKING:
@@ -44,11 +44,9 @@ def say(hub: LocalHub, data: bytes, timeout: float = 5.0) -> bytes:
 
 
 def ask(hub: LocalHub, method: str, path: str, body: bytes = b"", token: str | None = "", **headers: str) -> Any:
-    import httpx2
-
     if token is not None:
         headers["Authorization"] = f"Bearer {token or hub.token}"
-    return httpx2.request(method, hub.url + path, content=body, headers=headers, timeout=10)
+    return web().request(method, hub.url + path, content=body, headers=headers, timeout=10)
 
 
 HOST = b"Host: localhost\r\n"
@@ -195,8 +193,6 @@ def test_references_are_checked(hub: LocalHub, repo: str) -> None:
 
 
 def test_uploads_are_checked(hub: LocalHub, repo: str) -> None:
-    import httpx2
-
     content = b"\0" * 1000
     sha256 = hashlib.sha256(content).hexdigest()
 
@@ -207,26 +203,24 @@ def test_uploads_are_checked(hub: LocalHub, repo: str) -> None:
     for wrong in ({"oid": "x"}, {"oid": sha256.upper()}, {"size": -1}, {"size": True}, {"size": 1 << 60}):
         assert offer(**wrong).status_code == 400
     href = offer().json()["objects"][0]["actions"]["upload"]["href"]
-    assert httpx2.put(href, content=b"\1" * 1000).status_code == 400
-    assert httpx2.put(href, content=content[:-1]).status_code == 400
-    assert httpx2.put(href, content=content + b"\0").status_code == 413
+    assert web().put(href, content=b"\1" * 1000).status_code == 400
+    assert web().put(href, content=content[:-1]).status_code == 400
+    assert web().put(href, content=content + b"\0").status_code == 413
     for forged in (
         href.replace("size=1000", "size=2000"),
         re.sub("signature=.", "signature=x", href),
         href.partition("?")[0],
         href.replace("local/model", "local/other"),
     ):
-        assert httpx2.put(forged, content=content).status_code in (403, 404)
+        assert web().put(forged, content=content).status_code in (403, 404)
     assert not list((hub.root / "blobs").glob(f"*/{sha256}"))
     assert list((hub.root / "unfinished").iterdir()) == []
-    assert httpx2.put(href, content=content).status_code == 200
+    assert web().put(href, content=content).status_code == 200
     assert offer().json()["objects"][0].get("actions") is None
 
 
 @pytest.mark.slow
 def test_the_storage_service_checks_what_it_gets(hub: LocalHub, api: HfApi, repo: str) -> None:
-    import httpx2
-
     commit(api, repo, {"a.pte": noise(100_000)})
     access = ask(hub, "GET", f"/api/models/{repo}/xet-write-token/main").json()
     headers = {"Authorization": f"Bearer {access['accessToken']}"}
@@ -241,12 +235,12 @@ def test_the_storage_service_checks_what_it_gets(hub: LocalHub, api: HfApi, repo
         *(tag + chance.randbytes(600) for _ in range(30)),
     ]
     for shard in shards:
-        assert httpx2.post(f"{access['casUrl']}/v1/shards", content=shard, headers=headers).status_code == 400
+        assert web().post(f"{access['casUrl']}/v1/shards", content=shard, headers=headers).status_code == 400
     lz4 = b"\x04\x22\x4d\x18\x40\x40\xc0"
     xorbs = [b"", b"\0" * 20, b"\0\5\0\0\1\5\0\0hell", b"XETBLOB", *(chance.randbytes(200) for _ in range(20))]
     for xorb in xorbs:
         address = f"{access['casUrl']}/v1/xorbs/default/{chance.randbytes(32).hex()}"
-        assert httpx2.post(address, content=xorb, headers=headers).status_code == 400
+        assert web().post(address, content=xorb, headers=headers).status_code == 400
     # Chunks are unpacked when a shard asks for them: damaged ones must fail then.
     for damaged in (
         lz4 + b"\xff\0\0\0",
@@ -258,7 +252,7 @@ def test_the_storage_service_checks_what_it_gets(hub: LocalHub, api: HfApi, repo
         name = chance.randbytes(32)
         xorb = b"\0" + len(damaged).to_bytes(3, "little") + b"\1" + (100).to_bytes(3, "little") + damaged
         text = b"".join(name[i : i + 8][::-1] for i in range(0, 32, 8)).hex()
-        sent = httpx2.post(f"{access['casUrl']}/v1/xorbs/default/{text}", content=xorb, headers=headers)
+        sent = web().post(f"{access['casUrl']}/v1/xorbs/default/{text}", content=xorb, headers=headers)
         assert sent.status_code == 200
         entry = name + bytes(4) + (100).to_bytes(4, "little") + bytes(4) + (1).to_bytes(4, "little")
         shard = (
@@ -271,11 +265,11 @@ def test_the_storage_service_checks_what_it_gets(hub: LocalHub, api: HfApi, repo
             + entry
             + b"\xff" * 48
         )
-        refused = httpx2.post(f"{access['casUrl']}/v1/shards", content=shard, headers=headers)
+        refused = web().post(f"{access['casUrl']}/v1/shards", content=shard, headers=headers)
         assert refused.status_code == 400, refused.text
     reading = ask(hub, "GET", f"/api/models/{repo}/xet-read-token/main").json()["accessToken"]
     for wrong, status in ((reading, 403), ("x.y", 401), (hub.token, 401), (access["accessToken"][:-1], 401)):
-        answer = httpx2.post(f"{access['casUrl']}/v1/shards", content=b"", headers={"Authorization": f"Bearer {wrong}"})
+        answer = web().post(f"{access['casUrl']}/v1/shards", content=b"", headers={"Authorization": f"Bearer {wrong}"})
         assert answer.status_code == status
 
 
@@ -328,8 +322,6 @@ def test_who_may_do_what(hub: LocalHub, api: HfApi, transport: str) -> None:
 
 
 def test_names_of_other_machines_are_refused(hub: LocalHub, tmp_path: Path) -> None:
-    import httpx2
-
     for name in (
         "evil.example",
         "localhost.evil.example",
@@ -338,8 +330,8 @@ def test_names_of_other_machines_are_refused(hub: LocalHub, tmp_path: Path) -> N
         "localhost:80:80",
         "0.0.0.0",
     ):
-        assert httpx2.get(f"{hub.url}/api/models", headers={"Host": name}).status_code == 403
-    assert httpx2.get(f"{hub.url}/api/models", headers={"Host": "localhost:1234"}).status_code == 200
+        assert web().get(f"{hub.url}/api/models", headers={"Host": name}).status_code == 403
+    assert web().get(f"{hub.url}/api/models", headers={"Host": "localhost:1234"}).status_code == 200
     for host in ("0.0.0.0", "::", "192.168.1.1", "example.org"):
         with pytest.raises(HubError, match="this machine alone"):
             LocalHub(tmp_path / "x", host=host)
@@ -402,8 +394,6 @@ for number in range(1000):
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_at_any_moment(seed: int, transport: str, start: Callable[..., Process], tmp_path: Path) -> None:
     """After kill -9 every commit that was answered is there, whole, and nothing half-done shows."""
-    import httpx2
-
     server = start()
     env = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": str(int(transport == "lfs"))}
     command = [sys.executable, "-c", WRITER, server.url]
@@ -430,10 +420,10 @@ def test_killed_at_any_moment(seed: int, transport: str, start: Callable[..., Pr
         content = noise(200_000, number)
         lfs = info_of(api, REPO, f"{number}.pte", oid).lfs
         assert lfs and lfs.sha256 == hashlib.sha256(content).hexdigest()
-        assert httpx2.get(f"{again.url}/{REPO}/resolve/{oid}/n.txt").text == str(number)
+        assert web().get(f"{again.url}/{REPO}/resolve/{oid}/n.txt").text == str(number)
     if history:
         number = len(history) - 1
-        assert httpx2.get(f"{again.url}/{REPO}/resolve/main/{number}.pte").content == noise(200_000, number)
+        assert web().get(f"{again.url}/{REPO}/resolve/main/{number}.pte").content == noise(200_000, number)
     commit(api, REPO, {"after.txt": b"1"})
 
 

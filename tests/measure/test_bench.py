@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, hubpub
+from conftest import ROOT, hubpub_here
 
 from hubpub.errors import ExportError, UsageError
 from hubpub.facts import CardFacts, load
@@ -71,13 +71,13 @@ def test_a_phone_is_shown_for_the_file_it_ran(tmp_path: Path) -> None:
     folder = tmp_path / "cards" / "gemma-3n-E2B-it-pte"
     (tmp_path / "stats.json").write_text(printed())
     command = ("bench", "gemma-3n-E2B-it/8da4w", "--import", str(tmp_path / "stats.json"), "--project", str(tmp_path))
-    assert hubpub(*command, work=tmp_path / "work").code == 2
-    ran = hubpub(*command, "--device", "Pixel | 9", work=tmp_path / "work")
+    assert hubpub_here(*command, work=tmp_path / "work").code == 2
+    ran = hubpub_here(*command, "--device", "Pixel | 9", work=tmp_path / "work")
     assert ran.code == 0, ran.err
     (shown,) = [cell for cell in load(CardFacts, folder / "facts.json").cells if cell.devices]
     assert shown.devices[0].device == "Pixel | 9"
     assert json.loads((folder / "devices.json").read_text())["measured"][0]["sha256"] == shown.file.sha256
-    assert hubpub("render", "--project", str(tmp_path), work=tmp_path / "work").code == 0
+    assert hubpub_here("render", "--project", str(tmp_path), work=tmp_path / "work").code == 0
     (row,) = [line for line in (folder / "README.md").read_text().splitlines() if "Pixel" in line]
     assert row.startswith("| `8da4w` | Pixel \\| 9 | 3.5 s | 2.01 s | 64 tokens/s | 8 tokens/s |")
 

@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, hubpub
+from conftest import ROOT, hubpub_here
 
 from hubpub.config import Project
 from hubpub.errors import ExportError, HubpubError, SourceError, ToolchainError, UsageError
@@ -215,7 +215,7 @@ def test_without_adb_or_a_runner(desk: Desk, tmp_path: Path, monkeypatch: pytest
 
 def test_the_command_line_says_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "x.pte").write_bytes(b"program")
-    ran = hubpub("bench", str(tmp_path / "x.pte"), "--adb", work=tmp_path / "w", PATH=str(tmp_path))
+    ran = hubpub_here("bench", str(tmp_path / "x.pte"), "--adb", work=tmp_path / "w", PATH=str(tmp_path))
     assert (ran.code, "there is no adb" in ran.err) == (4, True), ran.err
 
 
