@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -26,6 +27,9 @@ def export_environment() -> dict[str, str]:
     return found
 
 
+_KERNEL_ARCHITECTURE = Path("/proc/sys/kernel/arch")
+
+
 @cache
 def versions(packages: tuple[str, ...] = STACK) -> dict[str, str]:
     """Installed versions, without local build tags; "missing" where a package is not installed."""
@@ -45,13 +49,31 @@ def system() -> str:
 
 def host() -> str:
     """The processor, cores and system a speed was measured on; nothing that identifies the machine."""
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    except OSError:
-        pass
+    name = _processor() or platform.processor() or platform.machine()
     return f"{name}, {os.cpu_count()} cores, {platform.system()}"
+
+
+def _processor() -> str | None:
+    """The name of the processor as Linux tells it; on ARM it tells numbers, which lscpu knows the names of."""
+    try:
+        told = Path("/proc/cpuinfo").read_text()
+        if "model name" not in told:
+            environment = {**os.environ, "LC_ALL": "C"}
+            told = subprocess.run(
+                ["lscpu"], capture_output=True, text=True, check=False, timeout=10, env=environment
+            ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    lines = (line.partition(":") for line in told.splitlines() if line.lower().startswith("model name"))
+    return next((name.strip() for _, _, name in lines if name.strip() not in {"", "-"}), None)
+
+
+def emulated() -> bool:
+    """Whether the processor is an emulated one: Linux runs on another kind than it tells this program of."""
+    try:
+        return _KERNEL_ARCHITECTURE.read_text().strip() != platform.machine()
+    except OSError:
+        return False
 
 
 def processes_that_fit(tasks: int, bytes_each: int) -> int:

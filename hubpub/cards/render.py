@@ -195,6 +195,7 @@ def _of_facts(card: Card, facts: CardFacts, previous: CardFacts | None) -> dict[
         "hosts": list(dict.fromkeys((cell.speed.host, cell.speed.threads) for cell in facts.cells)),
         "harnesses": list(dict.fromkeys(one.harness for cell in facts.cells for one in cell.evaluations)),
         "machines": _machines(facts.cells),
+        "untimed": _untimed(facts.cells),
         "gates": list(dict.fromkeys(gate.name for cell in facts.cells for gate in cell.gates)),
         "patches": list({p.name: p for cell in facts.cells for p in cell.patches if p.applied}.values()),
         "links": _links(facts),
@@ -388,6 +389,12 @@ def _machines(cells: Sequence[CellFacts]) -> list[tuple[str, str, int]]:
     """The machines of cells that were measured on several: processor, its name, and threads."""
     speeds = [speed for cell in cells if cell.hosts for speed in (cell.speed, *(one.speed for one in cell.hosts))]
     return list(dict.fromkeys(((one.system.split() or ["here"])[-1], one.host, one.threads) for one in speeds))
+
+
+def _untimed(cells: Sequence[CellFacts]) -> list[str]:
+    """Why the speed of a cell on another machine is not shown: it says nothing of that kind of processor."""
+    others = [one.speed for cell in cells if not cell.source.scale_model for one in cell.hosts]
+    return list(dict.fromkeys(speed.reason for speed in others if not speed.representative))
 
 
 def _links(facts: CardFacts) -> Links:

@@ -70,7 +70,8 @@ def report(found: Report) -> RenderableType:
         lines.append(Text("Rehearsal: every figure is of a scale model, none of a real one.", style="yellow"))
     busy = [facts.cell for facts in real if not facts.speed.representative]
     if busy:
-        lines.append(Text(f"The machine was busy while it timed {len(busy)} cells: their speed says little.", "yellow"))
+        why = next(facts.speed.reason for facts in real if not facts.speed.representative)
+        lines.append(Text(f"The speed of {len(busy)} cells says little: {why}.", "yellow"))
     lines += [Text(failure.message, style="red") for failure in found.failures.values()]
     lines += [Text(f"{one.repo_id}: {one.summary}") for one in found.staged]
     lines.append(receipts(found.receipts))

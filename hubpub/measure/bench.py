@@ -27,7 +27,7 @@ import psutil
 from hubpub import data
 from hubpub.errors import ExportError, UsageError
 from hubpub.facts import MEASURING, DeviceSpeed, FileFact, Memory, Resident, RunnerCheck, Speed
-from hubpub.machine import export_environment, host, peak_resident_bytes, resident, versions
+from hubpub.machine import emulated, export_environment, host, peak_resident_bytes, resident, versions
 from hubpub.measure.runtime import Session, native_log, register_kernels
 from hubpub.model.reader import Reader
 
@@ -428,6 +428,8 @@ class _Watch:
 
     def reason(self) -> str:
         """Why what was timed meanwhile is not representative; "" where it is."""
+        if emulated():
+            return "the processor is emulated"
         busy, ours, clock = (after - before for after, before in zip(self._now(), self.started, strict=True))
         cores = psutil.cpu_count() or 1
         others = max(0.0, busy - ours) / max(clock, 1e-9)

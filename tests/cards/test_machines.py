@@ -38,6 +38,24 @@ def test_both_processors_stand_side_by_side(project: Project) -> None:
     assert "- aarch64: Neoverse-N2, 4 cores, Linux, 4 threads" in page
 
 
+def test_no_speed_of_an_emulated_processor_is_shown(project: Project) -> None:
+    cell = recommended(project)
+    why = "the processor is emulated"
+    speed = cell.speed.model_copy(
+        update={
+            "representative": False,
+            "reason": why,
+            "system": "Linux 6.11 aarch64",
+            "decode_tokens_per_second": 0.37,
+        }
+    )
+    page = shown(project, hosts=(OtherHost(system="Linux aarch64", parity=cell.parity, speed=speed, gates=cell.gates),))
+    (row,) = [line for line in page.splitlines() if "| aarch64 |" in line]
+    assert row.endswith("| - |") and "0.37" not in page
+    assert f"- {why}" in page
+    assert why not in shown(project)
+
+
 def test_a_gate_missed_on_another_machine_is_a_gate_missed(project: Project) -> None:
     cell = recommended(project)
     bad = (Gate(name="kl_mean", kind="max", limit=0.1, measured=0.2, passed=False),)
