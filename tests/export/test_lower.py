@@ -12,7 +12,7 @@ from hubpub.export import lower
 from hubpub.export.quantize import DynamicLinear, register_operators
 from hubpub.measure.inspect import inspect
 from hubpub.measure.runtime import Session
-from hubpub.model.patches import applied, edge_passes
+from hubpub.model.patches import Patch, applied, edge_passes, graph_modules
 
 
 class Mixed(torch.nn.Module):
@@ -25,20 +25,20 @@ class Mixed(torch.nn.Module):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stacked", [True, False])
-def test_one_retrace_gives_the_same_bytes(stacked: bool) -> None:
+@pytest.mark.parametrize("patch", [edge_passes.PATCH, graph_modules.PATCH], ids=lambda patch: patch.name)
+def test_what_makes_lowering_quick_gives_the_same_bytes(patch: Patch) -> None:
     # Not at the top: every process would import it, to find tests, for seconds.
     from executorch.exir import EdgeCompileConfig, to_edge
 
     dynamic: tuple[dict[int, object], ...] = ({0: torch.export.Dim("S", min=2, max=64)}, {})
     made = []
-    for patches in ([edge_passes.PATCH] if stacked else [], []):
-        program = torch.export.export(
-            Mixed(), (torch.randn(8, 4), torch.ones(1, dtype=torch.int64)), dynamic_shapes=dynamic
-        )
+    for patches in ([patch], []):
         with applied(patches):
+            program = torch.export.export(
+                Mixed(), (torch.randn(8, 4), torch.ones(1, dtype=torch.int64)), dynamic_shapes=dynamic
+            )
             edge = to_edge(program, compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True))
-        made.append(edge.to_executorch().buffer)
+            made.append(edge.to_executorch().buffer)
     assert made[0] == made[1]
 
 

@@ -18,6 +18,7 @@ from hubpub.model.patches import (
     edge_passes,
     emitted_constants,
     gaussian_topk,
+    graph_modules,
     layer_type_order,
     replaced,
     sdpa_meta,
@@ -140,6 +141,39 @@ def test_other_passes_upstream_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
     passes = list(_program.base_pre_op_replace_passes)
     monkeypatch.setattr(_program, "base_pre_op_replace_passes", passes[:1] + passes[2:])
     with pytest.raises(ToolchainError, match="to_edge runs other passes"), applied([edge_passes.PATCH]):
+        pass
+
+
+class Twice(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+
+def test_a_module_is_compiled_when_it_is_called() -> None:
+    with applied([graph_modules.PATCH]):
+        module = torch.fx.symbolic_trace(Twice())
+        assert "mul" not in module.code
+        product = next(node for node in module.graph.nodes if node.op == "call_function")
+        product.args = (product.args[0], 3)
+        module.recompile()
+        assert module(torch.ones(2)).tolist() == [3, 3]
+        product.args = (product.args[0], 4)
+        module.recompile()
+        assert module(torch.ones(2)).tolist() == [4, 4]
+        later = torch.fx.symbolic_trace(Twice())
+    # One that was made within is as good afterwards, and what is made then is compiled at once.
+    assert later(torch.ones(2)).tolist() == [2, 2]
+    assert "mul" in torch.fx.symbolic_trace(Twice()).code
+
+
+def test_a_graph_module_that_changed_is_refused() -> None:
+    def other(self: object) -> None: ...
+
+    with (
+        replaced(torch.fx.GraphModule, "recompile", other),
+        pytest.raises(ToolchainError, match="no longer contains"),
+        applied([graph_modules.PATCH]),
+    ):
         pass
 
 
