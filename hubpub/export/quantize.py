@@ -362,7 +362,12 @@ class QuantizedEmbedding(nn.Module):
         ops = torch.ops.quantized_decomposed
         low, high = (-8, 7) if self.bits == 4 else (-128, 127)
         look_up = ops.embedding_4bit if self.bits == 4 else ops.embedding_byte
-        rows = look_up.dtype(self.values, self.scales, None, low, high, indices, dtype=self.dtype)
+        values, scales = self.values, self.scales
+        if not torch.compiler.is_exporting():
+            # Run eagerly, the operator widens all of its table, which is gigabytes, whatever is looked up.
+            needed, indices = indices.unique(return_inverse=True)
+            values, scales = values[needed], scales[needed]
+        rows = look_up.dtype(values, scales, None, low, high, indices, dtype=self.dtype)
         if self.bits == 16:
             rows = joined(rows)
         return rows * self.factor
