@@ -22,9 +22,11 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,8 @@ TOKENS, SCALE_TOKENS = 2048, 512
 COMPARED = 1024
 # A program that is slow reads less of the text than this many seconds allow, but always past its sliding window.
 SECONDS = 300.0
+# Comparing two logits takes as long as this many multiplications of a product that made them.
+_COMPARISON = 300
 # Rows of logits that are computed at once, and logits that are compared at once: 16 MB, which the allocator gives back
 # and takes again. Larger ones are new pages each time, and filling those takes longer than all the arithmetic.
 _ROWS, _AT_ONCE = 256, 1 << 22
@@ -76,6 +80,8 @@ _LARGEST = 700.0
 TIE = 0.1
 # Logits [end - begin, vocabulary] of the rows begin to end.
 Rows = Callable[[int, int], Any]
+# Those of several models, or of several texts, at once.
+Blocks = Callable[[int, int], Sequence[Any]]
 # Progress of one stage: how much of it is done.
 Told = Callable[[float], None]
 _UNSEEN: Told = partial(unseen, "")
@@ -268,31 +274,39 @@ def _ask(
 
     from hubpub.model.loader import load
 
+    step = _step(tokens)
+
     def compared(model: Any, stage: str) -> list[float]:
-        rows = EagerLogits(model, tokens, window, _step(tokens))
-        found = _agreement(_rows(logits), rows, tokens, _step(tokens), partial(progress, stage))
+        body, head = _parts(partial(progress, stage), model, len(tokens), step)
+        rows = EagerLogits(model, tokens, window, step, body)
+        found = _agreement(_rows(logits), rows, tokens, step, head)
         return [found.top1, found.kl_mean]
 
+    progress("reference: loading", 0.0)
     model = reference_model(checkpoint)
     found: dict[str, Any] = {}
     with torch.no_grad():
         progress("reference: text", 0.0)
-        logits = eager_logits(model, tokens, window)
+        logits = eager_logits(model, tokens, window, partial(progress, "reference: text"))
         progress(stage := "reference: int8 activations", 0.0)
         with int8_activations(model):
             found["int8_activations"] = compared(model, stage)
         del model
+        progress("reference: loading", 0.0)
+        model = load(checkpoint, dtype=torch.bfloat16)
         progress(stage := "reference: bfloat16", 0.0)
-        found["bf16"] = compared(load(checkpoint, dtype=torch.bfloat16), stage)
+        found["bf16"] = compared(model, stage)
         whole = _distance(checkpoint.whole, logits, tokens, window, progress) if checkpoint.whole else None
     return logits, {**found, "whole": whole.model_dump() if whole else None}
 
 
 def _distance(whole: Checkpoint, logits: Any, tokens: Sequence[int], window: int | None, progress: Progress) -> Whole:
     """How far a slice that gave `logits` is from the `whole` model, both in float32."""
-    progress("reference: the whole model", 0.0)
-    step = _step(tokens)
-    found = _agreement(EagerLogits(reference_model(whole), tokens, window, step), _rows(logits), tokens, step)
+    progress("reference: loading", 0.0)
+    model, step = reference_model(whole), _step(tokens)
+    progress(stage := "reference: the whole model", 0.0)
+    body, head = _parts(partial(progress, stage), model, len(tokens), step)
+    found = _agreement(EagerLogits(model, tokens, window, step, body), _rows(logits), tokens, step, head)
     return Whole(
         kl_mean=found.kl_mean,
         top1_agreement=found.top1,
@@ -305,37 +319,88 @@ class EagerLogits:
     """Logits of an eager model over a text, computed some rows at a time: a large vocabulary is never all in memory.
 
     Consecutive windows are texts of their own, where a `window` is given; of the tokens those at multiples of `step`
-    are rows.
+    are rows. `told` how much is done of what comes before the head.
     """
 
-    def __init__(self, model: Any, tokens: Sequence[int], window: int | None, step: int = 1) -> None:
+    def __init__(
+        self, model: Any, tokens: Sequence[int], window: int | None, step: int = 1, told: Told = _UNSEEN
+    ) -> None:
         import torch
 
         self.model = model
         texts = torch.tensor([list(tokens)]).reshape(-1, window or len(tokens))
-        states = [model.model(input_ids=text.unsqueeze(0), use_cache=False).last_hidden_state[0] for text in texts]
+        with _watched(model.model.layers, len(texts), told):
+            states = [model.model(input_ids=text.unsqueeze(0), use_cache=False).last_hidden_state[0] for text in texts]
         self.states = torch.cat(states)[::step]
 
     def __call__(self, begin: int, end: int) -> Any:
         """Logits [end - begin, vocabulary] float32, as the model's own forward makes them of its last states."""
+        return self.of(self.states[begin:end])
+
+    def of(self, states: Any) -> Any:
+        """Logits [rows, vocabulary] float32 of last `states` [rows, width]."""
         import torch
 
-        logits = self.model.lm_head(self.states[begin:end])
+        logits = self.model.lm_head(states)
         if cap := getattr(self.model.config, "final_logit_softcapping", None):
             logits = torch.tanh(logits / cap) * cap
         return logits.float()
 
 
-def eager_logits(model: Any, tokens: Sequence[int], window: int | None) -> Any:
+@contextmanager
+def _watched(layers: Any, times: int, told: Told) -> Iterator[None]:
+    """While open, `told` after each of `layers` how much is done of all of them, `times` over."""
+    done = 0
+
+    def passed(*_: Any) -> None:
+        nonlocal done
+        done += 1
+        told(done / (times * len(layers)))
+
+    handles = [layer.register_forward_hook(passed) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _parts(told: Told, model: Any, tokens: int, step: int, times: int = 1) -> tuple[Told, ...]:
+    """What to tell of a stage that reads `tokens` with `model`, `times` over, and then compares every `step`th: a part
+    for each reading and one for the head, as long as what they multiply."""
+    from torch.nn import Linear
+
+    from hubpub.export.quantize import DynamicLinear, WeightOnlyLinear
+
+    def multiplied(module: Any) -> int:
+        if isinstance(module, WeightOnlyLinear):
+            return int(module.values.numel())
+        return module.in_features * module.out_features if isinstance(module, Linear | DynamicLinear) else 0
+
+    of_head = multiplied(model.lm_head)
+    head = math.ceil(tokens / step) * times * (of_head + _COMPARISON * model.config.vocab_size)
+    body = tokens * (sum(map(multiplied, model.modules())) - of_head)
+    share = body / (times * body + head)
+    bounds = [share * number for number in range(times + 1)] + [1.0]
+    return tuple(
+        lambda fraction, first=first, last=last: told(first + (last - first) * fraction)
+        for first, last in pairwise(bounds)
+    )
+
+
+def eager_logits(model: Any, tokens: Sequence[int], window: int | None, told: Told = _UNSEEN) -> Any:
     """Logits [compared tokens, vocabulary] float32 of an eager model: of one text, or of consecutive windows."""
     import torch
 
-    rows = EagerLogits(model, tokens, window, _step(tokens))
+    step = _step(tokens)
+    body, head = _parts(told, model, len(tokens), step)
+    rows = EagerLogits(model, tokens, window, step, body)
     count = rows.states.shape[0]
     logits = torch.empty(count, model.config.vocab_size)
     for begin in range(0, count, _ROWS):
         end = min(begin + _ROWS, count)
         logits[begin:end] = rows(begin, end)
+        head(end / count)
     return logits
 
 
@@ -357,13 +422,11 @@ class _Agreement:
 
 def _agreement(first: Rows, second: Rows, tokens: Sequence[int], step: int, told: Told = _UNSEEN) -> _Agreement:
     """`second` compared with `first`; `told` how much of it is done."""
-    return _agreements(first, [second], tokens, step, told)[0]
+    return _agreements(lambda begin, end: (first(begin, end), second(begin, end)), tokens, step, told)[0]
 
 
-def _agreements(
-    first: Rows, others: Sequence[Rows], tokens: Sequence[int], step: int, told: Told = _UNSEEN
-) -> list[_Agreement]:
-    """Each of `others` compared with `first`, a slice at a time, for vocabularies are large.
+def _agreements(read: Blocks, tokens: Sequence[int], step: int, told: Told = _UNSEEN) -> list[_Agreement]:
+    """All but the first of what is `read` compared with the first, a slice at a time, for vocabularies are large.
 
     Rows are those of every token of the text at a multiple of `step`. Finite wherever all logits are, however far apart
     the models.
@@ -372,11 +435,12 @@ def _agreements(
 
     following = torch.tensor([*tokens[1:], 0])[::step].unsqueeze(1)
     count = following.shape[0]
-    found: list[list[tuple[Any, ...]]] = [[] for _ in others]
+    found: list[list[tuple[Any, ...]]] = []
     for begin in range(0, count, _ROWS):
         end = min(begin + _ROWS, count)
         # A head in integers is unpacked for each of these; what is compared at a time is small.
-        blocks = [rows(begin, end) for rows in (first, *others)]
+        blocks = read(begin, end)
+        found = found or [[] for _ in blocks[1:]]
         small = max(1, _AT_ONCE // blocks[0].shape[1])
         for top in range(0, end - begin, small):
             a, *rest = (block[top : top + small] for block in blocks)
@@ -514,9 +578,9 @@ def _decoded(session: Session, tokens: Sequence[int], step: int, config: dict[st
     # sliding window, so that they meet everywhere in it.
     pieces: list[Any] = []
     ends: list[Any] = []
-    for size in sizes:
+    for number, size in enumerate(sizes):
         for first in range(0, count, size):
-            progress("text in pieces", first / count)
+            progress("text in pieces", (number + first / count) / len(sizes))
             end = min(first + size, count)
             pieces.append(session.step(tokens[first:end], first))
             ends.append(last[end - 1])
@@ -555,22 +619,24 @@ def compare_lowering(
     tokens, step, ours = known.tokens[: said.read], known.step, said.logits
     noise, stored = 0.0, None
     schemes = (recipe.linear, recipe.embedding, recipe.per_layer_embedding, recipe.head, *recipe.override)
-    told = partial(progress, "quantized weights")
     if recipe.dtype == "fp32" and not any(schemes):
-        found = _agreement(_rows(known.logits), _rows(ours), tokens, step, told)
+        found = _agreement(_rows(known.logits), _rows(ours), tokens, step, partial(progress, "comparing"))
         model = reference_model(checkpoint)
     else:
-        told(0.0)
+        progress("quantized weights: loading", 0.0)
         model = loader.load_mapped(checkpoint, dtype=loader.DTYPES[recipe.dtype])
         grid = apply_recipe(model, checkpoint, recipe, kept=integers_of(pte))
+        noisy = _dynamic(recipe) or recipe.dtype == "bf16"
+        progress(stage := "quantized weights: text", 0.0)
+        *bodies, head = _parts(partial(progress, stage), model, len(tokens), step, times=1 + noisy)
         with torch.no_grad():
-            eager = EagerLogits(model, tokens, known.window, step)
-            others: list[Rows] = [_rows(ours)]
-            if _dynamic(recipe) or recipe.dtype == "bf16":
+            read = [EagerLogits(model, tokens, known.window, step, bodies[0])]
+            if noisy:
                 with perturbed(model):
-                    others.append(EagerLogits(model, tokens, known.window, step))
-            found, *changed = _agreements(eager, others, tokens, step, told)
+                    read.append(EagerLogits(model, tokens, known.window, step, bodies[1]))
+            found, *changed = _agreements(_beside(read, ours), tokens, step, head)
             noise = changed[0].kl_mean if changed else noise
+        progress("weights in the file", 0.0)
         stored = check_weights(pte, model).model_copy(update={"grid": grid})
     scalars = scalars_of_model(model, checkpoint.family.patches, window=known.window is not None)
     del model
@@ -583,6 +649,19 @@ def compare_lowering(
         noise_kl_mean=noise,
     )
     return lowering, stored, scalars
+
+
+def _beside(read: Sequence[EagerLogits], ours: Any) -> Blocks:
+    """The logits of one model over several texts that it `read`, all through its head at once, and `ours` after the
+    first."""
+    import torch
+
+    def blocks(begin: int, end: int) -> Sequence[Any]:
+        states = torch.cat([one.states[begin:end] for one in read])
+        first, *others = read[0].of(states).split(end - begin)
+        return first, ours[begin:end], *others
+
+    return blocks
 
 
 def compare_greedy(session: Session, checkpoint: Checkpoint, known: Reference, progress: Progress) -> Greedy:

@@ -37,6 +37,7 @@ from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.loader import load_mapped
 from hubpub.model.scale import build
 from hubpub.plan import plan
+from hubpub.progress import Progress, unseen
 from hubpub.workspace import Workspace
 
 CELL = "gemma-3n-E2B-it/int8"
@@ -54,12 +55,14 @@ class Healthy:
     weights: dict[str, torch.Tensor]
     references: Path
 
-    def gates(self, pte: Path | None = None, source: Path | None = None) -> dict[str, Gate]:
+    def gates(
+        self, pte: Path | None = None, source: Path | None = None, progress: Progress = unseen
+    ) -> dict[str, Gate]:
         """The gates of a program held against a source."""
         path, checkpoint = pte or self.pte, Checkpoint.open(source or self.source)
         parity = compare_to_reference(
             Session(path), checkpoint, self.recipe, (data.passage(), PROMPTS), TOKENS,
-            self.references / checkpoint.folder.name, lambda stage, fraction: None,
+            self.references / checkpoint.folder.name, progress,
         )  # fmt: skip
         return self.judged(parity, path)
 
@@ -125,9 +128,15 @@ def other_config(healthy: Healthy, folder: Path, **changed: Any) -> Path:
 
 
 def test_nothing_is_wrong_with_the_healthy_program(healthy: Healthy) -> None:
-    gates = healthy.gates()
+    told: dict[str, list[float]] = {}
+    gates = healthy.gates(progress=lambda stage, fraction: told.setdefault(stage, []).append(fraction))
     assert missed(gates) == set()
     assert gates["lowering_kl_mean"].measured < 1e-6
+    # Every stage that takes long says how far it is, and never less than before.
+    assert {"reference: text", "reference: bfloat16", "text", "text in pieces", "quantized weights: text"} <= {
+        stage for stage, fractions in told.items() if len(set(fractions)) > 2
+    }
+    assert all(fractions == sorted(fractions) for fractions in told.values())
 
 
 def test_of_a_long_text_every_second_token_is_compared(healthy: Healthy, monkeypatch: pytest.MonkeyPatch) -> None:
