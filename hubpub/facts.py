@@ -15,7 +15,7 @@ from typing import Literal, SupportsFloat, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from hubpub.errors import ConfigError, HubpubError
+from hubpub.errors import ConfigError
 from hubpub.files import write_atomic
 
 T = TypeVar("T", bound=BaseModel)
@@ -776,7 +776,7 @@ def save(fact: BaseModel, path: Path) -> None:
 
 
 def load(model: type[T], path: Path) -> T:
-    """Read a fact written by `save`. Raises HubpubError naming the file when it is damaged or of another schema."""
+    """Read a fact written by `save`. Raises ConfigError naming the file when it is damaged or of another schema."""
     try:
         return model.model_validate_json(path.read_bytes())
     except OSError as error:
@@ -784,7 +784,7 @@ def load(model: type[T], path: Path) -> T:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise HubpubError(
+        raise ConfigError(
             f"{path}: {where}: {first['msg']}",
-            "this file is written by hubpub; delete it to have it measured again",
+            "give a facts.json that hubpub wrote; one in its own work folder is measured again when it is deleted",
         ) from None

@@ -85,8 +85,10 @@ def select(declared: Sequence[Cell], selectors: Sequence[str]) -> tuple[Cell, ..
     for selector in selectors:
         if not any(_matches(selector, cell) for cell in declared):
             ids = [cell.id for cell in declared]
-            close = get_close_matches(selector, [*ids, *{cell.variant.name for cell in declared}], 1)
-            hint = f"did you mean '{close[0]}'?" if close else f"cells: {', '.join(ids)}"
+            variants = list(dict.fromkeys(cell.variant.name for cell in declared))
+            close = get_close_matches(selector, [*ids, *variants], 1)
+            hint = f"'hubpub plan' lists all cells; variants: {', '.join(variants)}"
+            hint = f"did you mean '{close[0]}'?" if close else hint
             raise ConfigError(f"selector '{selector}' matches no cell", hint)
     return tuple(cell for cell in declared if any(_matches(selector, cell) for selector in selectors))
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hubpub.config import Project
+from hubpub.errors import ConfigError
 from hubpub.facts import CardFacts, dump, load
 
 # What releases before held nothing of.
@@ -58,3 +60,11 @@ def test_the_schema_explains_every_part() -> None:
     unexplained = [name for name, part in schema["$defs"].items() if len(part.get("description", "")) < 20]
     assert unexplained == []
     assert "fingerprint" in schema["$defs"]["CellFacts"]["description"]
+
+
+def test_what_is_no_facts_is_said_with_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    path.write_text("# A card")
+    with pytest.raises(ConfigError, match=r"README\.md: the file: Invalid JSON") as caught:
+        load(CardFacts, path)
+    assert "facts.json that hubpub wrote" in str(caught.value.hint)

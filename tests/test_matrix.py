@@ -30,3 +30,11 @@ def test_a_selector_that_matches_nothing_names_itself_and_a_neighbour(project: P
         select(cells(project), ["gemma-3n-E2B-it/8da5w"])
     assert caught.value.hint is not None
     assert "gemma-3n-E2B-it/8da" in caught.value.hint
+
+
+def test_a_selector_that_is_like_no_other_is_told_the_variants_and_not_every_cell(project: Project) -> None:
+    with pytest.raises(ConfigError, match=r"selector 'zzz' matches no cell") as caught:
+        select(cells(project), ["zzz"])
+    assert caught.value.hint is not None
+    assert all(card.variant.name in caught.value.hint for card in project.cards)
+    assert "/" not in caught.value.hint

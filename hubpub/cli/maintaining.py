@@ -20,7 +20,7 @@ from hubpub.localhub import LocalHub, serve
 from hubpub.make import rebuild as rebuilding
 from hubpub.make.rebuild import published_facts, rebuild
 from hubpub.matrix import cells
-from hubpub.release.connect import HUGGING_FACE, LOCAL_PORT, connect
+from hubpub.release.connect import HUGGING_FACE, LOCAL_PORT, connect, hub_of
 from hubpub.workspace import Workspace
 
 
@@ -59,7 +59,7 @@ def verify_command(
     if record and cell is None:
         raise UsageError("--record keeps what --rebuild found", "add --rebuild CELL, e.g. gemma-3n-E2B-it/8da4w")
     name, _, revision = repo.partition("@")
-    with connect(hub or HUGGING_FACE, work / "hub", namespace) as to:
+    with connect(hub_of(name, hub, HUGGING_FACE), work / "hub", namespace) as to:
         found = verify(to.client, name, revision or "main", download=download)
         facts = None
         if cell and found.ok:
@@ -103,7 +103,7 @@ def yank_command(
     name, _, tag = repo.partition("@")
     if not tag:
         raise UsageError(f"'{repo}' names no version", "write it as OWNER/REPO@vX.Y.Z")
-    with connect(hub or HUGGING_FACE, work / "hub", namespace) as to:
+    with connect(hub_of(name, hub, HUGGING_FACE), work / "hub", namespace) as to:
         commit = yank(to.client, name, tag, reason, new_version=new_version)
     said = f"{name}: the card says so already"
     if commit:
@@ -123,7 +123,7 @@ def unstage_command(
 
     REPO is e.g. someone/gemma-3n-E2B-it-pte.
     """
-    with connect(hub or HUGGING_FACE, work / "hub", namespace) as to:
+    with connect(hub_of(repo, hub, HUGGING_FACE), work / "hub", namespace) as to:
         preflight(to.client, [repo])
         dropped = unstage_all(to.client, repo, version)
     said = f"{repo}: dropped {', '.join(dropped)}" if dropped else f"{repo}: nothing was staged"

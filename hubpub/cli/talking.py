@@ -16,7 +16,7 @@ from hubpub.cli.terminal import Terminal
 from hubpub.errors import UsageError
 from hubpub.hub.programs import address, download_program
 from hubpub.measure.chat import Conversation, run
-from hubpub.release.connect import LOCAL, connect
+from hubpub.release.connect import connect, hub_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -43,9 +43,7 @@ def published(terminal: Terminal, target: str, recipe: str | None, hub: str | No
             raise UsageError("--recipe chooses a file of a repo", f"{target} is a file already")
         return Path(target)
     repo, version = named
-    # What a release to the local Hub calls its owner.
-    endpoint = hub or (LOCAL if repo.startswith(f"{LOCAL}/") else None)
-    with connect(endpoint, work / "hub") as source:
+    with connect(hub_of(repo, hub), work / "hub") as source:
         pte = download_program(source.client, repo, version, recipe)
     terminal.aside(f"{repo}: {pte.name}")
     return pte

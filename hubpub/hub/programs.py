@@ -32,7 +32,9 @@ def download_program(client: Client, repo_id: str, version: str | None, recipe: 
         chosen = config["recommended"] if recipe is None else files.get(recipe)
     except (ValueError, TypeError, KeyError):
         raise HubError(
-            f"{repo_id}@{revision} is no repo of ExecuTorch programs that hubpub published", "name a file instead"
+            f"{repo_id}@{revision} is no repo of ExecuTorch programs that hubpub published",
+            "look its name up on the Hub, or name a file; "
+            "'hubpub release SELECTOR --version vX.Y.Z --hub local' publishes to local/REPO",
         ) from None
     if chosen is None:
         raise UsageError(f"{repo_id}@{revision} has no file of recipe '{recipe}'", f"it has {', '.join(files)}")

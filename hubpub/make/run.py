@@ -148,7 +148,10 @@ def export_from(
     refuse_links(source)
     family = Checkpoint.open(source).family.name
     if other := [cell for cell in chosen if cell.variant.family != family]:
-        raise UsageError(f"{source} is a {family} checkpoint, and {other[0].id} a {other[0].variant.family}")
+        raise UsageError(
+            f"{source} is a {family} checkpoint, and {other[0].id} a {other[0].variant.family}",
+            f"give --source the checkpoint of {other[0].variant.source}, or name a cell of {family}",
+        )
     tasks = []
     for cell in chosen:
         job = Job(

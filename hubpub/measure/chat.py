@@ -17,6 +17,7 @@ from typing import Any
 
 from hubpub.errors import ExportError, SourceError, UsageError
 from hubpub.measure.inspect import inspect
+from hubpub.measure.pte import identify
 from hubpub.measure.runtime import register_kernels
 from hubpub.model.families import FAMILIES, family
 from hubpub.model.reader import Reader
@@ -53,7 +54,9 @@ def run(
             return conversation.say(prompt, new_tokens, stream=stream)
     with _Process(pte, tokenizer_beside(pte, tokenizer), temperature) as process:
         reader = _reader(process.tokenizer)
-        return process.generate(prompt, len(reader.bos), new_tokens, stream=stream)
+        if not prompt and not reader.bos:
+            raise UsageError("the prompt is empty", "say something: this model puts no token before a text")
+        return process.generate(reader.written_bos + prompt, reader.num_bos, new_tokens, stream=stream)
 
 
 class Conversation:
@@ -133,8 +136,6 @@ class _Process:
     """
 
     def __init__(self, pte: Path, tokenizer: Path, temperature: float) -> None:
-        if not pte.is_file():
-            raise SourceError(f"no file at {pte}", "give the path of a .pte file, or a repo on the Hub")
         self.pte, self.tokenizer = pte, tokenizer
         self._specials = _specials(tokenizer)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the process)
@@ -265,10 +266,11 @@ def _specials(tokenizer: Path) -> list[str]:
 def tokenizer_beside(pte: Path, given: Path | None) -> Path:
     """The tokenizer.json for the file at `pte`: `given`, or in the folder `given` (default: that of the file).
 
-    Raises SourceError where there is none, or no such file.
+    Raises SourceError where there is none, or no such file, or `pte` is no program.
     """
-    if given is None and not pte.exists():
+    if not pte.exists():
         raise SourceError(f"{pte} does not exist", "give the path of a .pte, or a repo as OWNER/NAME")
+    identify(pte)
     place = given or pte.parent
     path = place / "tokenizer.json" if place.is_dir() else place
     if not path.is_file():

@@ -98,6 +98,12 @@ def opened(path: Path) -> Iterator[tuple[File, tuple[Plan, ...]]]:
             raise SourceError(f"{path} is damaged: {error}", COPY_AGAIN) from None
 
 
+def identify(path: Path) -> None:
+    """Raise SourceError, saying what it is instead, unless there is a program at `path`."""
+    with _mapped(path) as data:
+        _identify(path, data)
+
+
 @contextmanager
 def _mapped(path: Path) -> Iterator[mmap]:
     try:

@@ -44,6 +44,12 @@ class Destination:
         return f"{self.namespace}/{card.repo}"
 
 
+def hub_of(repo_id: str, given: str | None, otherwise: str | None = None) -> str | None:
+    """The Hub that is asked for a repo: the one that was `given`; of "local/NAME", as a release to the local Hub calls
+    its repos, that one."""
+    return given or (LOCAL if repo_id.startswith(f"{LOCAL}/") else otherwise)
+
+
 @contextmanager
 def connect(endpoint: str | None, store: Path, owner: str | None = None) -> Iterator[Destination]:
     """The Hub at `endpoint` (None: huggingface.co, or HF_ENDPOINT); "local": the one whose repos lie in `store`."""

@@ -67,5 +67,6 @@ def test_what_is_not_there_is_said(published: LocalHub, client: Client) -> None:
     with pytest.raises(HubError):
         download_program(client, REPO, "v9", None)
     HfApi(endpoint=published.url, token=published.token).create_repo("local/other")
-    with pytest.raises(HubError, match="no repo of ExecuTorch programs"):
+    with pytest.raises(HubError, match="no repo of ExecuTorch programs") as refused:
         download_program(client, "local/other", None, None)
+    assert "--hub local" in str(refused.value.hint)

@@ -73,6 +73,31 @@ def test_a_runner_that_fails_says_why(program: Path, tmp_path: Path) -> None:
         run(pte, "a", tokenizer=None, new_tokens=2, temperature=0.0, chat=False, stream=False)
 
 
+def test_what_is_no_program_is_not_run(program: Path, tmp_path: Path) -> None:
+    other = tmp_path / "model.gguf"
+    other.write_bytes(b"GGUF" + bytes(60))
+    with pytest.raises(SourceError, match=r"model\.gguf is a GGUF file"):
+        run(other, "a", tokenizer=program.parent, new_tokens=2, temperature=0.0, chat=False, stream=False)
+    with pytest.raises(SourceError, match=r"model\.gguf is a GGUF file"):
+        Conversation(other, tokenizer=program.parent)
+
+
+def test_a_prompt_of_nothing_is_refused_where_nothing_comes_before_it(program: Path) -> None:
+    with pytest.raises(UsageError, match="the prompt is empty"):
+        run(program, "", tokenizer=None, new_tokens=2, temperature=0.0, chat=False, stream=False)
+
+
+def test_a_first_token_that_the_tokenizer_leaves_out_is_written(program: Path, tmp_path: Path) -> None:
+    """The runner puts it there only where the tokenizer does so by itself."""
+    shutil.copytree(program.parent, tmp_path / "bos")
+    (tmp_path / "bos" / "config.json").write_text('{"num_bos": 1}')
+    bare, begun = (
+        run(path, "A sentence.", tokenizer=None, new_tokens=2, temperature=0.0, chat=False, stream=False)
+        for path in (program, tmp_path / "bos" / program.name)
+    )
+    assert begun.prompt_tokens == bare.prompt_tokens + 1
+
+
 def test_characters_come_out_whole_and_special_tokens_not_at_all() -> None:
     answer, shown = _Answer(["<|im_end|>"]), []
     for byte in "é 海港 🌊<|im_end|>\n".encode() + b'\nPyTorchObserver {"a": 1}':

@@ -10,7 +10,7 @@ import pytest
 from hubpub.errors import AccessError, HubError
 from hubpub.hub.client import Client, Retry
 from hubpub.localhub import LocalHub
-from hubpub.release.connect import LOCAL_PORT, Destination, connect
+from hubpub.release.connect import LOCAL_PORT, Destination, connect, hub_of
 
 
 def test_the_owner_is_the_one_that_was_named_else_the_tokens_user(hub: LocalHub, client: Client) -> None:
@@ -67,3 +67,17 @@ def test_a_local_hub_where_its_usual_address_is_taken(tmp_path: Path) -> None:
         with connect("local", tmp_path / "store") as to:
             assert to.client.endpoint != f"http://127.0.0.1:{LOCAL_PORT}"
             assert to.client.whoami().user
+
+
+@pytest.mark.parametrize(
+    ("repo", "given", "asked"),
+    [
+        ("local/a-pte", None, "local"),
+        ("local/a-pte", "https://hub.example", "https://hub.example"),
+        ("acme/a-pte", None, None),
+        ("localhost/a-pte", None, None),
+    ],
+)
+def test_a_repo_of_the_owner_local_is_on_the_local_hub(repo: str, given: str | None, asked: str | None) -> None:
+    assert hub_of(repo, given) == asked
+    assert hub_of(repo, given, "https://else.example") == (asked or "https://else.example")
