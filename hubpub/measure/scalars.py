@@ -1,7 +1,9 @@
-"""The single numbers that a model computes with beside its weights: epsilons, attention scales, cutoffs, softcaps.
+"""The single numbers that a model computes with beside its weights: epsilons, attention scales, cutoffs, softcaps; and
+which of its two forms each GELU has.
 
 Most are so small, or so near to each other's effect, that the noise of int8 activations hides another one: an epsilon a
-hundred times as large changes no token. A program says which it holds, and its source, run once, which it uses.
+hundred times as large changes no token, nor does the exact GELU for the one by tanh. A program says which it holds, and
+its source, run once, which it uses.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from hubpub.measure.pte import DOUBLE, TENSOR, File, Plan, TensorValue
+from hubpub.measure.pte import DOUBLE, STRING, TENSOR, File, Plan, TensorValue
 from hubpub.model.patches import Patch, applied
 
 # HIGH of hubpub.export.quantize, which takes torch to read: the export's own, and used in other places than eagerly.
@@ -20,6 +22,8 @@ _HIGH = 256.0
 # Operators by what is counted. One whose number a delegate reads as an input multiplies with it there.
 _KINDS = {"add": "add", "sub": "add", "mul": "multiply", "div": "multiply", "full": "multiply", "clamp": "clamp"}
 _KINDS |= {"clamp_min": "clamp", "custom_sdpa": "attention"}
+# Its form is a word among its arguments, "none" or "tanh".
+_GELU = "gelu"
 # The scale is the last of its arguments that is a number.
 _ATTENTION = "custom_sdpa"
 _COPIES = ("_to_copy", "to_copy", "clone", "expand_copy", "_to_dim_order_copy")
@@ -28,6 +32,7 @@ _COPIES = ("_to_copy", "to_copy", "clone", "expand_copy", "_to_dim_order_copy")
 def scalars_of_plan(file: File, plan: Plan) -> Counter[str]:
     """How often the kernels of a method compute with each number, e.g. {"add 1e-06": 109}."""
     found: list[tuple[str, float]] = []
+    forms: Counter[str] = Counter()
     copied: dict[int, float] = {}
 
     def number(index: int) -> float | None:
@@ -47,9 +52,12 @@ def scalars_of_plan(file: File, plan: Plan) -> Counter[str]:
             copied.update(dict.fromkeys(arguments[1:], numbers[0]))
         elif name == _ATTENTION:
             found += [("attention", one) for one in [one for one in numbers if one is not None][-1:]]
+        elif name == _GELU:
+            words = [plan.values[one] for one in arguments if 0 <= one < len(plan.kinds) and plan.kinds[one] == STRING]
+            forms[f"{_GELU} {words[0].string(0) if words and words[0] else ''}"] += 1
         elif name in _KINDS:
             found += _read(name, numbers[:3])
-    return counted(found)
+    return counted(found) + forms
 
 
 def sliding_layers(plan: Plan) -> tuple[int, ...]:
@@ -74,6 +82,7 @@ def scalars_of_model(model: Any, patches: Sequence[Patch], *, window: bool) -> d
     from hubpub.export.quantize import DynamicLinear
 
     found: list[tuple[str, float]] = []
+    forms: Counter[str] = Counter()
 
     class Recorded(TorchDispatchMode):
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -82,6 +91,8 @@ def scalars_of_model(model: Any, patches: Sequence[Patch], *, window: bool) -> d
                 scale = (kwargs or {}).get("scale")
                 scale = args[0].shape[-1] ** -0.5 if scale is None else scale
                 found.extend([("multiply", math.sqrt(scale))] * 2 if window else [("attention", scale)])
+            elif name == _GELU:
+                forms[f"{_GELU} {(kwargs or {}).get('approximate', 'none')}"] += 1
             elif name in _KINDS and any(isinstance(one, torch.Tensor) and one.is_floating_point() for one in args):
                 found.extend(_read(name, [_number(one) for one in args]))
             return function(*args, **(kwargs or {}))
@@ -95,7 +106,7 @@ def scalars_of_model(model: Any, patches: Sequence[Patch], *, window: bool) -> d
     finally:
         for layer in layers:
             del layer.forward
-    return dict(counted(found))
+    return dict(counted(found) + forms)
 
 
 def counted(found: Iterable[tuple[str, float]]) -> Counter[str]:

@@ -220,18 +220,39 @@ def test_a_window_that_is_off_by_one_is_seen_in_the_program_itself(healthy: Heal
 
 @pytest.mark.parametrize(
     "changed",
-    [{"rms_norm_eps": 1e-4}, {"final_logit_softcapping": 29.0}, {}],
-    ids=["epsilon", "softcap", "nothing"],
+    [{"rms_norm_eps": 1e-4}, {"final_logit_softcapping": 29.0}, {"hidden_activation": "gelu"}, {}],
+    ids=["epsilon", "softcap", "activation", "nothing"],
 )
 def test_a_number_that_is_another_is_seen_in_the_program_itself(
     healthy: Healthy, tmp_path: Path, changed: dict[str, Any]
 ) -> None:
-    """Another epsilon is far below the noise of int8 activations."""
+    """Another epsilon, or the exact GELU for that by tanh, is far below the noise of int8 activations."""
     checkpoint = Checkpoint.open(other_config(healthy, tmp_path / "source", **changed))
     model = load_mapped(checkpoint, dtype=torch.float32)
     quantize(model, healthy.recipe, checkpoint.family)
     wanted = scalars_of_model(model, checkpoint.family.patches, window=False)
     assert (inspect(healthy.pte).scalars == wanted) == (not changed)
+
+
+@pytest.mark.parametrize(
+    ("change", "gate"),
+    [
+        (lambda pattern: [0.9 if share else 0.0 for share in pattern], "scalars"),
+        (lambda pattern: [0.0 for _ in pattern], "scalars"),
+        # As many layers as before, and as sparse: no number of the program is another.
+        (lambda pattern: pattern[::-1], "lowering_kl_mean"),
+    ],
+    ids=["another share", "none", "other layers"],
+)
+def test_activations_that_are_sparse_otherwise(
+    healthy: Healthy, tmp_path: Path, change: Callable[[list[float]], list[float]], gate: str
+) -> None:
+    config = json.loads((healthy.source / "config.json").read_text())["text_config"]
+    wrong = change(config["activation_sparsity_pattern"])
+    assert wrong != config["activation_sparsity_pattern"]
+    assert gate in missed(
+        healthy.gates(source=other_config(healthy, tmp_path / "s", activation_sparsity_pattern=wrong))
+    )
 
 
 def test_wrong_ends_of_a_text(healthy: Healthy, tmp_path: Path) -> None:
