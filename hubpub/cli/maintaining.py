@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -150,4 +151,6 @@ def hub_serve(terminal: Terminal, work: Path, port: int) -> None:
         said = f"local Hub at {hub.url}  (stored in {hub.root}; Ctrl-C stops it)"
         terminal.announce({"url": hub.url, "root": str(hub.root)}, said)
 
-    serve(work / "hub", port, ready=ready)
+    # Nothing is left undone that could go on.
+    with suppress(KeyboardInterrupt):
+        serve(work / "hub", port, ready=ready)

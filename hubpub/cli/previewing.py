@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -35,14 +36,15 @@ def preview_command(
         said = f"preview at {url}  (saving a card, its facts or a template reloads it; Ctrl-C stops it)"
         terminal.announce({"url": url}, said)
 
-    serve_preview(
-        project,
-        namespace=namespace or "NAMESPACE",
-        port=port,
-        facts_for=golden_facts,
-        published=partial(published_now, hub, work / "hub", namespace),
-        ready=ready,
-    )
+    with suppress(KeyboardInterrupt):
+        serve_preview(
+            project,
+            namespace=namespace or "NAMESPACE",
+            port=port,
+            facts_for=golden_facts,
+            published=partial(published_now, hub, work / "hub", namespace),
+            ready=ready,
+        )
 
 
 @command(name="diff")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
@@ -126,6 +127,20 @@ def test_light_commands_are_there_at_once(command: str, tmp_path: Path) -> None:
 def test_the_console_script_is_this_command_line() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert scripts == {"hubpub": "hubpub.cli:main"}
+
+
+@pytest.mark.parametrize("command", [["hub", "serve"], ["preview"]])
+def test_what_serves_until_ctrl_c_ends_with_it_and_without_a_word(command: list[str], tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "hubpub", *command, "--port", "0"],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "HUBPUB_WORK": str(tmp_path)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as serving:  # fmt: skip
+        assert serving.stdout is not None
+        assert "Ctrl-C stops it" in serving.stdout.readline()
+        serving.send_signal(signal.SIGINT)
+        said, complained = serving.communicate(timeout=60)
+    assert (serving.returncode, said, complained) == (0, "", "")
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
