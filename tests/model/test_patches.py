@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers.models.gemma3n import modeling_gemma3n as upstream
 
 from hubpub.errors import ToolchainError
 from hubpub.model.patches import (
@@ -25,11 +24,16 @@ from hubpub.model.patches import (
 )
 
 
+def upstream() -> Any:
+    """Transformers' class. Not imported with this file, as every process of a test run is: it takes two seconds."""
+    return import_module("transformers.models.gemma3n.modeling_gemma3n").Gemma3nTextMLP
+
+
 class Sparse(torch.nn.Module):
     activation_sparsity = 0.95
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        topk: torch.Tensor = upstream.Gemma3nTextMLP._gaussian_topk(self, x)
+        topk: torch.Tensor = upstream()._gaussian_topk(self, x)
         return topk
 
 
@@ -67,7 +71,7 @@ def test_a_target_that_changed_upstream_is_refused() -> None:
         return inputs
 
     with (
-        replaced(upstream.Gemma3nTextMLP, "_gaussian_topk", changed),
+        replaced(upstream(), "_gaussian_topk", changed),
         pytest.raises(ToolchainError, match=r"changed upstream \(parameters"),
         applied([gaussian_topk.PATCH]),
     ):
@@ -79,9 +83,9 @@ def test_a_defect_mended_upstream_makes_the_patch_do_nothing() -> None:
         cutoff_x = inputs.mean() * self.activation_sparsity  # type: ignore[attr-defined]
         return torch.nn.functional.relu(inputs - cutoff_x)
 
-    with replaced(upstream.Gemma3nTextMLP, "_gaussian_topk", mended), applied([gaussian_topk.PATCH]) as facts:
+    with replaced(upstream(), "_gaussian_topk", mended), applied([gaussian_topk.PATCH]) as facts:
         assert not facts[0].applied
-        assert upstream.Gemma3nTextMLP._gaussian_topk is mended
+        assert upstream()._gaussian_topk is mended
 
 
 def test_a_version_outside_of_the_range_is_refused() -> None:
