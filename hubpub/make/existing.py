@@ -155,6 +155,8 @@ def _parity(
     length = program.context
     if length is None:
         raise UsageError(f"{target.name} does not say how long its context is", "export it with hubpub")
+    # Of a large model that takes half a minute.
+    progress("hashing the source", 0.0)
     files = "".join(file.sha256 for file in checkpoint.files())
     references = workspace.references(hashlib.sha256(files.encode()).hexdigest()[:12])
     window = recipe.window
