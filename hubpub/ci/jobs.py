@@ -53,6 +53,7 @@ from hubpub.machine import system
 from hubpub.make.existing import Target, on_this_host, source_of
 from hubpub.make.run import make
 from hubpub.matrix import Cell, cells, select
+from hubpub.measure.chosen import with_integers, without_integers
 from hubpub.model.scale import slice_of
 from hubpub.plan import Step, plan
 from hubpub.progress import Display
@@ -60,9 +61,10 @@ from hubpub.release import promote as publishing
 from hubpub.release import run, staging
 from hubpub.release.connect import HUGGING_FACE, Destination
 from hubpub.release.handover import (
+    calibration_name,
     hand_over,
+    hand_over_beside,
     hand_over_host,
-    hand_over_stand_in,
     handed_over,
     note_of,
     packed,
@@ -71,7 +73,7 @@ from hubpub.release.handover import (
 )
 from hubpub.release.targets import check_kind, check_targets, rehearsal_owner
 from hubpub.release.version import checked_version
-from hubpub.workspace import Workspace
+from hubpub.workspace import Workspace, integers_of
 
 SUMS_OF_ONE = ".sha256"
 
@@ -252,9 +254,17 @@ def _staged(to: Destination, job: Job, cell: Cell) -> CellFacts | None:
     if not attested(data):
         print(f"{cell.file} is staged in {repo}, but no attestation of this workflow vouches for it: exported again")
         return None
+    if cell.recipe.calibrated:
+        # Nobody has to vouch for it: a file that differs from what it says is refused.
+        chosen = to.client.read(repo, branch, calibration_name(cell.file))
+        if chosen is None:
+            print(f"{cell.file} is staged in {repo}, but not what its calibration chose: exported again")
+            return None
+        hand_over_beside(job.facts, {calibration_name(cell.file): chosen})
     if job.workspace.rehearsal:
         # Its facts name every file of the scale model it was made of, so that they vouch for that as well.
-        hand_over_stand_in(job.facts, cell.file, to.client.read(repo, branch, stand_in_name(cell.file)) or b"")
+        stand_in = to.client.read(repo, branch, stand_in_name(cell.file)) or b""
+        hand_over_beside(job.facts, {stand_in_name(cell.file): stand_in})
         try:
             stand_in_of(job.facts, facts, _stand_in(job, cell))
         except SourceError as error:
@@ -306,6 +316,8 @@ def stage(job: Job, name: str, display: Display) -> CellFacts:
         raise at_line(error, cell.card, "export.recipes")
     facts = known.model_copy(update={"workflow": workflow()})
     beside = {}
+    if cell.recipe.calibrated:
+        beside[calibration_name(cell.file)] = without_integers(integers_of(step.pte))
     if job.workspace.rehearsal:
         beside[stand_in_name(cell.file)] = packed(source_of(cell.variant, job.workspace))
     if not job.dry_run:
@@ -313,8 +325,7 @@ def stage(job: Job, name: str, display: Display) -> CellFacts:
         (staged,) = staging.stage(job.workspace, to, [step], {cell.id: facts}, job.version, display, beside=beside)
         summary(f"Staged `{facts.file.name}` for {staged.repo_id} {job.version}: {units.size(staged.bytes_sent)} sent.")
     hand_over(job.facts, [facts])
-    for data in beside.values():
-        hand_over_stand_in(job.facts, cell.file, data)
+    hand_over_beside(job.facts, beside)
     note = LocalFile.text(note_of(cell.file), dump(facts))
     made = [(facts.file.name, facts.file.sha256), (note.path_in_repo, note.sha256)]
     write_atomic(job.facts / (cell.file + SUMS_OF_ONE), sha256sums(made))
@@ -359,6 +370,8 @@ def measure(job: Job, name: str, display: Display) -> OtherHost:
     facts, pte = _made(job, cell), _collected(job, cell)
     if not pte.exists():
         raise ExportError(f"{cell.file} is not on this machine", f"run: hubpub ci collect {cell.id}")
+    if cell.recipe.calibrated:
+        with_integers(job.facts / calibration_name(cell.file), pte, integers_of(pte))
     if job.workspace.rehearsal:
         source = stand_in_of(job.facts, facts, _stand_in(job, cell))
     else:

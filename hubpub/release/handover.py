@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from hubpub.errors import ConfigError, SourceError, UsageError
@@ -16,6 +16,7 @@ from hubpub.model.checkpoint import digest
 NOTE = ".facts.json"
 HOST_NOTE = ".host.json"
 _STAND_IN = ".stand-in.tar"
+_CALIBRATION = ".calibration.safetensors"
 # Where weights are split, it says in which shard each is: each shard says that itself, and facts do not list it.
 _INDEX = "model.safetensors.index.json"
 _ANEW = "rehearse as another version, from its start"
@@ -52,6 +53,11 @@ def stand_in_name(file: str) -> str:
     return file + _STAND_IN
 
 
+def calibration_name(file: str) -> str:
+    """The name of what a calibration chose for `file` and `file` itself does not hold: beside its facts as well."""
+    return file + _CALIBRATION
+
+
 def packed(source: Path) -> bytes:
     """The files of a scale model in one: the same files are the same bytes, whoever packs them when."""
 
@@ -66,12 +72,13 @@ def packed(source: Path) -> bytes:
     return out.getvalue()
 
 
-def hand_over_stand_in(folder: Path, file: str, stand_in: bytes) -> None:
-    """Put the scale model that `file` was made of, `packed`, beside its facts.
+def hand_over_beside(folder: Path, beside: Mapping[str, bytes]) -> None:
+    """Put what a file was made of beside its facts, by name: its scale model, `packed`, and what a calibration chose.
 
-    Trained on another machine it would be another model, to which the file is not to be compared.
+    Made again on another machine it would be something else, to which the file is not to be compared.
     """
-    write_atomic(folder / stand_in_name(file), stand_in)
+    for name, data in beside.items():
+        write_atomic(folder / name, data)
 
 
 def stand_in_of(folder: Path, facts: CellFacts, into: Path) -> Path:

@@ -16,11 +16,19 @@ from release.test_promote import DISPLAY, TOKENIZER, World, world
 from hubpub.ci import jobs
 from hubpub.errors import ConflictError, ExportError, GateError, SourceError, UsageError
 from hubpub.facts import CellFacts, OtherHost, save
-from hubpub.hub.client import Add
+from hubpub.hub.client import Add, Delete
 from hubpub.machine import system
 from hubpub.model.checkpoint import digest
 from hubpub.model.scale import scale_key, stand_in
-from hubpub.release.handover import hand_over, hand_over_host, handed_over, packed, stand_in_name, stand_in_of
+from hubpub.release.handover import (
+    calibration_name,
+    hand_over,
+    hand_over_host,
+    handed_over,
+    packed,
+    stand_in_name,
+    stand_in_of,
+)
 from hubpub.release.promote import publish
 from hubpub.release.staging import stage
 
@@ -57,7 +65,8 @@ def staged(world: World, change: Callable[[CellFacts], CellFacts] = lambda facts
     """Stage the cell, with facts that are of what it is now, but for `change`."""
     (step,) = [step for step in world.steps() if step.cell.id == CELL]
     facts = world.known()[CELL].model_copy(update={"fingerprint": step.fingerprint.value})
-    stage(world.workspace, world.to, world.steps(), {CELL: change(facts)}, "v1.0.0", DISPLAY)
+    beside = {calibration_name("small-8da4w.pte"): b"chosen"}
+    stage(world.workspace, world.to, world.steps(), {CELL: change(facts)}, "v1.0.0", DISPLAY, beside=beside)
     return facts
 
 
@@ -211,6 +220,29 @@ def test_a_rehearsal_is_measured_against_no_stand_in_but_its_own(rehearsed: jobs
         jobs.measure(other, CELL, DISPLAY)
     # None was trained in its place.
     assert not other.workspace.scale_models.exists()
+
+
+def test_a_cell_goes_on_elsewhere_with_what_its_calibration_chose(
+    world: World, job: jobs.Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = job.step(job.cell(CELL))
+    known = world.known()[CELL].model_copy(update={"fingerprint": step.fingerprint.value})
+    save(known, step.folder / "facts.json")
+    made = jobs.stage(job, CELL, DISPLAY)
+    attest(job)
+    name = calibration_name(made.file.name)
+    other = elsewhere(job, tmp_path / "other")
+    assert jobs.resume(other, CELL)
+    assert (other.facts / name).read_bytes() == (job.facts / name).read_bytes()
+    assert not jobs.collect(other, CELL)
+    # A branch that an older version of this program staged to.
+    client, branch = world.client, "hubpub-stage/v1.0.0"
+    client.commit(world.repo, branch, [Delete(name)], title="without", parent=None, find_committed=lambda: None)
+    assert not jobs.resume(elsewhere(job, tmp_path / "third"), CELL)
+    assert "not what its calibration chose: exported again" in capsys.readouterr().out
+    (other.facts / name).unlink()
+    with pytest.raises(SourceError, match=f"chose for {made.file.name} is not here"):
+        jobs.measure(other, CELL, DISPLAY)
 
 
 def test_nothing_to_attest_is_an_error(job: jobs.Job) -> None:

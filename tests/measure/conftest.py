@@ -11,6 +11,7 @@ from conftest import scale_model
 from hubpub.config import Project
 from hubpub.export.cell import export
 from hubpub.model.checkpoint import TOKENIZER_FILES, Checkpoint
+from hubpub.workspace import integers_of
 
 CONTEXT = 160
 
@@ -22,7 +23,7 @@ def program(project: Project, scale_cache: Path, tmp_path_factory: pytest.TempPa
     pte = tmp_path_factory.mktemp("chat") / "model.pte"
     export(
         Checkpoint.open(source), project.recipes["8da8w"], pte, context=CONTEXT, prefill=32,
-        progress=lambda stage, fraction: None,
+        kept=integers_of(pte), progress=lambda stage, fraction: None,
     )  # fmt: skip
     for name in (*TOKENIZER_FILES, "config.json"):
         if (source / name).is_file():

@@ -13,7 +13,15 @@ import pytest
 from hubpub.config import Project
 from hubpub.errors import ConfigError, SourceError, UsageError
 from hubpub.facts import CellFacts, FileFact, OtherHost
-from hubpub.release.handover import hand_over, hand_over_host, hand_over_stand_in, handed_over, packed, stand_in_of
+from hubpub.release.handover import (
+    hand_over,
+    hand_over_beside,
+    hand_over_host,
+    handed_over,
+    packed,
+    stand_in_name,
+    stand_in_of,
+)
 
 from .conftest import facts_of
 
@@ -71,7 +79,7 @@ def test_a_stand_in_travels_with_the_facts_of_what_was_made_of_it(
         (source / name).write_bytes(data)
     cell = made_of(facts_of(small, "8da4w"), files)
     hand_over(facts, [cell])
-    hand_over_stand_in(facts, cell.file.name, packed(source))
+    hand_over_beside(facts, {stand_in_name(cell.file.name): packed(source)})
     # It is no fact, and every file of the folder that travels lies at its top.
     assert handed_over(facts).keys() == {cell.cell}
     assert all(path.is_file() for path in facts.iterdir())
@@ -112,7 +120,8 @@ def test_another_stand_in_than_the_file_was_made_of_is_refused(change: str, smal
         (source / "below" / "config.json").write_text("{}")
     elif change == "one less":
         (source / "config.json").unlink()
-    hand_over_stand_in(tmp_path, cell.file.name, b"no archive" if change == "no archive" else packed(source))
+    data = b"no archive" if change == "no archive" else packed(source)
+    hand_over_beside(tmp_path, {stand_in_name(cell.file.name): data})
     with pytest.raises(SourceError, match=cell.file.name):
         stand_in_of(tmp_path, cell, tmp_path / "there")
 
