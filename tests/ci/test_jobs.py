@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -215,6 +216,8 @@ def test_a_rehearsal_is_measured_against_no_stand_in_but_its_own(rehearsed: jobs
     made = jobs.stage(rehearsed, CELL, DISPLAY)
     other = elsewhere(rehearsed, tmp_path / "other")
     hand_over(other.facts, [made])
+    chosen = calibration_name(made.file.name)
+    shutil.copy(rehearsed.facts / chosen, other.facts / chosen)
     assert not jobs.collect(other, CELL)
     with pytest.raises(SourceError, match="was made of is not here"):
         jobs.measure(other, CELL, DISPLAY)
