@@ -27,12 +27,12 @@ from hubpub.model import loader
 from hubpub.model.checkpoint import Checkpoint
 from hubpub.model.counts import layers, parameters
 from hubpub.model.decoder import CachedDecoder, WindowDecoder, cached_attention
-from hubpub.model.patches import applied, check_version, edge_passes, emitted_constants, graph_modules
+from hubpub.model.patches import applied, check_version, edge_passes, emitted_constants, graph_modules, symbolic_sizes
 from hubpub.model.shape import Shape
 from hubpub.progress import Progress
 
 # Of the export stack, whatever the family.
-PATCHES = (edge_passes.PATCH, emitted_constants.PATCH, graph_modules.PATCH)
+PATCHES = (edge_passes.PATCH, emitted_constants.PATCH, graph_modules.PATCH, symbolic_sizes.PATCH)
 # The set that was tested together: an executorch release pairs with exactly one torch minor release.
 TESTED = (("executorch", ">=1.4,<1.5"), ("torch", ">=2.13,<2.14"), ("torchao", ">=0.18,<0.19"))
 

@@ -12,7 +12,7 @@ from hubpub.export import lower
 from hubpub.export.quantize import DynamicLinear, register_operators
 from hubpub.measure.inspect import inspect
 from hubpub.measure.runtime import Session
-from hubpub.model.patches import Patch, applied, edge_passes, graph_modules
+from hubpub.model.patches import Patch, applied, edge_passes, graph_modules, symbolic_sizes
 
 
 class Mixed(torch.nn.Module):
@@ -24,8 +24,11 @@ class Mixed(torch.nn.Module):
         return torch.where(scaled > 0, scaled, 0.5) - torch.arange(size * 4) * 3 + count.to(torch.int32).unsqueeze(0)
 
 
+QUICK = (edge_passes.PATCH, graph_modules.PATCH, symbolic_sizes.PATCH)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("patch", [edge_passes.PATCH, graph_modules.PATCH], ids=lambda patch: patch.name)
+@pytest.mark.parametrize("patch", QUICK, ids=lambda patch: patch.name)
 def test_what_makes_lowering_quick_gives_the_same_bytes(patch: Patch) -> None:
     # Not at the top: every process would import it, to find tests, for seconds.
     from executorch.exir import EdgeCompileConfig, to_edge

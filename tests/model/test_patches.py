@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from importlib import import_module
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from hubpub.model.patches import (
     layer_type_order,
     replaced,
     sdpa_meta,
+    symbolic_sizes,
 )
 
 
@@ -177,6 +179,51 @@ def test_a_graph_module_that_changed_is_refused() -> None:
         replaced(torch.fx.GraphModule, "recompile", other),
         pytest.raises(ToolchainError, match="no longer contains"),
         applied([graph_modules.PATCH]),
+    ):
+        pass
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x, x])
+
+
+def sizes(module: torch.nn.Module) -> list[str]:
+    from torch.export import Dim, export
+
+    shapes = ({0: Dim("S", min=2, max=64)},)
+    graph = export(module, (torch.ones(4, 3),), dynamic_shapes=shapes).graph
+    return [str(tuple(node.meta["val"].shape)) for node in graph.nodes if "val" in node.meta]
+
+
+def test_a_size_is_what_it_is_without_being_computed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.fx.experimental.sym_node import SymNode
+
+    product, asked = SymNode._mul, []
+
+    @functools.wraps(product)
+    def counted(*two: Any) -> Any:
+        asked.append(two)
+        return product(*two)
+
+    monkeypatch.setattr(SymNode, "_mul", counted)
+    wanted, every = sizes(Doubled()), len(asked)
+    asked.clear()
+    with applied([symbolic_sizes.PATCH]):
+        assert sizes(Doubled()) == wanted and len(asked) < every / 2
+        # Other symbols of another graph have sizes of their own.
+        assert sizes(Doubled()) == wanted
+
+
+def test_a_size_whose_arithmetic_changed_is_refused() -> None:
+    from torch.fx.experimental.sym_node import SymNode
+
+    def other(self: object, other: object) -> None: ...
+
+    with (
+        replaced(SymNode, "_mul", other),
+        pytest.raises(ToolchainError, match="no longer contains"),
+        applied([symbolic_sizes.PATCH]),
     ):
         pass
 
