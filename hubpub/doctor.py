@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import sys
 import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +27,7 @@ from hubpub.config import PACKAGE, Card, locate
 from hubpub.errors import AccessError, HubpubError, ToolchainError
 from hubpub.hub.source_sizes import sizes
 from hubpub.hub.sources import cached_source
+from hubpub.machine import check_runner_loads
 from hubpub.sizing import GB, Size, agrees, known_as, need_of
 
 if TYPE_CHECKING:
@@ -85,7 +87,7 @@ def versions() -> list[Check]:
     """Every required package against the range that was tested."""
     checks = [
         Check("python", "ok", platform.python_version())
-        if platform.python_version_tuple() >= ("3", "11")
+        if sys.version_info >= (3, 11)
         else Check("python", "failed", f"{platform.python_version()}, 3.11 or newer is needed", "install Python 3.11")
     ]
     for text in _requirements():
@@ -104,6 +106,10 @@ def versions() -> list[Check]:
             if fits
             else Check(wanted.name, "failed", f"{found}, tested with {wanted.specifier}", f"pip install '{wanted}'")
         )
+    try:
+        check_runner_loads()
+    except ToolchainError as error:
+        checks.append(Check("LLM runner", "failed", error.message, error.hint))
     return checks
 
 

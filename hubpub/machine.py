@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import subprocess
@@ -9,6 +10,8 @@ import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from hubpub.errors import ToolchainError
 
 STACK = ("torch", "executorch", "torchao", "transformers")
 """The packages whose versions decide the bytes of a `.pte`."""
@@ -74,6 +77,20 @@ def emulated() -> bool:
         return _KERNEL_ARCHITECTURE.read_text().strip() != platform.machine()
     except OSError:
         return False
+
+
+def check_runner_loads() -> None:
+    """Raise ToolchainError where a library is missing that ExecuTorch's LLM runner needs.
+
+    Its wheel for ARM has one of GCC's that systems without a compiler lack; it then says that it was not installed.
+    """
+    if system() == "Linux aarch64":
+        try:
+            ctypes.CDLL("libatomic.so.1")
+        except OSError as error:
+            raise ToolchainError(
+                f"ExecuTorch's LLM runner cannot be loaded: {error}", "install it: apt-get install libatomic1"
+            ) from None
 
 
 def processes_that_fit(tasks: int, bytes_each: int) -> int:

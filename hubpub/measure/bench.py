@@ -27,7 +27,15 @@ import psutil
 from hubpub import data
 from hubpub.errors import ExportError, UsageError
 from hubpub.facts import MEASURING, DeviceSpeed, FileFact, Memory, Resident, RunnerCheck, Speed
-from hubpub.machine import emulated, export_environment, host, peak_resident_bytes, resident, versions
+from hubpub.machine import (
+    check_runner_loads,
+    emulated,
+    export_environment,
+    host,
+    peak_resident_bytes,
+    resident,
+    versions,
+)
 from hubpub.measure.runtime import Session, native_log, register_kernels
 from hubpub.model.reader import Reader
 
@@ -178,11 +186,14 @@ def _timed(stats: dict[str, Any], path: Path, hint: str) -> dict[str, float]:
 
 
 def _child(task: str, arguments: dict[str, Any], *, fresh: bool = True) -> dict[str, Any]:
-    """What `task` finds in a process of its own. Raises ExportError where that ends without an answer.
+    """What `task` finds in a process of its own. Raises ExportError where that ends without an answer,
+    ToolchainError where the LLM runner lacks a library.
 
     One that is not `fresh` is forked from a process that has loaded the runtime, where the system allows that and one
     cell is made after the other: that saves two thirds of its time.
     """
+    if arguments["tokenizer"]:
+        check_runner_loads()
     with tempfile.TemporaryDirectory() as folder:
         out, log = Path(folder) / "out.json", Path(folder) / "log"
         log.touch()

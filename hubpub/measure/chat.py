@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hubpub.errors import ExportError, SourceError, UsageError
+from hubpub.machine import check_runner_loads
 from hubpub.measure.inspect import inspect
 from hubpub.measure.pte import identify
 from hubpub.measure.runtime import register_kernels
@@ -136,6 +137,7 @@ class _Process:
     """
 
     def __init__(self, pte: Path, tokenizer: Path, temperature: float) -> None:
+        check_runner_loads()
         self.pte, self.tokenizer = pte, tokenizer
         self._specials = _specials(tokenizer)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the process)
