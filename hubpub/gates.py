@@ -20,6 +20,7 @@ from hubpub.facts import (
     CardFacts,
     CellFacts,
     Gate,
+    Greedy,
     GridFact,
     Logits,
     Lowering,
@@ -56,8 +57,33 @@ def evaluate_gates(
     What facts of an older release do not hold, and what a layout does not have, is not judged; nor is memory where it
     was not measured.
     """
-    logits, greedy, runner, lowering = parity.logits, parity.greedy, parity.runner, parity.lowering
+    logits, runner, lowering = parity.logits, parity.runner, parity.lowering
     noise = lowering.noise_kl_mean or 0.0 if lowering is not None else 0.0
+    gates = _agreement_gates(limits, logits, parity.greedy, noise)
+    if lowering is not None:
+        gates += _lowering_gates(limits, logits, lowering, vocabulary, noise)
+    if parity.whole is not None:
+        gates.append(_gate("slice_kl_mean", "max", limits.slice_kl_mean_max, parity.whole.kl_mean))
+    if parity.weights is not None:
+        gates.append(_gate("weights_stored", "min", 1.0, float(not parity.weights.wrong)))
+    if trained and parity.weights is not None:
+        gates += _grid_gates(limits, parity.weights.grid)
+    gates += _source_gates(program, parity)
+    if parity.tokenizer is not None:
+        gates += _tokenizer_gates(parity.tokenizer, runner, vocabulary)
+    if runner is not None:
+        gates.append(_gate("llm_runner_matches", "min", 1.0, float(runner.matches_decode_loop)))
+    if limits.logit_error_max is not None:
+        gates.append(_gate("logit_error_max", "max", limits.logit_error_max, logits.error_max))
+    if memory is not None and parameters and limits.anonymous_per_weight_max is not None:
+        limit = limits.anonymous_per_weight_max + BESIDE / parameters
+        copied = _copied(program, memory) / parameters
+        gates.append(_gate("anonymous_per_weight", "max", rounded(limit), rounded(copied)))
+    return tuple(gates)
+
+
+def _agreement_gates(limits: Gates, logits: Logits, greedy: Greedy, noise: float) -> list[Gate]:
+    """What the file says beside what its source says."""
     first = greedy.first_token if greedy.first_token_or_tie is None else greedy.first_token_or_tie
     kl, top1 = _quality_limits(limits, logits)
     gates = [
@@ -72,36 +98,7 @@ def evaluate_gates(
     if logits.prefill_kl_mean is not None:
         limit = max(limits.prefill_kl_mean_max, limits.prefill_noise_max * noise)
         gates.append(_gate("prefill_kl_mean", "max", rounded(limit), logits.prefill_kl_mean))
-    if lowering is not None:
-        gates += _lowering_gates(limits, logits, lowering, vocabulary, noise)
-    if parity.whole is not None:
-        gates.append(_gate("slice_kl_mean", "max", limits.slice_kl_mean_max, parity.whole.kl_mean))
-    if parity.weights is not None:
-        gates.append(_gate("weights_stored", "min", 1.0, float(not parity.weights.wrong)))
-    if trained and parity.weights is not None:
-        gates += _grid_gates(limits, parity.weights.grid)
-    window = parity.sliding_window
-    if window is not None and program.kv_cache.layers and window < (program.context or 0):
-        # One token more or less at a distance of hundreds is far below the noise of int8 activations.
-        same = parity.sliding_layers in (None, program.sliding_layers)
-        gates.append(_gate("sliding_window", "min", 1.0, float(program.sliding_window == window and same)))
-    if parity.scalars is not None:
-        # An epsilon a hundred times as large is below any noise.
-        gates.append(_gate("scalars", "min", 1.0, float(program.scalars == parity.scalars)))
-    if parity.stop_tokens is not None:
-        same = program.eos_ids is not None and set(program.eos_ids) == set(parity.stop_tokens)
-        gates.append(_gate("eos_ids", "min", 1.0, float(same)))
-    if parity.tokenizer is not None:
-        gates += _tokenizer_gates(parity.tokenizer, runner, vocabulary)
-    if runner is not None:
-        gates.append(_gate("llm_runner_matches", "min", 1.0, float(runner.matches_decode_loop)))
-    if limits.logit_error_max is not None:
-        gates.append(_gate("logit_error_max", "max", limits.logit_error_max, logits.error_max))
-    if memory is not None and parameters and limits.anonymous_per_weight_max is not None:
-        limit = limits.anonymous_per_weight_max + BESIDE / parameters
-        copied = _copied(program, memory) / parameters
-        gates.append(_gate("anonymous_per_weight", "max", rounded(limit), rounded(copied)))
-    return tuple(gates)
+    return gates
 
 
 def _lowering_gates(limits: Gates, logits: Logits, lowering: Lowering, vocabulary: int, noise: float) -> list[Gate]:
@@ -124,6 +121,23 @@ def _grid_gates(limits: Gates, grid: GridFact | None) -> list[Gate]:
         _gate("grid_exact", "min", least, math.floor(grid.share * 1e6) / 1e6 if grid else 0.0),
         _gate("grid_weights", "min", limits.grid_weights_min, grid.weights_share if grid else 0.0),
     ]
+
+
+def _source_gates(program: Program, parity: Parity) -> list[Gate]:
+    """What a program must have of its source, and shows too little in what it says."""
+    gates = []
+    window = parity.sliding_window
+    if window is not None and program.kv_cache.layers and window < (program.context or 0):
+        # One token more or less at a distance of hundreds is far below the noise of int8 activations.
+        same = parity.sliding_layers in (None, program.sliding_layers)
+        gates.append(_gate("sliding_window", "min", 1.0, float(program.sliding_window == window and same)))
+    if parity.scalars is not None:
+        # An epsilon a hundred times as large is below any noise.
+        gates.append(_gate("scalars", "min", 1.0, float(program.scalars == parity.scalars)))
+    if parity.stop_tokens is not None:
+        same = program.eos_ids is not None and set(program.eos_ids) == set(parity.stop_tokens)
+        gates.append(_gate("eos_ids", "min", 1.0, float(same)))
+    return gates
 
 
 def _tokenizer_gates(fits: TokenizerCheck, runner: RunnerCheck | None, vocabulary: int) -> list[Gate]:
