@@ -81,23 +81,23 @@ def choice(cells: Sequence[CellFacts], recommended: str, theme: Theme) -> str:
         '<title id="t">Distance from the original against size; a larger point is faster</title>',
         f'<desc id="d">{escape(described(cells))}</desc>',
         f'<rect width="{WIDTH}" height="{HEIGHT}" rx="8" fill="{theme.ground}"/>',
-        _text(12, 26, "↑ closer to the original", theme.ink, 14, bold=True),
-        _text(_LEFT, HEIGHT - 10, "← smaller file", theme.ink, 14, bold=True),
+        _text((12, 26), "↑ closer to the original", theme.ink, bold=True),
+        _text((_LEFT, HEIGHT - 10), "← smaller file", theme.ink, bold=True),
         f'<circle cx="{WIDTH - 126}" cy="21" r="3" fill="{theme.point}"/>',
         f'<circle cx="{WIDTH - 112}" cy="21" r="7" fill="{theme.point}"/>',
-        _text(WIDTH - 12, 26, "larger: faster", theme.soft, 13, "end"),
-        _text(12, 46, "KL divergence", theme.soft, 13),
+        _text((WIDTH - 12, 26), "larger: faster", theme.soft, "end"),
+        _text((12, 46), "KL divergence", theme.soft),
     ]
     for decade in range(low, high + 1):
         at = y(10.0**decade)
         parts.append(_line(_LEFT, at, WIDTH - _RIGHT, at, theme.line))
-        parts.append(_text(_LEFT - 8, at + 5, _decade(decade), theme.soft, 13, "end"))
+        parts.append(_text((_LEFT - 8, at + 5), _decade(decade), theme.soft, "end"))
     every = math.ceil(len(ticks) / 4)
     for index, tick in enumerate(ticks):
         parts.append(_line(x(tick), HEIGHT - _BOTTOM, x(tick), HEIGHT - _BOTTOM + 5, theme.line))
         # Four of them find room; the last would end beyond the edge.
         if index % every == 0 and tick != ticks[-1]:
-            parts.append(_text(x(tick), HEIGHT - _BOTTOM + 20, _round_size(tick), theme.soft, 13, "middle"))
+            parts.append(_text((x(tick), HEIGHT - _BOTTOM + 20), _round_size(tick), theme.soft, "middle"))
     parts += _labels(points, recommended, theme)
     parts += _marks(points, recommended, theme)
     return "\n".join([*parts, "</svg>"]) + "\n"
@@ -146,8 +146,8 @@ def _labels(points: Sequence[_Point], recommended: str, theme: Theme) -> list[st
         if gap > point.radius + 6:
             edge = top if top > point.y else top + _LABEL_HEIGHT
             parts.append(_line(point.x, point.y, min(max(point.x, left), left + width), edge, theme.soft))
-        parts.append(_text(x, top + 14, name, theme.accent if mine else theme.ink, 14, anchor, theme.ground, bold=True))
-        parts.append(_text(x, top + 31, below, theme.soft, 13, anchor, theme.ground))
+        parts.append(_text((x, top + 14), name, theme.accent if mine else theme.ink, anchor, theme.ground, bold=True))
+        parts.append(_text((x, top + 31), below, theme.soft, anchor, theme.ground))
     return parts
 
 
@@ -204,16 +204,9 @@ def _line(x1: float, y1: float, x2: float, y2: float, colour: str) -> str:
 
 
 def _text(
-    x: float,
-    y: float,
-    text: str,
-    colour: str,
-    points: int,
-    anchor: str = "start",
-    halo: str = "",
-    *,
-    bold: bool = False,
+    at: tuple[float, float], text: str, colour: str, anchor: str = "start", halo: str = "", *, bold: bool = False
 ) -> str:
+    (x, y), points = at, 14 if bold else 13
     more = ' font-weight="600"' if bold else ""
     if halo:
         # The ground around the letters keeps lines behind them from being read as part of them.

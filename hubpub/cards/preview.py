@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
@@ -19,12 +19,9 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from hubpub.cards import views
-from hubpub.cards.diff import Published
 from hubpub.cards.markdown import css
 from hubpub.cards.views import Sources
-from hubpub.config import Card, Project
 from hubpub.errors import UsageError
-from hubpub.facts import CardFacts
 
 _POLL = 0.2
 _HEARTBEAT = 15.0
@@ -76,10 +73,10 @@ class Watch:
 class Preview:
     """The preview server while its context is open; `url` is where it is."""
 
-    def __init__(self, sources: Sources, port: int = 0, watch: Sequence[Path] = ()) -> None:
+    def __init__(self, sources: Sources, port: int = 0) -> None:
         """Raises UsageError where the port is taken."""
         self.sources = sources
-        self.watch = Watch((sources.project.cards_dir, sources.project.templates_dir, *watch))
+        self.watch = Watch((sources.project.cards_dir, sources.project.templates_dir))
         try:
             self._server = _Server(("127.0.0.1", port), _Handler)
         except OSError as error:
@@ -104,23 +101,13 @@ class Preview:
         self._server.server_close()
 
 
-def serve_preview(
-    project: Project,
-    *,
-    namespace: str,
-    port: int,
-    facts_for: Callable[[Card], CardFacts | None],
-    published: Callable[[Card], tuple[str, Published | None]] | None = None,
-    watch: Sequence[Path] = (),
-    ready: Callable[[str], None] | None = None,
-) -> None:
-    """Serve the preview until interrupted. `watch` are further files and folders that pages depend on.
+def serve_preview(sources: Sources, port: int, ready: Callable[[str], None]) -> None:
+    """Serve the preview until interrupted; `ready` is told the address once it answers.
 
-    `ready` is told the address once it answers. Raises UsageError where the port is taken.
+    Raises UsageError where the port is taken.
     """
-    with Preview(Sources(project, namespace, facts_for, published), port, watch) as preview:
-        if ready:
-            ready(preview.url)
+    with Preview(sources, port) as preview:
+        ready(preview.url)
         while True:
             time.sleep(3600)
 

@@ -322,7 +322,7 @@ def stage(job: Job, name: str, display: Display) -> CellFacts:
         beside[stand_in_name(cell.file)] = packed(source_of(cell.variant, job.workspace))
     if not job.dry_run:
         to = job.checked_destination(cell.card)
-        (staged,) = staging.stage(job.workspace, to, [step], {cell.id: facts}, job.version, display, beside=beside)
+        (staged,) = staging.stage(to, [step], {cell.id: facts}, job.version, display, beside=beside)
         summary(f"Staged `{facts.file.name}` for {staged.repo_id} {job.version}: {units.size(staged.bytes_sent)} sent.")
     hand_over(job.facts, [facts])
     hand_over_beside(job.facts, beside)

@@ -153,4 +153,4 @@ def hub_serve(terminal: Terminal, work: Path, port: int) -> None:
 
     # Nothing is left undone that could go on.
     with suppress(KeyboardInterrupt):
-        serve(work / "hub", port, ready=ready)
+        serve(LocalHub(work / "hub", port), ready)

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from hubpub.cards.preview import serve_preview
 from hubpub.cards.render import golden_facts
+from hubpub.cards.views import Sources
 from hubpub.cli import options, tables
 from hubpub.cli.options import command
 from hubpub.cli.terminal import Terminal
@@ -36,15 +37,9 @@ def preview_command(
         said = f"preview at {url}  (saving a card, its facts or a template reloads it; Ctrl-C stops it)"
         terminal.announce({"url": url}, said)
 
+    published = partial(published_now, hub, work / "hub", namespace)
     with suppress(KeyboardInterrupt):
-        serve_preview(
-            project,
-            namespace=namespace or "NAMESPACE",
-            port=port,
-            facts_for=golden_facts,
-            published=partial(published_now, hub, work / "hub", namespace),
-            ready=ready,
-        )
+        serve_preview(Sources(project, namespace or "NAMESPACE", golden_facts, published), port, ready)
 
 
 @command(name="diff")

@@ -87,28 +87,32 @@ def preflight(
     return tuple(found)
 
 
+def plan_all(client: Client, releases: Sequence[RepoRelease], *, unstaged: bool = False) -> list[Receipt]:
+    """What `publish_all` would do, by reading alone: receipts that say which files would be sent and changed.
+
+    Raises what that would raise before its first upload. With `unstaged`, files that are nowhere to be had are taken
+    for those that others have yet to stage.
+    """
+    ids = [release.repo_id.lower() for release in releases]
+    if len(set(ids)) != len(ids):
+        raise ConfigError("a repo is named twice in one release")
+    return [_dry_run(client, release, unstaged=unstaged) for release in releases]
+
+
 def publish_all(
     client: Client,
     releases: Sequence[RepoRelease],
     work: Path,
     *,
     display: Display | None = None,
-    dry_run: bool = False,
     create_pr: bool = False,
-    unstaged: bool = False,
 ) -> list[Receipt]:
     """Look at every repo, stage what is here, then promote one after the other; nothing is sent unless all looks well.
 
     Files without a source were staged by other machines and are found by their SHA-256. Rights are the caller's to
-    check (`preflight`). A dry run only reads, and returns receipts that say which files would be sent and changed; with
-    `unstaged`, it takes files that are nowhere to be had for those that others have yet to stage.
+    check (`preflight`).
     """
-    ids = [release.repo_id.lower() for release in releases]
-    if len(set(ids)) != len(ids):
-        raise ConfigError("a repo is named twice in one release")
-    dry = [_dry_run(client, release, unstaged=dry_run and unstaged) for release in releases]
-    if dry_run:
-        return dry
+    plan_all(client, releases)
     staged = [_stage_what_is_here(client, release, work, display, create_pr=create_pr) for release in releases]
     return [
         promote(client, release, work, staged=one, create_pr=create_pr)

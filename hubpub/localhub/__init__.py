@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from hubpub.localhub.faults import Entry, Fault
 from hubpub.localhub.server import LocalHub, serve
+from hubpub.localhub.site import Options
 
-__all__ = ["Entry", "Fault", "LocalHub", "serve"]
+__all__ = ["Entry", "Fault", "LocalHub", "Options", "serve"]

@@ -33,18 +33,9 @@ def main() -> int:
         print(json.dumps({"url": hub.url, "user": hub.user, "token_file": str(hub.token_path)}), flush=True)
 
     try:
-        serve(
-            asked.root,
-            asked.port,
-            asked.host,
-            ready=ready,
-            stop=stop,
-            user=asked.user,
-            orgs=asked.org,
-            xet=not asked.no_xet,
-            multipart_from=asked.multipart_from,
-            part_size=asked.part_size,
-        )
+        options = Options(xet=not asked.no_xet, multipart_from=asked.multipart_from, part_size=asked.part_size)
+        hub = LocalHub(asked.root, asked.port, asked.host, user=asked.user, orgs=asked.org, options=options)
+        serve(hub, ready, stop)
     except HubpubError as error:
         print(f"error: {error.message}" + (f" ({error.hint})" if error.hint else ""), file=sys.stderr)
         return error.exit_code

@@ -14,7 +14,7 @@ from hubpub.localhub import collections, gitobjects, metadata, xet
 from hubpub.localhub.names import check_path, check_ref_name, check_repo_id, check_sha256, check_size
 from hubpub.localhub.patterns import LARGE_FROM, is_ignored, is_large
 from hubpub.localhub.site import Site, isotime
-from hubpub.localhub.store import BRANCH, PULL, TAG, Commit, Entry, Pull, Repo, apply, merged, repo_not_found
+from hubpub.localhub.store import BRANCH, PULL, TAG, Authored, Commit, Entry, Pull, Repo, apply, merged, repo_not_found
 from hubpub.localhub.wire import HttpError, Request, Response, json_response, parse_json
 
 COMMIT_LIMIT = 1 << 30
@@ -424,7 +424,7 @@ def _commit(site: Site, request: Request, repo: Repo, user: str, revision: str) 
     if not title:
         raise HttpError(400, "'summary' must not be empty")
     with repo.lock:
-        return _write(request, repo, user, revision, title, message, header.get("parentCommit"), changes)
+        return _write(request, repo, revision, Authored(title, message, user), header.get("parentCommit"), changes)
 
 
 def _change(site: Site, repo: Repo, key: object, value: dict[str, Any]) -> tuple[str, Entry | tuple[str, str] | None]:
@@ -468,10 +468,8 @@ def _change(site: Site, repo: Repo, key: object, value: dict[str, Any]) -> tuple
 def _write(
     request: Request,
     repo: Repo,
-    user: str,
     revision: str,
-    title: str,
-    message: str,
+    made: Authored,
     parent: object,
     changes: Iterable[tuple[str, Entry | tuple[str, str] | None]],
 ) -> Response:
@@ -502,11 +500,11 @@ def _write(
         return json_response(answer)
     if as_pull and not ref.startswith(BRANCH):
         raise HttpError(400, "A pull request needs a branch to be merged into")
-    commit = repo.write_commit((head.oid,), files, title, message, user)
+    commit = repo.write_commit((head.oid,), files, made)
     answer = {"success": True, "commitOid": commit.oid, "commitUrl": f"{address}/commit/{commit.oid}", "hookOutput": ""}
     if as_pull:
         number = max((pull.num for pull in repo.state.pulls), default=0) + 1
-        pull = Pull(number, title, message, user, commit.date, ref, head.oid)
+        pull = Pull(number, made.title, made.message, made.author, commit.date, ref, head.oid)
         refs = {**repo.state.refs, f"{PULL}{number}": commit.oid}
         repo.save(replace(repo.state, refs=refs, pulls=(*repo.state.pulls, pull)))
         answer["pullRequestUrl"] = f"{address}/discussions/{number}"
@@ -621,8 +619,8 @@ def _merge(request: Request, repo: Repo, user: str, number: str) -> Response:
             raise HttpError(409, f"The branch {pull.base} is gone")
         ours = repo.commit(repo.state.refs[pull.base])
         files = merged(repo.commit(pull.base_commit).files, ours.files, theirs.files)
-        title = f"{pull.title} (#{pull.num})"
-        commit = repo.write_commit((ours.oid, theirs.oid), files, title, pull.description, user)
+        made = Authored(f"{pull.title} (#{pull.num})", pull.description, user)
+        commit = repo.write_commit((ours.oid, theirs.oid), files, made)
         done = replace(pull, status="merged", merge_commit=commit.oid, closed_by=user)
         refs = {**repo.state.refs, pull.base: commit.oid}
         repo.save(replace(repo.state, refs=refs, pulls=_replace_pull(repo, done)))

@@ -387,20 +387,13 @@ class LocalHub:
         *,
         user: str = "local",
         orgs: Iterable[str] = (),
-        xet: bool = True,
-        multipart_from: int = Options.multipart_from,
-        part_size: int = Options.part_size,
-        idle_timeout: float = Options.idle_timeout,
-        commits_per_hour: int | None = None,
-        private: bool = False,
+        options: Options | None = None,
     ) -> None:
         _check_loopback(host)
         self.root = Path(root)
         self._host, self._port = host, port
         self._who = user, tuple(orgs)
-        self._options = Options(
-            xet, multipart_from, part_size, idle_timeout, commits_per_hour=commits_per_hour, private=private
-        )
+        self._options = options or Options()
         self._server: Server | None = None
         self._lock: FolderLock | None = None
 
@@ -513,19 +506,10 @@ def _check_loopback(host: str) -> None:
         raise HubError(f"the local Hub is for this machine alone: it cannot listen on {host}", "use 127.0.0.1")
 
 
-def serve(
-    root: Path,
-    port: int,
-    host: str = "127.0.0.1",
-    *,
-    ready: Callable[[LocalHub], None] | None = None,
-    stop: threading.Event | None = None,
-    **options: Any,
-) -> None:
-    """Serve `root` until `stop` is set or the process is interrupted; `ready` is called once requests are answered."""
-    with LocalHub(root, port, host, **options) as hub:
-        if ready:
-            ready(hub)
-        waiting = stop or threading.Event()
+def serve(hub: LocalHub, ready: Callable[[LocalHub], None], stop: threading.Event | None = None) -> None:
+    """Open `hub` until `stop` is set or the process is interrupted; `ready` is called once requests are answered."""
+    waiting = stop or threading.Event()
+    with hub:
+        ready(hub)
         while not waiting.wait(3600):
             pass

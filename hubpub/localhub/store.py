@@ -67,6 +67,15 @@ class Commit:
 
 
 @dataclass(frozen=True)
+class Authored:
+    """What a commit says of itself, in a line and in full, and who made it."""
+
+    title: str
+    message: str
+    author: str
+
+
+@dataclass(frozen=True)
 class Pull:
     """A pull request: `base` is the branch it is for, `base_commit` the commit it started from."""
 
@@ -167,11 +176,9 @@ class Repo:
         stored["parents"] = tuple(stored["parents"])
         return Commit(**stored)
 
-    def write_commit(
-        self, parents: Iterable[str], files: Mapping[str, Entry], title: str, message: str, author: str
-    ) -> Commit:
+    def write_commit(self, parents: Iterable[str], files: Mapping[str, Entry], made: Authored) -> Commit:
         """Put a commit on disk; no reference points at it yet."""
-        return write_commit(self._disk, self._folder, tuple(parents), files, title, message, author)
+        return write_commit(self._disk, self._folder, tuple(parents), files, made)
 
     def own(self, sha256: str) -> None:
         """Record that this content was uploaded to this repo by somebody who had it."""
@@ -211,13 +218,7 @@ def _below(files: Mapping[str, Entry], path: str) -> object:
 
 
 def write_commit(
-    disk: Disk,
-    folder: Path,
-    parents: tuple[str, ...],
-    files: Mapping[str, Entry],
-    title: str,
-    message: str,
-    author: str,
+    disk: Disk, folder: Path, parents: tuple[str, ...], files: Mapping[str, Entry], made: Authored
 ) -> Commit:
     """Put a commit into the repo at `folder`. Raises HttpError 400 where a file would also be a folder."""
     for path in files:
@@ -229,9 +230,9 @@ def write_commit(
     # As for other builds that are to be the same again: the same content then has the same commit id.
     seconds = int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
     tree = gitobjects.tree_ids((path, entry.oid) for path, entry in files.items())[""]
-    text = f"{title}\n\n{message}" if message else title
-    oid = gitobjects.commit_id(tree, parents, author, seconds, text)
-    commit = Commit(oid, parents, title, message, author, seconds, dict(sorted(files.items())))
+    text = f"{made.title}\n\n{made.message}" if made.message else made.title
+    oid = gitobjects.commit_id(tree, parents, made.author, seconds, text)
+    commit = Commit(oid, parents, made.title, made.message, made.author, seconds, dict(sorted(files.items())))
     stored = {
         **{name: getattr(commit, name) for name in ("oid", "parents", "title", "message", "author", "date")},
         "files": {path: [e.size, e.oid, e.sha256, e.lfs] for path, e in commit.files.items()},
@@ -302,7 +303,7 @@ class Store:
             blank = self.disk.blank()
             blank.mkdir()
             files = {".gitattributes": self.keep_bytes(DEFAULT_ATTRIBUTES.encode())}
-            first = write_commit(self.disk, blank, (), files, "initial commit", "", author)
+            first = write_commit(self.disk, blank, (), files, Authored("initial commit", "", author))
             state = State(repo_id, private, first.date, {BRANCH + "main": first.oid})
             self.disk.write_json(blank / "state.json", asdict(state))
             place = self._repos_folder / repo_id

@@ -13,7 +13,7 @@ from hubpub.facts import CardFacts, CellFacts
 from hubpub.hub.client import Client
 from hubpub.hub.content import RepoRelease
 from hubpub.hub.maintenance import verify
-from hubpub.hub.publish import publish_all
+from hubpub.hub.publish import plan_all, publish_all
 from hubpub.hub.pulls import promote_pull
 from hubpub.hub.receipts import Planned, PullRequest, Receipt
 from hubpub.hub.staging import staged_versions
@@ -61,13 +61,10 @@ def publish(
         releases, facts, kept_back = _assembled(workspace, to, ready, version)
         for repo, error in kept_back.items():
             display.finish(repo, f"not published: {error.message}")
-        if pulls and not dry_run:
-            # Whatever stops one repo is found before the first request is merged.
-            publish_all(client, releases, root, dry_run=True, create_pr=to.create_pr)
+        # Whatever stops one repo is found before the first request is merged.
+        planned = plan_all(client, releases, unstaged=dry_run and unstaged) if dry_run or pulls else []
         merged = [_merged(to, card, version, root, dry_run=dry_run) for card in pulls]
-        made = publish_all(
-            client, releases, root, display=display, dry_run=dry_run, create_pr=to.create_pr, unstaged=unstaged
-        )
+        made = planned if dry_run else publish_all(client, releases, root, display=display, create_pr=to.create_pr)
         receipts = [*merged, *made]
         for receipt in receipts:
             display.finish(receipt.repo_id, receipt.summary)

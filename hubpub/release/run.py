@@ -133,7 +133,7 @@ def make_and_stage(
     _check(to, steps, version)
     made = make(steps, workspace, display, jobs=jobs)
     passed = {name: facts for name, facts in made.facts.items() if name not in made.failures}
-    staged = stage(workspace, to, steps, passed, version, display)
+    staged = stage(to, steps, passed, version, display)
     pages = tuple(f"{to.client.endpoint}/{one.repo_id}" for one in staged)
     seconds = monotonic() - started
     return Report(version, tuple(steps), made.facts, made.failures, (), pages, to.store, seconds, staged)

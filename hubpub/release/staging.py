@@ -15,11 +15,9 @@ from hubpub.progress import Display
 from hubpub.release.assemble import files_of, sources_here
 from hubpub.release.connect import Destination
 from hubpub.release.handover import hand_over, note_of
-from hubpub.workspace import Workspace
 
 
 def stage(
-    workspace: Workspace,
     to: Destination,
     steps: Sequence[Step],
     facts: Mapping[str, CellFacts],
@@ -34,7 +32,7 @@ def stage(
     finds what they speak of. So do the files `beside` them, by name, which are never published.
     """
 
-    done = []
+    done, workspace = [], steps[0].workspace
     with workspace.locked(display.note):
         for card in {step.cell.card.repo: step.cell.card for step in steps if step.cell.id in facts}.values():
             own = [step for step in steps if step.cell.card is card and step.cell.id in facts]

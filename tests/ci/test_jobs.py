@@ -67,7 +67,7 @@ def staged(world: World, change: Callable[[CellFacts], CellFacts] = lambda facts
     (step,) = [step for step in world.steps() if step.cell.id == CELL]
     facts = world.known()[CELL].model_copy(update={"fingerprint": step.fingerprint.value})
     beside = {calibration_name("small-8da4w.pte"): b"chosen"}
-    stage(world.workspace, world.to, world.steps(), {CELL: change(facts)}, "v1.0.0", DISPLAY, beside=beside)
+    stage(world.to, world.steps(), {CELL: change(facts)}, "v1.0.0", DISPLAY, beside=beside)
     return facts
 
 

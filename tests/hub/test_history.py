@@ -19,7 +19,7 @@ from hubpub.hub.history import (
     until,
     who,
 )
-from hubpub.hub.publish import preflight, promote, publish_all
+from hubpub.hub.publish import plan_all, preflight, promote, publish_all
 from hubpub.hub.receipts import NoChanges, Planned, TagOnly
 from hubpub.hub.staging import stage
 from hubpub.localhub import LocalHub
@@ -107,7 +107,7 @@ def test_an_older_release_that_was_never_tagged_is_finished(
     publish_all(client, [make("v1.1.0", seed=5)], work)
     newer = refs_of(client, make.repo)[0]["main"]
     assert preflight(client, [make.repo], version="v1.0.0")
-    assert publish_all(client, [make(seed=0)], work, dry_run=True)[0].outcome == Planned(False, False, True)
+    assert plan_all(client, [make(seed=0)])[0].outcome == Planned(False, False, True)
     (receipt,) = publish_all(client, [make()], work)
     assert receipt.outcome == TagOnly(unfinished, "v1.0.0") and receipt.bytes_sent == 0
     assert refs_of(client, make.repo) == ({"main": newer}, {"v1.0.0": unfinished, "v1.1.0": newer})

@@ -23,7 +23,7 @@ from hubpub.hub.content import LocalFile, RepoRelease
 from hubpub.hub.hashing import parse_sha256sums
 from hubpub.hub.maintenance import status, verify, yank
 from hubpub.hub.names import stage_branch
-from hubpub.hub.publish import preflight, promote, publish_all
+from hubpub.hub.publish import plan_all, preflight, promote, publish_all
 from hubpub.hub.receipts import NoChanges, Planned, Published, PullRequest, TagOnly, load_receipt
 from hubpub.hub.staging import ensured_repo, stage, unstage
 from hubpub.localhub import Fault, LocalHub
@@ -102,12 +102,12 @@ def test_one_changed_file_sends_that_file(hub: LocalHub, client: Client, make: M
 
 
 def test_a_dry_run_only_reads(hub: LocalHub, client: Client, make: Maker, work: Path) -> None:
-    (plan,) = publish_all(client, [make()], work, dry_run=True)
+    (plan,) = plan_all(client, [make()])
     assert plan.outcome == Planned(create_repo=True, commit=True, tag=True)
     assert client.refs(make.repo) is None
     (real,) = publish_all(client, [make()], work)
     assert {f.path for f in plan.files if f.changed} == {f.path for f in real.files if f.changed}
-    (plan,) = publish_all(client, [make("v2")], work, dry_run=True)
+    (plan,) = plan_all(client, [make("v2")])
     assert plan.outcome == Planned(create_repo=False, commit=True, tag=True)
     assert {f.path: f.sent_bytes for f in plan.files if f.path in SIZES} == dict.fromkeys(SIZES, 0)
     assert refs_of(client, make.repo)[1].keys() == {"v1.0.0"}
@@ -438,7 +438,7 @@ def test_a_dropped_file_leaves_main_with_the_release_that_dropped_it(client: Cli
     publish_all(client, [make()], work)
     by_hand(client, make.repo, "images/photo.bin", b"\0\1\2")
     (make.folder / "model-int8.pte").unlink()
-    (planned,) = publish_all(client, [make("v2")], work, dry_run=True)
+    (planned,) = plan_all(client, [make("v2")])
     assert planned.retired == ("model-int8.pte",) and "remove model-int8.pte" in planned.summary
     (receipt,) = publish_all(client, [make("v2")], work)
     assert receipt.retired == ("model-int8.pte",) and load_receipt(work, "v2", make.repo) == receipt
@@ -501,11 +501,11 @@ def test_a_dry_run_counts_on_files_that_others_have_yet_to_stage(client: Client,
     away = tuple(LocalFile(f.path_in_repo, None, f.bytes, f.sha256) if f.large else f for f in release.files)
     elsewhere = replace(release, files=away)
     with pytest.raises(HubError, match="neither staged"):
-        publish_all(client, [elsewhere], work, dry_run=True)
-    (planned,) = publish_all(client, [elsewhere], work, dry_run=True, unstaged=True)
+        plan_all(client, [elsewhere])
+    (planned,) = plan_all(client, [elsewhere], unstaged=True)
     assert planned.outcome.kind == "planned" and planned.bytes_sent > sum(f.bytes for f in away if f.large)
     with pytest.raises(HubError, match="neither staged"):
-        publish_all(client, [elsewhere], work, unstaged=True)
+        publish_all(client, [elsewhere], work)
     assert history(client, make.repo) == ["Release v1.0.0"]
 
 
@@ -565,7 +565,7 @@ def test_the_receipt_counts_what_was_sent_how_long_it_took_and_what_was_repeated
     assert {file.sent_bytes for file in again.files} == {0} and not any(file.changed for file in again.files)
     assert 0 <= again.seconds <= time.monotonic() - began + 0.01
     began = time.monotonic()
-    (planned,) = publish_all(client, [make("v2", seed=2)], work, dry_run=True)
+    (planned,) = plan_all(client, [make("v2", seed=2)])
     assert planned.retries == 0 and 0 <= planned.seconds <= time.monotonic() - began + 0.01
 
 
@@ -581,14 +581,14 @@ def test_a_dry_run_says_what_this_machine_would_send(client: Client, make: Maker
     """Of a repo that is not there yet, and of a new version of one that is."""
     for version, seed in (("v1.0.0", None), ("v2", 2)):
         release = make(version, seed=seed)
-        (whole,) = publish_all(client, [release], work, dry_run=True)
-        (here,) = publish_all(client, [elsewhere(release)], work, dry_run=True, unstaged=True)
+        (whole,) = plan_all(client, [release])
+        (here,) = plan_all(client, [elsewhere(release)], unstaged=True)
         assert whole.bytes_sent == here.bytes_sent == sum(file.sent_bytes for file in whole.files)
         assert {f.path: f.sent_bytes for f in whole.files} == {f.path: f.sent_bytes for f in here.files}
         changed = {file.path for file in whole.files if file.changed}
         assert {file.path for file in whole.files if file.sent_bytes} == changed and changed >= SIZES.keys()
         if version == "v1.0.0":
-            (staged,) = publish_all(client, [elsewhere(release)], work, dry_run=True)
+            (staged,) = plan_all(client, [elsewhere(release)])
             assert staged.bytes_sent == whole.bytes_sent - sum(SIZES.values())
             assert {file.sent_bytes for file in staged.files if file.path in SIZES} == {0}
             publish_all(client, [release], work)
@@ -659,5 +659,5 @@ def test_a_version_that_was_committed_and_not_tagged_is_finished_by_nobody_else(
         if door == "promote":
             promote(client, other, work, staged=stage(client, other, work))
         else:
-            publish_all(client, [other], work, dry_run=True)
+            plan_all(client, [other])
     assert history(client, make.repo) == ["Release v1.0.0"] and not refs_of(client, make.repo)[1]

@@ -18,7 +18,7 @@ from hubpub.hub.names import stage_branch
 from hubpub.hub.publish import publish_all
 from hubpub.hub.receipts import Published, Staged, receipt_path
 from hubpub.hub.staging import by_program, stage, staged_versions, unstage
-from hubpub.localhub import Fault, LocalHub
+from hubpub.localhub import Fault, LocalHub, Options
 
 from .conftest import FAST, SIZES, Maker, Seen, both, random_files, sent_to
 from .test_publish import by_hand, history, refs_of
@@ -114,7 +114,7 @@ def test_past_the_quota_of_commits_the_work_is_kept(make: Maker, work: Path, tmp
     random_files(tmp_path / "cells", names)
     hashes = HashCache(work / "hashes.json")
     files = [LocalFile.of(path.name, path, hashes) for path in sorted((tmp_path / "cells").iterdir())]
-    with LocalHub(tmp_path / "limited", commits_per_hour=3) as limited:
+    with LocalHub(tmp_path / "limited", options=Options(commits_per_hour=3)) as limited:
         client, port = Client(limited.url, limited.token, retry=FAST), int(limited.url.rpartition(":")[2])
         release = RepoRelease(f"{limited.user}/model", "v1.0.0", (*files, LocalFile.text("LICENSE", "Terms\n")), "m")
         with sent_to(limited) as first, pytest.raises(HubError, match=r"3 per hour.*asks to wait 3600 s") as caught:
@@ -157,7 +157,7 @@ def test_a_new_repo_is_as_visible_as_its_owner_has_new_repos_be(
 ) -> None:
     from huggingface_hub import HfApi
 
-    with LocalHub(tmp_path / "other", private=private) as hub:
+    with LocalHub(tmp_path / "other", options=Options(private=private)) as hub:
         stage(Client(hub.url, hub.token, retry=FAST), make(), work)
         assert HfApi(endpoint=hub.url, token=hub.token).model_info(make.repo).private is private
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from hubpub.localhub import LocalHub
+from hubpub.localhub import LocalHub, Options
 
 if TYPE_CHECKING:
     import httpx2
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[LocalHub]:
-    with LocalHub(tmp_path / "hub", multipart_from=1_000_000, part_size=300_000) as running:
+    with LocalHub(tmp_path / "hub", options=Options(multipart_from=1_000_000, part_size=300_000)) as running:
         yield running
         assert running.errors == ()
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from hubpub.errors import HubError
-from hubpub.localhub import LocalHub
+from hubpub.localhub import LocalHub, Options
 
 from .conftest import REPO, Process, api_of, noise, web
 from .test_api import commit, info_of
@@ -360,7 +360,7 @@ def test_one_server_to_a_folder(hub: LocalHub, start: Callable[..., Process]) ->
 
 
 def test_a_slow_client_is_let_go(tmp_path: Path) -> None:
-    with LocalHub(tmp_path / "hub", idle_timeout=0.3) as hub:
+    with LocalHub(tmp_path / "hub", options=Options(idle_timeout=0.3)) as hub:
         host, port = hub.url.removeprefix("http://").split(":")
         for data in (b"GET / HT", POST + b"Content-Length: 100\r\n\r\nhel"):
             with socket.create_connection((host, int(port)), timeout=5) as connection:

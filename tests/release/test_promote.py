@@ -164,10 +164,10 @@ def test_staged_by_one_and_promoted_by_another(world: World, tmp_path: Path) -> 
 
 def test_only_what_was_given_is_staged(world: World) -> None:
     steps, known = world.steps(), world.known()
-    (staged,) = stage(world.workspace, world.to, steps, {"small/8da8w": known["small/8da8w"]}, "v1.0.0", DISPLAY)
+    (staged,) = stage(world.to, steps, {"small/8da8w": known["small/8da8w"]}, "v1.0.0", DISPLAY)
     names = {file.path for file in staged.files}
     assert {"small-8da8w.pte", "small-8da8w.pte.facts.json", "Notice", *TOKENIZER} == names
-    assert stage(world.workspace, world.to, steps, {}, "v1.0.0", DISPLAY) == ()
+    assert stage(world.to, steps, {}, "v1.0.0", DISPLAY) == ()
     with pytest.raises(ConfigError, match="no facts of small/8da4w"):
         promote(world.workspace, world.to, (), "v1.0.0", DISPLAY)
     with pytest.raises(ConfigError, match="no facts of small/8da4w"):
@@ -331,7 +331,7 @@ def test_every_door_waits_for_the_process_that_has_the_work_folder(world: World,
                     fcntl.flock(lock, fcntl.LOCK_UN)
 
         if door == "stage":
-            stage(world.workspace, world.to, world.steps(), world.known(), "v1.0.0", Waiting())
+            stage(world.to, world.steps(), world.known(), "v1.0.0", Waiting())
         else:
             publish(world.workspace, world.to, [world.ready()], "v1.0.0", Waiting())
     ((text, before),) = said
