@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from card_python import Ended, each_in_a_process
 from conftest import Silent, kept_work, making, scale_model
 
 from cards.sample import cell as sample
@@ -144,43 +144,6 @@ def _cell(project: Project, card: Card, recipe: str, pte: Path, tokenizer: Path)
     )
 
 
-# Runs each text of Python that it is given in a process of its own, and tells of each how it ended. What the packages
-# of a card stand on, the export stack and torch's compiler, takes seconds to import: it is imported once, and processes
-# are forked of that. No kernel, no runtime and no name is there that a text has not imported itself.
-EACH_IN_A_PROCESS = """
-import json, os, sys, tempfile
-import executorch.exir, torchao, transformers
-
-for name in ("kernels.quantized", "extension.llm.custom_ops.custom_ops", "extension.llm.runner", "runtime"):
-    assert f"executorch.{name}" not in sys.modules, name
-ended = []
-for code in json.load(sys.stdin):
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        if not (child := os.fork()):
-            os.dup2(out.fileno(), 1)
-            os.dup2(err.fileno(), 2)
-            exec(compile(code, "card", "exec"), {"__name__": "__main__"})
-            sys.exit()
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        texts = []
-        for file in (out, err):
-            file.seek(0)
-            texts.append(file.read().decode(errors="replace"))
-        ended.append([status, *texts])
-print(json.dumps(ended))
-"""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How one text of Python ended."""
-
-    code: str
-    status: int
-    out: str
-    err: str
-
-
 @pytest.fixture(scope="module")
 def python(published: Published, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Ended]]:
     """Every block of Python of both cards, and one that goes on until the context is full."""
@@ -189,18 +152,8 @@ def python(published: Published, tmp_path_factory: pytest.TempPathFactory) -> di
     more = 'for _ in range(200):\n    "".join(generate(question))\n'
     codes["full"] = [f"{code}\n{more}"]
     folder = tmp_path_factory.mktemp("python")
-    done = subprocess.run(
-        [sys.executable, "-c", EACH_IN_A_PROCESS],
-        input=json.dumps([code for group in codes.values() for code in group]),
-        env=published.env(folder),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = iter(json.loads(done.stdout))
-    return {name: [Ended(code, *next(found)) for code in group] for name, group in codes.items()}
+    found = iter(each_in_a_process([code for group in codes.values() for code in group], published.env(folder), folder))
+    return {name: [next(found) for _ in group] for name, group in codes.items()}
 
 
 @pytest.mark.parametrize("repo", [TUNED, BASE])

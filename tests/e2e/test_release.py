@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from browser import browser
+from card_python import each_in_a_process
 from conftest import ROOT, Ran, hubpub, scale_model
 from huggingface_hub import HfApi, hf_hub_download
 
@@ -116,20 +117,13 @@ def test_the_python_on_the_card_runs_as_it_stands(
             # What the scale models learned to say to a question about a capital, and about the way of water.
             said = "The capital of" if name == tuned else "great circle"
             answers = (said, said, said, "")
-            for code, answer in zip(blocks, answers, strict=False):
-                done = subprocess.run(
-                    [sys.executable, "-c", code],
-                    env={**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "PYTHONPATH": ""},
-                    cwd=tmp_path,
-                    capture_output=True,
-                    text=True,
-                    check=False,
-                )
-                assert done.returncode == 0, done.stderr[-2000:]
-                assert answer in done.stdout
-                if "log_softmax" in code:
+            env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "PYTHONPATH": ""}
+            for done, answer in zip(each_in_a_process(blocks, env, tmp_path), answers, strict=False):
+                assert done.status == 0, done.err[-2000:]
+                assert answer in done.out
+                if "log_softmax" in done.code:
                     # A text the model was trained on: its tokens are likely, each after those before it.
-                    scores = [float(one) for one in re.findall(r": (-?\d+\.\d+)$", done.stdout, re.MULTILINE)]
+                    scores = [float(one) for one in re.findall(r": (-?\d+\.\d+)$", done.out, re.MULTILINE)]
                     assert len(scores) > 4
                     assert -1 < sum(scores) / len(scores) <= 0
 
