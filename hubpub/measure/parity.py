@@ -339,12 +339,16 @@ class EagerLogits:
 
     def of(self, states: Any) -> Any:
         """Logits [rows, vocabulary] float32 of last `states` [rows, width]."""
-        import torch
+        return _logits(self.model, states)
 
-        logits = self.model.lm_head(states)
-        if cap := getattr(self.model.config, "final_logit_softcapping", None):
-            logits = torch.tanh(logits / cap) * cap
-        return logits.float()
+
+def _logits(model: Any, states: Any) -> Any:
+    import torch
+
+    logits = model.lm_head(states)
+    if cap := getattr(model.config, "final_logit_softcapping", None):
+        logits = torch.tanh(logits / cap) * cap
+    return logits.float()
 
 
 @contextmanager
@@ -676,12 +680,13 @@ def compare_greedy(session: Session, checkpoint: Checkpoint, known: Reference, p
     for number, prompt in enumerate(known.prompts):
         progress("prompts", number / len(known.prompts))
         answers.append(session.generate(prompt, known.new_tokens, known.stop))
+    progress("reference: loading", 0.0)
     model = reference_model(checkpoint)
+    progress(stage := "reference: prompts", 0.0)
+    with torch.no_grad():
+        said = answered(model, known.prompts, answers, partial(progress, stage))
     first = near = exact = prefix = likely = tokens = 0
-    for number, (prompt, made) in enumerate(zip(known.prompts, answers, strict=True)):
-        progress("reference: prompts", number / len(known.prompts))
-        with torch.no_grad():
-            logits = EagerLogits(model, [*prompt, *made[:-1]], None)(len(prompt) - 1, len(prompt) + len(made) - 1)
+    for logits, made in zip(said, answers, strict=True):
         same = (logits.argmax(-1) == torch.tensor(made)).long().cumprod(0)
         first += int(same[0])
         fits = logits.gather(1, torch.tensor(made).unsqueeze(1))[:, 0] >= logits.amax(-1) - TIE
@@ -702,6 +707,38 @@ def compare_greedy(session: Session, checkpoint: Checkpoint, known: Reference, p
         exact=rounded(exact / count),
         mean_common_prefix=rounded(prefix / count),
     )
+
+
+def answered(
+    model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], told: Told = _UNSEEN
+) -> Sequence[Any]:
+    """Logits [tokens, vocabulary] of an eager model at each token of each answer to a prompt.
+
+    Texts of about one length are read at once, for a mapped model widens its weights for each reading. The shorter ones
+    end in tokens of nothing, which no token before them sees.
+    """
+    import torch
+
+    texts = [[*prompt, *made[:-1]] for prompt, made in zip(prompts, answers, strict=True)]
+    batches: list[list[int]] = []
+    for number in sorted(range(len(texts)), key=lambda number: len(texts[number])):
+        if batches and len(texts[number]) <= 2 * len(texts[batches[-1][0]]):
+            batches[-1].append(number)
+        else:
+            batches.append([number])
+    rows: dict[int, Any] = {}
+    with _watched(model.model.layers, len(batches), told):
+        for batch in batches:
+            longest = max(len(texts[number]) for number in batch)
+            padded = torch.tensor([texts[number] + [0] * (longest - len(texts[number])) for number in batch])
+            states = model.model(input_ids=padded, use_cache=False).last_hidden_state
+            for number, one in zip(batch, states, strict=True):
+                rows[number] = one[len(prompts[number]) - 1 : len(texts[number])]
+    # The head, too, is widened once.
+    logits: Sequence[Any] = _logits(model, torch.cat([rows[number] for number in range(len(texts))])).split(
+        [len(made) for made in answers]
+    )
+    return logits
 
 
 def check_tokenizer(path: Path, bos: tuple[int, ...], texts: Iterable[str]) -> TokenizerCheck:

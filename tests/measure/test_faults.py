@@ -30,10 +30,11 @@ from hubpub.gates import evaluate_gates
 from hubpub.matrix import cells, select
 from hubpub.measure.drift import locate_drift
 from hubpub.measure.inspect import inspect
-from hubpub.measure.parity import compare_to_reference, measure
+from hubpub.measure.parity import EagerLogits, answered, compare_to_reference, measure
 from hubpub.measure.runtime import Session
 from hubpub.measure.scalars import scalars_of_model
 from hubpub.model.checkpoint import Checkpoint
+from hubpub.model.loader import load as load_decoder
 from hubpub.model.loader import load_mapped
 from hubpub.model.scale import build
 from hubpub.plan import plan
@@ -156,6 +157,16 @@ def test_of_a_long_text_every_second_token_is_compared(healthy: Healthy, monkeyp
     assert second.perplexity_original == pytest.approx(every.perplexity_original, rel=0.3)
     # The whole text is read in pieces either way.
     assert (second.prefill_rows, second.prefill_kl_mean) == (every.prefill_rows, every.prefill_kl_mean)
+
+
+def test_answers_that_are_read_together_are_read_as_each_alone(healthy: Healthy) -> None:
+    """Texts of several lengths lie beside each other, and no token sees what a shorter one is filled up with."""
+    model = load_decoder(Checkpoint.open(healthy.source), dtype=torch.float32)
+    texts = [list(range(200, 200 + length)) for length in (50, 9, 12, 31)]
+    prompts, answers = [text[:5] for text in texts], [[*text[5:], 7] for text in texts]
+    with torch.no_grad():
+        for text, logits in zip(texts, answered(model, prompts, answers), strict=True):
+            assert torch.allclose(logits, EagerLogits(model, text, None)(4, len(text)), atol=1e-4)
 
 
 def doubled(scales: torch.Tensor) -> torch.Tensor:
