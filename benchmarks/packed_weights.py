@@ -73,10 +73,15 @@ int main(int count, char** given) {
 """
 
 
-def build(source: Path, folder: Path) -> Path:
-    """The program at `folder`, of the cards' function and headers at `source`."""
+def on_cards() -> str:
+    """The code with `load_packed`, as templates have it."""
     blocks = re.findall(r"```cpp\n(.*?)```", TEMPLATE.read_text("utf-8"), re.DOTALL)
     (code,) = [one for one in blocks if "load_packed" in one]
+    return code
+
+
+def build(code: str, source: Path, folder: Path) -> Path:
+    """The program in `folder`, of the cards' `code` and headers at `source`."""
     (folder / "main.cpp").write_text(code + MAIN)
     package, libraries = Path(next(iter(executorch.__path__))), Path(torch.__file__).parent / "lib"
     python = Path(sysconfig.get_config_var("LIBDIR")) / sysconfig.get_config_var("LDLIBRARY")
@@ -110,7 +115,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        program = build(given.executorch.absolute(), Path(place))
+        program = build(on_cards(), given.executorch.absolute(), Path(place))
         packed = Path(place) / "packed.bin"
         prompt = "" if given.load_only else given.prompt
         common = (str(given.pte), str(given.tokenizer))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from card_python import Ended, each_in_a_process
-from conftest import Silent, kept_work, making, scale_model
+from conftest import ROOT, Silent, kept_work, making, scale_model
 
 from cards.sample import cell as sample
 from hubpub.cards.render import render
@@ -210,7 +211,7 @@ def test_the_cpp_builds_links_and_runs(published: Published, repo: str, tmp_path
     library = Path(sysconfig.get_config_var("LIBDIR")) / str(sysconfig.get_config_var("LDLIBRARY"))
     if library.suffix == ".a" or not library.is_file():
         pytest.skip("the libraries of the Python package need Python's own as a shared one")
-    # What comes after the program needs headers that the package does not have: benchmarks/packed_weights.py runs it.
+    # What comes after the program needs headers that the package does not have.
     (cmake,), (main, packed) = published.blocks[repo]["cmake"], published.blocks[repo]["cpp"]
     assert "load_packed" in packed
     (tmp_path / "CMakeLists.txt").write_text(cmake)
@@ -243,6 +244,24 @@ def test_the_cpp_builds_links_and_runs(published: Published, repo: str, tmp_path
     answer = done.stdout.rpartition("\nanswer: ")[2].strip()
     assert answer
     assert "end_of_turn" not in answer
+
+
+def test_packed_weights_in_cpp_give_the_same_answer(published: Published, tmp_path: Path) -> None:
+    """With ExecuTorch's headers, which its Python package lacks: those of a clone of the cards' version."""
+    clone = os.environ.get("HUBPUB_EXECUTORCH")
+    if not clone:
+        pytest.skip("HUBPUB_EXECUTORCH names no clone of ExecuTorch")
+    spec = importlib.util.spec_from_file_location("packed_weights", ROOT / "benchmarks" / "packed_weights.py")
+    assert spec and spec.loader
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    _, packed = published.blocks[TUNED]["cpp"]
+    program, weights = benchmark.build(packed, Path(clone), tmp_path), tmp_path / "weights"
+    common = (str(published.pte), str(published.tokenizer), "mmap", "The lighthouse")
+    packs = (str(weights),)
+    plain, first, second = (benchmark.measure(program, *common, *more) for more in ((), packs, packs))
+    assert weights.stat().st_size > 0
+    assert plain[-1] == first[-1] == second[-1]
 
 
 @pytest.mark.parametrize("repo", [TUNED, BASE])

@@ -275,13 +275,17 @@ class Workflow:
         shutil.rmtree(work)
         return ran
 
+    def command(self, job: str, script: str, space: Path) -> list[str]:
+        """What runs the `script` of a step of `job`, in the folder `space`."""
+        return ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script]
+
     def _script(
         self, job: str, label: str, script: str, space: Path, env: dict[str, str], output: Path,
         contexts: dict[str, Any], ran: JobRun,
     ) -> bool:  # fmt: skip
         assert "${{" not in script, "nothing is interpolated into a shell"
         with subprocess.Popen(
-            ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script],
+            self.command(job, script, space),
             cwd=space, env={**env, "GITHUB_OUTPUT": str(output)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, start_new_session=True,
         ) as process:  # fmt: skip
