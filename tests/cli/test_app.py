@@ -130,16 +130,24 @@ def test_the_console_script_is_this_command_line() -> None:
 
 
 @pytest.mark.parametrize("command", [["hub", "serve"], ["preview"]])
-def test_what_serves_until_ctrl_c_ends_with_it_and_without_a_word(command: list[str], tmp_path: Path) -> None:
+def test_what_serves_until_ctrl_c_ends_with_it_and_without_a_word(
+    command: list[str], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    # What is started in the background of a shell ignores it, and so would all that it starts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with subprocess.Popen(
         [sys.executable, "-m", "hubpub", *command, "--port", "0"],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "HUBPUB_WORK": str(tmp_path)},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as serving:  # fmt: skip
-        assert serving.stdout is not None
-        assert "Ctrl-C stops it" in serving.stdout.readline()
-        serving.send_signal(signal.SIGINT)
-        said, complained = serving.communicate(timeout=60)
+        try:
+            assert serving.stdout is not None
+            assert "Ctrl-C stops it" in serving.stdout.readline()
+            serving.send_signal(signal.SIGINT)
+            said, complained = serving.communicate(timeout=60)
+        finally:
+            serving.kill()
     assert (serving.returncode, said, complained) == (0, "", "")
 
 
