@@ -393,7 +393,7 @@ def _machines(cells: Sequence[CellFacts]) -> list[tuple[str, str, int]]:
 
 def _untimed(cells: Sequence[CellFacts]) -> list[str]:
     """Why the speed of a cell on another machine is not shown: it says nothing of that kind of processor."""
-    others = [one.speed for cell in cells if not cell.source.scale_model for one in cell.hosts]
+    others = [one.speed for cell in cells for one in cell.hosts]
     return list(dict.fromkeys(speed.reason for speed in others if not speed.representative))
 
 
