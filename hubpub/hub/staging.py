@@ -158,7 +158,11 @@ def _stage_group(
     def find_committed() -> Committed | None:
         refs = client.refs(repo_id)
         at = refs.branches.get(branch) if refs else None
-        return Committed(at) if at and not lacking() else None
+        try:
+            return Committed(at) if at and not lacking() else None
+        except NotFound:
+            # A twin of this release was promoted between the two looks, and removed the branch.
+            return None
 
     sent: list[Sent] = []
     for attempt in range(_STAGE_ATTEMPTS):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from pydantic import TypeAdapter
 
 from hubpub.errors import ConflictError, HubError, HubpubError
 from hubpub.files import HashCache
-from hubpub.hub.client import Client, Refs, Retry
+from hubpub.hub.client import Client, Refs, RemoteFile, Retry
 from hubpub.hub.content import LocalFile, RepoRelease
 from hubpub.hub.names import stage_branch
 from hubpub.hub.publish import publish_all
@@ -149,6 +150,23 @@ def test_who_may_see_and_read_stays_as_the_owner_set_it(hub: LocalHub, client: C
     publish_all(client, [make()], work)
     info = api.model_info(make.repo)
     assert (info.private, info.gated) == (True, "manual")
+
+
+def test_a_twin_that_is_out_between_two_looks_at_the_branch_is_told(
+    client: Client, make: Maker, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The branch was there when the refs were read, and is gone when its files are."""
+    branch, files = stage_branch("v1.0.0"), Client.files
+
+    def promoted_meanwhile(self: Client, repo_id: str, revision: str, paths: Iterable[str]) -> dict[str, RemoteFile]:
+        if revision == branch:
+            self.create_tag(repo_id, "v1.0.0", refs_of(self, repo_id)[0]["main"])
+            self.delete_branch(repo_id, branch)
+        return files(self, repo_id, revision, paths)
+
+    monkeypatch.setattr(Client, "files", promoted_meanwhile)
+    with pytest.raises(ConflictError, match=r"v1\.0\.0"):
+        stage(client, make(), work)
 
 
 @pytest.mark.parametrize("private", [False, True])
