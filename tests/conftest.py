@@ -238,7 +238,9 @@ def rehearsal(rehearsed: Project, work: Path, kept: Path) -> Ran:
 SLOW_FIXTURES = {"browser", "programs", "rehearsal", "scale_cache"}
 
 # Side by side, tests of one file stay in one process, and so do all that look at the rehearsal or publish to its Hub:
-# a local Hub is served by one process at a time. What takes longest begins first.
+# a local Hub is served by one process at a time; and those of one cell, which two would wait for. What takes longest
+# begins first.
+ONE_CELL = ("tests/make/test_cell.py", "tests/make/test_rebuild.py", "tests/make/test_run.py")
 TOGETHER = (
     "tests/e2e/test_release.py",
     "tests/e2e/test_regression.py",
@@ -272,7 +274,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "rehearsal" if _file(nodeid) in TOGETHER else _file(nodeid)
+            file = _file(nodeid)
+            return "rehearsal" if file in TOGETHER else "one cell" if file in ONE_CELL else file
 
     # In the order of the collection, not by the number of tests.
     config.option.loadscopereorder = False

@@ -10,16 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Silent
 
 from hubpub.facts import CellFacts, Parity, Speed, load, save
 from hubpub.files import HashCache
 from hubpub.make import cell as one_cell
 from hubpub.make.cell import Job
 from hubpub.make.existing import source_of
-from hubpub.make.run import make
-from hubpub.plan import plan
-from make.conftest import CELL, Made
+from make.conftest import Made
 
 pytestmark = pytest.mark.slow
 
@@ -107,13 +104,12 @@ def test_a_step_has_facts_of_the_very_file_alone(made: Made) -> None:
     assert made.step.facts() == made.facts
 
 
-def test_damaged_facts_are_put_together_again(made: Made) -> None:
+def test_damaged_facts_are_put_together_again(made: Made, job: Job) -> None:
     """Nothing is exported, measured or timed for it."""
-    kept = {path.name: path.stat().st_mtime_ns for path in made.step.folder.glob("[es]*.json")}
-    (made.step.folder / "facts.json").write_text("{}")
-    again = make(plan([made.step.cell], made.workspace), made.workspace, Silent())
-    assert (again.failures, again.facts) == ({}, {CELL: made.facts})
-    assert {path.name: path.stat().st_mtime_ns for path in made.step.folder.glob("[es]*.json")} == kept
+    kept = {path.name: path.stat().st_mtime_ns for path in job.folder.glob("[eps]*.*")}
+    (job.folder / "facts.json").write_text("{}")
+    assert one_cell.make(job, quiet) == made.facts == load(CellFacts, job.folder / "facts.json")
+    assert {path.name: path.stat().st_mtime_ns for path in job.folder.glob("[eps]*.*")} == kept
 
 
 def test_a_scale_model_is_timed_once_and_says_so(made: Made) -> None:

@@ -17,7 +17,7 @@ from hubpub.hub.client import Client
 from hubpub.hub.content import LocalFile, RepoRelease
 from hubpub.hub.publish import publish_all
 from hubpub.localhub import LocalHub
-from hubpub.make.rebuild import rebuild, record, with_rebuilds
+from hubpub.make.rebuild import Comparison, rebuild, record, with_rebuilds
 from hubpub.workspace import Workspace
 from make.conftest import CELL, Made
 
@@ -28,14 +28,10 @@ def changed(facts: CellFacts, **update: Any) -> CellFacts:
     return facts.model_copy(update=update)
 
 
-def test_the_same_file_comes_out_and_is_noted_where_it_is_of(made: Made, tmp_path: Path) -> None:
-    display = Silent()
-    found = rebuild(made.workspace, made.facts, display)
-    assert found.same and found.rebuilt == made.facts.file.sha256
-    assert (found.reason, found.kept) == ("", None)
-    assert display.finished == {CELL: "the same file"}
-    assert not list(made.workspace.rebuilds(CELL).glob("*.pte"))
-
+def test_what_was_rebuilt_is_noted_where_it_is_of(made: Made, tmp_path: Path) -> None:
+    own = made.facts.file
+    found = Comparison(CELL, own.name, own.sha256, own.sha256, python="3.13.1", system="Linux 6, x86_64")
+    assert found.same
     folder = tmp_path / "card"
     shutil.copytree(made.step.cell.card.folder, folder)
     card = made.step.cell.card.model_copy(update={"folder": folder})
@@ -52,8 +48,9 @@ def test_the_same_file_comes_out_and_is_noted_where_it_is_of(made: Made, tmp_pat
 
 
 def test_another_file_is_kept_and_what_is_known_of_the_reason_is_said(made: Made) -> None:
-    published = changed(made.facts, file=made.facts.file.model_copy(update={"sha256": "0" * 64}))
-    found = rebuild(made.workspace, published, Silent())
+    published, display = changed(made.facts, file=made.facts.file.model_copy(update={"sha256": "0" * 64})), Silent()
+    found = rebuild(made.workspace, published, display)
+    assert display.finished == {CELL: "another file"}
     assert not found.same and found.rebuilt == made.facts.file.sha256
     assert found.kept is not None and Path(found.kept).stat().st_size == made.facts.file.bytes
     assert "are those on record" in found.reason
@@ -108,7 +105,11 @@ def test_verify_rebuilds_what_a_hub_holds(made: Made, tmp_path: Path) -> None:
 
         ran = verify("--rebuild", CELL)
         assert ran.code == 0, ran.err
-        assert ran.json["rebuilt"]["same"] and ran.json["rebuilt"]["published"] == own.sha256
+        assert f"{CELL}: the same file" in ran.err
+        rebuilt = ran.json["rebuilt"]
+        assert rebuilt["same"] and rebuilt["published"] == rebuilt["rebuilt"] == own.sha256
+        assert (rebuilt["reason"], rebuilt["kept"]) == ("", None)
+        assert not list(made.workspace.rebuilds(CELL).glob("*.pte"))
         ran = verify("--rebuild", "gemma-4-E2B-it/fp32")
         assert ran.code == 2 and ran.json["hint"] == f"its cells: {CELL}"
         ran = verify("--record")
