@@ -198,8 +198,8 @@ def yank(client: Client, repo_id: str, tag: str, reason: str, *, new_version: st
     """
     refs = client.refs(check_repo_id(repo_id))
     if refs is None or check_version(tag) not in refs.tags:
-        known = ", ".join(sorted(refs.tags)) if refs else ""
-        raise HubError(f"{repo_id} has no version {tag}", f"versions: {known}" if known else "nothing is published there; check its name")
+        known = f"versions: {', '.join(sorted(refs.tags))}" if refs and refs.tags else None
+        raise HubError(f"{repo_id} has no version {tag}", known or "nothing is published there; check its name")
     reason = " ".join(reason.split())
     if not reason or "-->" in reason or "<!--" in reason:
         raise ConfigError("a version is withdrawn for a reason", "say in a sentence what is wrong with it")
