@@ -41,7 +41,7 @@ REPO = "SmolLM2-135M-Instruct-pte"
 SOURCE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 VERSION = "v1.0.0"
 # As of a Neoverse N2, with dot products and products of int8 matrices. The SME of QEMU 7.2 computes products of several
-# rows by int4 wrongly; that of QEMU 10.0 does not.
+# rows by int4 wrongly; QEMU 10.0 does not.
 PROCESSOR = "max,sme=off"
 
 
