@@ -137,7 +137,13 @@ def validate_command(
             progress.finish(one.name, "done")
     terminal.answer({"targets": [one.as_json() for one in found]}, Group(*map(tables.validation, found)))
     if failed := [one for one in found if one.missed]:
-        raise GateError(f"{failed[0].name} did not pass: {', '.join(failed[0].missed)}", "see the table of gates")
+        way_out = "see the table of gates"
+        if failed[0].chosen_here and "weights_stored" in failed[0].missed:
+            way_out = (
+                "its integers were chosen again here, and another kind of processor chooses others: "
+                "validate it where it was made"
+            )
+        raise GateError(f"{failed[0].name} did not pass: {', '.join(failed[0].missed)}", way_out)
 
 
 @command(name="bench")

@@ -25,7 +25,7 @@ from hubpub.model.scale import build, slice_of
 from hubpub.plan import Step, plan
 from hubpub.progress import Progress
 from hubpub.slices import Slice
-from hubpub.workspace import Workspace
+from hubpub.workspace import Workspace, integers_of
 
 if TYPE_CHECKING:
     from hubpub.measure.drift import Drift
@@ -46,12 +46,17 @@ class Target:
 
 @dataclass(frozen=True)
 class Validation:
-    """How one program compares with its reference model."""
+    """How one program compares with its reference model.
+
+    `chosen_here`: the integers it was held to were chosen by a calibration on this machine, as those that it was made
+    with are not beside it. Another kind of processor chooses others.
+    """
 
     name: str
     parity: Parity
     gates: tuple[Gate, ...]
     drift: Drift | None
+    chosen_here: bool
 
     @property
     def missed(self) -> list[str]:
@@ -130,13 +135,15 @@ def validate(target: Target, workspace: Workspace, progress: Progress, *, with_d
     recipe, checkpoint = _reference(target)
     program = inspect(target.pte)
     vocabulary = int(checkpoint.family.shape(text_config(checkpoint)).vocabulary)
+    chosen_here = recipe.calibrated and not integers_of(target.pte).exists()
     parity = _parity(target, recipe, checkpoint, program, workspace, progress)
     drift = None
     if with_drift:
         progress("locate drift", 0.0)
         reader = Reader(checkpoint.folder, checkpoint.family.begins_with_bos)
         drift = locate_drift(target.pte, checkpoint, recipe, reader.encode(data.passage())[:DRIFT_TOKENS])
-    return Validation(target.name, parity, evaluate_gates(recipe.gates, parity, program, vocabulary), drift)
+    gates = evaluate_gates(recipe.gates, parity, program, vocabulary)
+    return Validation(target.name, parity, gates, drift, chosen_here)
 
 
 def _reference(target: Target) -> tuple[Recipe, Checkpoint]:

@@ -23,6 +23,7 @@ from hubpub.config import Project
 from hubpub.facts import CardFacts, CellFacts, load
 from hubpub.localhub import LocalHub
 from hubpub.matrix import cells
+from hubpub.measure.pte import opened
 
 pytestmark = pytest.mark.slow
 
@@ -146,6 +147,25 @@ def test_float_recipes_answer_like_the_original(rehearsal: Ran, work: Path) -> N
             assert facts.parity.greedy.prompts >= 12
             assert facts.parity.greedy.first_token == 1.0
             assert facts.parity.logits.kl_mean < 0.005
+
+
+def test_a_file_that_is_validated_by_itself_is_held_to_its_gates(rehearsal: Ran, work: Path, tmp_path: Path) -> None:
+    cell = next(cell for cell in rehearsal.json["cells"] if cell["cell"] == "gemma-4-E4B/8da4w")
+    path = tmp_path / cell["file"]
+    with opened(cell_folder(work, cell) / cell["file"]) as (program, _):
+        damaged = bytearray(program.data)
+        layer = next(name for name in program.named if name.endswith("down_proj.values"))
+        start, end = program.segments[program.named[layer]]
+    damaged[start:end] = bytes(byte ^ 0x11 for byte in damaged[start:end])
+    path.write_bytes(damaged)
+    source = scale_model("gemma-4-E4B", work / "scale")
+    ran = hubpub("validate", str(path), "--source", str(source), "--rehearse", "--json", work=work, cwd=rehearsal.root)
+    assert ran.code == 7, ran.err
+    (target,) = ran.json["targets"]
+    assert layer.removesuffix(".values") in str(target["parity"]["weights"]["wrong"])
+    assert re.search(r"did not pass: .*weights_stored", ran.err)
+    # What its weights were made with lies elsewhere.
+    assert "another kind of processor chooses others" in ran.err
 
 
 def test_killed_while_measuring_it_goes_on_where_it_was(rehearsal: Ran, work: Path) -> None:
