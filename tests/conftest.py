@@ -208,7 +208,7 @@ REHEARSED = {
     "gemma-3n-E2B-it-pte": None,
     "gemma-3n-E4B-it-pte": ["8da4w", "bf16"],
     "gemma-4-E2B-it-pte": ["8da4w", "8da4w-small", "bf16"],
-    "gemma-4-E4B-pte": ["8da4w", "bf16"],
+    "gemma-4-E4B-pte": ["8da4w"],
 }
 
 

@@ -72,12 +72,17 @@ class Conversation:
         self, pte: Path, *, tokenizer: Path | None = None, temperature: float = 0.0, system: str | None = None
     ) -> None:
         found = tokenizer_beside(pte, tokenizer)
-        self._reader = _reader(found)
-        if not self._reader.tokenizer.chat_template:
-            raise UsageError(f"{found.parent} has no chat template", "leave --chat out: this is a base model")
-        self._context = inspect(pte).context or 128
-        self._system = [{"role": "system", "content": system}] if system else []
+        # The runner and the tokenizer each take seconds to be imported: side by side.
         self._process = _Process(pte, found, temperature)
+        try:
+            self._reader = _reader(found)
+            if not self._reader.tokenizer.chat_template:
+                raise UsageError(f"{found.parent} has no chat template", "leave --chat out: this is a base model")
+            self._context = inspect(pte).context or 128
+        except BaseException:
+            self._process.close()
+            raise
+        self._system = [{"role": "system", "content": system}] if system else []
         self.reset()
 
     def __enter__(self) -> Conversation:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from browser import browser
 from card_python import each_in_a_process
-from conftest import ROOT, Ran, hubpub, scale_model
+from conftest import ROOT, Ran, hubpub, hubpub_here, scale_model
 from huggingface_hub import HfApi, hf_hub_download
 
 from hubpub.config import Project
@@ -159,7 +159,8 @@ def test_a_file_that_is_validated_by_itself_is_held_to_its_gates(rehearsal: Ran,
     damaged[start:end] = bytes(byte ^ 0x11 for byte in damaged[start:end])
     path.write_bytes(damaged)
     source = scale_model("gemma-4-E4B", work / "scale")
-    ran = hubpub("validate", str(path), "--source", str(source), "--rehearse", "--json", work=work, cwd=rehearsal.root)
+    command = ("validate", str(path), "--source", str(source), "--rehearse", "--json")
+    ran = hubpub_here(*command, work=work, cwd=rehearsal.root)
     assert ran.code == 7, ran.err
     (target,) = ran.json["targets"]
     assert layer.removesuffix(".values") in str(target["parity"]["weights"]["wrong"])
@@ -320,14 +321,15 @@ def test_run_answers_and_prints_only_the_answer(rehearsal: Ran, work: Path) -> N
     (pte,) = (work / "cells").glob(f"*/gemma-4-E2B-it/8da4w/{chosen['fingerprint']}/*.pte")
     source = scale_model("gemma-4-E2B-it", work / "scale")
     ask = ("run", str(pte), "--tokenizer", str(source), "--prompt", "What is the capital of Japan?", "--chat")
-    shown, told = hubpub(*ask, work=work, cwd=rehearsal.root), hubpub(*ask, "--json", work=work, cwd=rehearsal.root)
+    shown = hubpub(*ask, work=work, cwd=rehearsal.root)
+    told = hubpub_here(*ask, "--json", work=work, cwd=rehearsal.root)
     assert shown.code == told.code == 0, shown.err + told.err
     assert "turn|" not in shown.out
     assert "Observer" not in shown.out
     assert shown.out.strip() == told.json["text"].strip()
     assert told.json["tokens"] > 3
     assert "decode" in shown.err
-    alone = hubpub("run", str(pte), "--prompt", "Hello", work=work, cwd=rehearsal.root)
+    alone = hubpub_here("run", str(pte), "--prompt", "Hello", work=work, cwd=rehearsal.root)
     assert alone.code != 0
     assert "tokenizer" in alone.err
 
@@ -338,9 +340,6 @@ def test_export_makes_files_from_a_local_checkpoint_and_says_what_does_not_fit(
     assert rehearsal.code == 0
     source = scale_model("gemma-4-E2B-it", work / "scale")
     export = ("export", "gemma-4-E2B-it/8da4w", "--source", str(source), "--out", str(tmp_path / "out"))
-    long = hubpub(*export, "--context", "5000", work=work, cwd=rehearsal.root)
-    assert long.code != 0
-    assert "a context of 5000 is longer than the model's 4096" in long.err
     other = hubpub("export", "gemma-3n-E2B-it/8da4w", *export[2:], work=work, cwd=rehearsal.root)
     assert other.code != 0
     assert "is a gemma4 checkpoint" in other.err
