@@ -105,28 +105,25 @@ def test_facts_are_of_the_published_files(rehearsal: Ran, work: Path) -> None:
 def test_the_python_on_the_card_runs_as_it_stands(
     rehearsal: Ran, rehearsed: Project, work: Path, tmp_path: Path
 ) -> None:
-    """Every Python block of a tuned and of a base model's card, copied from the page that the Hub shows."""
+    """The first block of a tuned and of a base model's card, copied from the page that the Hub shows, on the released
+    file. That every block runs is seen in tests/cards/test_usage.py."""
     recipes = {card.repo: [rehearsed.recipe(card, name) for name in card.export.recipes] for card in rehearsed.cards}
-    tuned, base = next(n for n in recipes if "-it-" in n), next((n for n in recipes if "-it-" not in n), None)
-    with LocalHub(work / "hub") as hub, browser() as chrome:
-        for name in filter(None, (tuned, base)):
-            page = chrome.new_page()
-            page.goto(f"{hub.url}/local/{name}")
-            blocks = page.locator("code.language-python").all_text_contents()
-            page.close()
-            assert len(blocks) == len({recipe.layout for recipe in recipes[name]}) + 2
-            # What the scale models learned to say to a question about a capital, and about the way of water.
-            said = "The capital of" if name == tuned else "great circle"
-            answers = (said, said, said, "")
-            env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "PYTHONPATH": ""}
-            for done, answer in zip(each_in_a_process(blocks, env, tmp_path), answers, strict=False):
-                assert done.status == 0, done.err[-2000:]
-                assert answer in done.out
-                if "log_softmax" in done.code:
-                    # A text the model was trained on: its tokens are likely, each after those before it.
-                    scores = [float(one) for one in re.findall(r": (-?\d+\.\d+)$", done.out, re.MULTILINE)]
-                    assert len(scores) > 4
-                    assert -1 < sum(scores) / len(scores) <= 0
+    tuned, base = next(n for n in recipes if "-it-" in n), next(n for n in recipes if "-it-" not in n)
+    first = []
+    with LocalHub(work / "hub") as hub:
+        with browser() as chrome:
+            for name in (tuned, base):
+                page = chrome.new_page()
+                page.goto(f"{hub.url}/local/{name}")
+                blocks = page.locator("code.language-python").all_text_contents()
+                page.close()
+                assert len(blocks) == len({recipe.layout for recipe in recipes[name]}) + 2
+                first.append(blocks[0])
+        env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "PYTHONPATH": ""}
+        # What the scale models learned to say to a question about a capital, and about the way of water.
+        for done, said in zip(each_in_a_process(first, env, tmp_path), ("The capital of", "great circle"), strict=True):
+            assert done.status == 0, done.err[-2000:]
+            assert said in done.out
 
 
 def test_publishing_again_would_change_nothing(rehearsal: Ran, rehearsed: Project, work: Path) -> None:
