@@ -24,6 +24,8 @@ from hubpub import cli
 from hubpub.config import Project
 
 ROOT = Path(__file__).parent.parent
+# Read when torch is imported: threads that spin while they wait take the processor from the tests beside.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session")
