@@ -77,7 +77,7 @@ def export(decoder: nn.Module, recipe: str, metadata: Metadata) -> Lowered:
 
     stage = "export"
     try:
-        with quiet(), _no_stack_traces(), _no_collection(), sdpa_kernel(SDPBackend.MATH):
+        with quiet(), _no_collection(), sdpa_kernel(SDPBackend.MATH):
             started = time.monotonic()
             program = trace(decoder)
             traced = time.monotonic()
@@ -173,19 +173,6 @@ def _swaps_back(node: torch.fx.Node) -> bool:
 def _drop(graph: torch.fx.Graph, node: torch.fx.Node, instead: torch.fx.Node) -> None:
     node.replace_all_uses_with(instead)
     graph.erase_node(node)
-
-
-@contextlib.contextmanager
-def _no_stack_traces() -> Iterator[None]:
-    """Where in the model's code each of some ten thousand nodes comes from is found out for nobody to read."""
-    from torch.fx import config
-
-    before = config.do_not_emit_stack_traces
-    config.do_not_emit_stack_traces = True
-    try:
-        yield
-    finally:
-        config.do_not_emit_stack_traces = before
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Every pass over a graph compiles the module it makes, and copies the history of every node, which nobody reads.
+"""Every pass over a graph compiles the module it makes, and keeps the history of every node, which nobody reads.
 
 A hundred modules are made on the way to a program, and a handful of them are called: those are compiled when they are.
 A node's history is a list that only ever grows at its end by making a longer one, so that lists may be shared.
@@ -39,7 +39,7 @@ def _defective() -> bool:
 @contextmanager
 def _apply() -> Iterator[None]:
     import torch.fx.traceback
-    from torch.fx import GraphModule
+    from torch.fx import GraphModule, config
     from torch.fx.graph import _PyTreeCodeGen
 
     compiled = GraphModule.recompile
@@ -60,6 +60,8 @@ def _apply() -> Iterator[None]:
     with (
         replaced(GraphModule, "recompile", recompile),
         replaced(torch.fx.traceback, "copy", SimpleNamespace(copy=copy.copy, deepcopy=list)),
+        # Where in the model's code each of some ten thousand nodes comes from.
+        replaced(config, "do_not_emit_stack_traces", True),
     ):
         yield
 
