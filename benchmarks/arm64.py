@@ -21,8 +21,6 @@ be the CPU build. This checkout and the folder of `--out` are mounted at the sam
 from __future__ import annotations
 
 import argparse
-import os
-import re
 import sys
 import time
 from pathlib import Path
@@ -30,15 +28,16 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(CHECKOUT), str(CHECKOUT / "tests")]
 
+import real_weights  # noqa: E402
+from conftest import with_card  # noqa: E402
 from e2e.actions import REPOSITORY, Workflow, issuer  # noqa: E402
-from huggingface_hub import CommitOperationAdd, HfApi  # noqa: E402
+from huggingface_hub import HfApi  # noqa: E402
 
 from hubpub.facts import CardFacts, Gate, Parity  # noqa: E402
 from hubpub.localhub import LocalHub  # noqa: E402
 from hubpub.localhub.tokens import Publisher  # noqa: E402
 
 REPO = "SmolLM2-135M-Instruct-pte"
-SOURCE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 VERSION = "v1.0.0"
 # As of a Neoverse N2, with dot products and products of int8 matrices. The SME of QEMU 7.2 computes products of several
 # rows by int4 wrongly; QEMU 10.0 does not.
@@ -67,32 +66,17 @@ class Emulated(Workflow):
 
 def cards_of(folder: Path, recipes: list[str], revision: str | None, context: int | None) -> Path:
     """A project with one card: `recipes`, and where they are given another source commit and context."""
-    text = (CHECKOUT / "cards" / REPO / "card.toml").read_text("utf-8").partition("\n[tuned.")[0] + "\n"
-    names = ", ".join(f'"{name}"' for name in recipes)
-    changes = {"recipes": f"[{names}]", "recommended": f'"{recipes[0]}"'}
-    changes |= {"revision": f'"{revision}"'} if revision else {}
-    changes |= {"context": str(context)} if context else {}
-    for key, value in changes.items():
-        text = re.sub(rf"(?m)^{key} = .*$", f"{key} = {value}", text)
-    (folder / "cards" / REPO).mkdir(parents=True)
-    (folder / "cards" / REPO / "card.toml").write_text(text)
+    values = {"recipes": recipes, "recommended": recipes[0], "revision": revision, "context": context}
+    card = with_card(folder, REPO, **{key: value for key, value in values.items() if value})
+    card.write_text(card.read_text("utf-8").partition("\n[tuned.")[0] + "\n", "utf-8")
     return folder
-
-
-def source_on(hub: LocalHub, checkpoint: Path) -> str:
-    """Put the files of `checkpoint` on `hub` as the source model; its commit there."""
-    os.environ["SOURCE_DATE_EPOCH"] = "1700000000"  # The same commit in every run.
-    api = HfApi(endpoint=hub.url, token=hub.token)
-    api.create_repo(SOURCE)
-    files = [CommitOperationAdd(path.name, path) for path in sorted(checkpoint.iterdir()) if path.is_file()]
-    return str(api.create_commit(SOURCE, files, commit_message="weights").oid)
 
 
 def released(arguments: argparse.Namespace) -> CardFacts:
     """Run the workflow to its end; what was published. Exits where a job failed."""
-    out, owner = arguments.out.resolve(), SOURCE.partition("/")[0]
+    out, owner = arguments.out.resolve(), real_weights.REPO.partition("/")[0]
     with LocalHub(out / "hub", orgs=[owner]) as hub, issuer() as service:
-        commit = source_on(hub, arguments.real) if arguments.real else None
+        commit = real_weights.source_on(hub, arguments.real) if arguments.real else None
         project = cards_of(out / "project", arguments.recipes, commit, arguments.context)
         work = out / "work"
         work.mkdir(exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -98,6 +99,26 @@ class Silent:
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+
+def script_at(path: Path) -> Any:
+    """The module of a script that is in no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def with_card(root: Path, card: str, /, **values: Any) -> Path:
+    """Put this checkout's card of a repo into the project at `root`, with other `values` of its keys; its file."""
+    text = (ROOT / "cards" / card / "card.toml").read_text("utf-8")
+    for key, value in values.items():
+        text = re.sub(rf"(?m)^{key} = .*$", f"{key} = {json.dumps(value)}", text)
+    path = root / "cards" / str(values.get("repo", card)) / "card.toml"
+    path.parent.mkdir(parents=True)
+    path.write_text(text, "utf-8")
+    return path
 
 
 def bounded(script: str, *paths: Path, memory: int) -> list[str]:
@@ -219,11 +240,7 @@ def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The project of the rehearsal: cards of this checkout, with fewer recipes so that the tests stay short."""
     root = tmp_path_factory.mktemp("project")
     for repo, recipes in REHEARSED.items():
-        text = (ROOT / "cards" / repo / "card.toml").read_text()
-        if recipes is not None:
-            text = re.sub(r"(?m)^recipes = .*$", f"recipes = {json.dumps(recipes)}", text)
-        (root / "cards" / repo).mkdir(parents=True)
-        (root / "cards" / repo / "card.toml").write_text(text)
+        with_card(root, repo, **({} if recipes is None else {"recipes": recipes}))
     return Project.find(root)
 
 

@@ -13,6 +13,11 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+from unittest import mock
+
+if TYPE_CHECKING:
+    from hubpub.localhub import LocalHub
 
 REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
 REVISION = "12fd25f77366fa6b3b4b768ec3050bf629380bac"
@@ -43,6 +48,18 @@ def smollm2() -> Path:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+def source_on(hub: LocalHub, checkpoint: Path) -> str:
+    """Put the files of `checkpoint` on `hub` as the source model; its commit there, which is the same in every run."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi(endpoint=hub.url, token=hub.token)
+    files = [CommitOperationAdd(path.name, path) for path in sorted(checkpoint.iterdir()) if path.is_file()]
+    # A cell is of a commit, and is kept with it.
+    with mock.patch.dict(os.environ, SOURCE_DATE_EPOCH="1700000000"):
+        api.create_repo(REPO)
+        return str(api.create_commit(REPO, files, commit_message="weights").oid)
 
 
 def _from_hub(made: Path) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, script_at
 
 from hubpub.config import Project
 from hubpub.errors import SourceError
@@ -18,13 +17,9 @@ from hubpub.sizing import Size, Tensors, agrees, known_as, known_sizes
 from hubpub.slices import published
 
 
-def real_size() -> ModuleType:
+def real_size() -> Any:
     """The benchmark that knows the text part of the published configs."""
-    spec = importlib.util.spec_from_file_location("real_size", ROOT / "benchmarks" / "real_size.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script_at(ROOT / "benchmarks" / "real_size.py")
 
 
 @pytest.mark.parametrize("variant", ["gemma-3n-E2B", "gemma-3n-E4B", "gemma-4-E2B", "gemma-4-E4B"])

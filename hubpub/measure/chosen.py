@@ -8,11 +8,12 @@ scales were moved into, and the scales of a head) is a few kilobytes, and travel
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubpub.errors import SourceError
-from hubpub.measure.pte import opened
+from hubpub.measure.pte import length, opened
 
 if TYPE_CHECKING:
     import torch
@@ -36,8 +37,9 @@ def without_integers(kept: Path) -> bytes:
             layers = {name.removesuffix(".values") for name in names if name.endswith(".values")}
             for name in names:
                 if name.rpartition(".")[0] in layers:
-                    tensor = file.get_tensor(name)
-                    integers[name] = str(tensor.dtype).removeprefix("torch."), list(tensor.shape)
+                    # Nothing of it is read: of a large model it would be gigabytes.
+                    tensor = file.get_slice(name)
+                    integers[name] = str(tensor[:0].dtype).removeprefix("torch."), tensor.get_shape()
                 else:
                     rest[name] = file.get_tensor(name)
     return bytes(save(rest, {_INTEGERS: json.dumps(integers)}))
@@ -63,10 +65,10 @@ def with_integers(rest: Path, pte: Path, into: Path) -> None:
         return
     with opened(pte) as (program, _):
         for name, (dtype, shape) in integers.items():
-            found = torch.empty(shape, dtype=getattr(torch, dtype))
-            start, end = program.segments[program.named[name]] if name in program.named else (0, 0)
-            if end - start < found.nbytes:
+            kind: torch.dtype = getattr(torch, dtype)
+            size, extent = math.prod(shape) * kind.itemsize, program.under(name)
+            if extent is None or length(extent) < size:
                 raise SourceError(f"{rest.name} is of another program than {pte.name}: it has no {name}", again)
-            read = bytearray(program.data[start : start + found.nbytes])
-            tensors[name] = torch.frombuffer(read, dtype=found.dtype).reshape(shape)
+            read = bytearray(program.data[extent[0] : extent[0] + size])
+            tensors[name] = torch.frombuffer(read, dtype=kind).reshape(shape)
     save_file(tensors, into)

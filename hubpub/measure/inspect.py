@@ -89,8 +89,8 @@ class _Weights:
                 self._add(("blob", blob[0], number), weight.dtype, weight.bytes)
 
     def _named(self, name: str) -> tuple[str | int, ...]:
-        index = self.file.named.get(name)
-        return ("named", name) if index is None else ("at", self.file.segments[index][0])
+        extent = self.file.under(name)
+        return ("named", name) if extent is None else ("at", extent[0])
 
     def _add(self, key: tuple[str | int, ...], dtype: str, size: int) -> None:
         # A tensor that shares the data of a larger one, as a view does, adds nothing.

@@ -335,14 +335,11 @@ class EagerLogits:
 
     def __call__(self, begin: int, end: int) -> Any:
         """Logits [end - begin, vocabulary] float32, as the model's own forward makes them of its last states."""
-        return self.of(self.states[begin:end])
-
-    def of(self, states: Any) -> Any:
-        """Logits [rows, vocabulary] float32 of last `states` [rows, width]."""
-        return _logits(self.model, states)
+        return _logits(self.model, self.states[begin:end])
 
 
 def _logits(model: Any, states: Any) -> Any:
+    """Logits [rows, vocabulary] float32 of the last `states` [rows, width] of an eager model."""
     import torch
 
     logits = model.lm_head(states)
@@ -662,7 +659,7 @@ def _beside(read: Sequence[EagerLogits], ours: Any) -> Blocks:
 
     def blocks(begin: int, end: int) -> Sequence[Any]:
         states = torch.cat([one.states[begin:end] for one in read])
-        first, *others = read[0].of(states).split(end - begin)
+        first, *others = _logits(read[0].model, states).split(end - begin)
         return first, ours[begin:end], *others
 
     return blocks

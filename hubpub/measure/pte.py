@@ -322,6 +322,11 @@ class File:
             if index != self.constant_segment and first <= start < end <= last
         )
 
+    def under(self, name: str) -> tuple[int, int] | None:
+        """The extent of the data that lies under `name`; it may be longer, for the next one begins at a multiple."""
+        index = self.named.get(name)
+        return None if index is None else self.segments[index]
+
     def blob(self, location: int, index: int) -> tuple[int, int]:
         """The extent of a delegate's blob; `location` is the schema's DataLocation."""
         extents = self.segments if location else self.inline_delegates

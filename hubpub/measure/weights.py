@@ -84,10 +84,8 @@ def stored_weights(
     taken: set[tuple[int, str]] = set()
     for name, tensor in _weights(model):
         size = tensor.nbytes
-        index = file.named.get(name)
-        if index is not None:
-            start, end = file.segments[index]
-            # A segment may be longer: the next one begins at a multiple.
+        if (extent := file.under(name)) is not None:
+            start, end = extent
             yield name, tensor, (start, min(end, start + size))
         elif (key := (size, _digest(_parts(tensor)))) in free:
             taken.add(key)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import re
 import shutil
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from card_python import Ended, each_in_a_process
-from conftest import ROOT, Silent, kept_work, making, scale_model
+from conftest import ROOT, Silent, kept_work, making, scale_model, script_at
 
 from cards.sample import cell as sample
 from hubpub.cards.render import render
@@ -251,10 +250,7 @@ def test_packed_weights_in_cpp_give_the_same_answer(published: Published, tmp_pa
     clone = os.environ.get("HUBPUB_EXECUTORCH")
     if not clone:
         pytest.skip("HUBPUB_EXECUTORCH names no clone of ExecuTorch")
-    spec = importlib.util.spec_from_file_location("packed_weights", ROOT / "benchmarks" / "packed_weights.py")
-    assert spec and spec.loader
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
+    benchmark = script_at(ROOT / "benchmarks" / "packed_weights.py")
     _, packed = published.blocks[TUNED]["cpp"]
     program, weights = benchmark.build(packed, Path(clone), tmp_path), tmp_path / "weights"
     common = (str(published.pte), str(published.tokenizer), "mmap", "The lighthouse")

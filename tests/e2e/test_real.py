@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Ran, hubpub, kept_work
-from real_weights import REPO, smollm2
+from conftest import Ran, hubpub, kept_work, with_card
+from real_weights import REPO, smollm2, source_on
 
 from hubpub.localhub import LocalHub
 
@@ -28,18 +27,8 @@ def own_work(run_folder: Path, kept: Path) -> Path:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalHub, str]]:
     """A Hub that holds the source model, and the commit it has there."""
-    from huggingface_hub import CommitOperationAdd, HfApi
-
-    folder = smollm2()
-    owner, _, _ = REPO.partition("/")
-    with LocalHub(tmp_path_factory.mktemp("source"), orgs=[owner]) as hub, pytest.MonkeyPatch.context() as patch:
-        # The same commit in every run: the cell is of it, and is kept with it.
-        patch.setenv("SOURCE_DATE_EPOCH", "1700000000")
-        api = HfApi(endpoint=hub.url, token=hub.token)
-        api.create_repo(REPO)
-        files = [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())]
-        made = api.create_commit(REPO, files, commit_message="weights")
-        yield hub, str(made.oid)
+    with LocalHub(tmp_path_factory.mktemp("source"), orgs=[REPO.partition("/")[0]]) as hub:
+        yield hub, source_on(hub, smollm2())
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +36,8 @@ def released(source: tuple[LocalHub, str], own_work: Path, tmp_path_factory: pyt
     """`hubpub release`, not a rehearsal, to the local Hub: without a token, of one cell with a short context."""
     hub, commit = source
     project = tmp_path_factory.mktemp("real-project")
-    text = (ROOT / "cards" / CARD / "card.toml").read_text()
-    for pattern, value in (
-        ("recipes = .*", f'recipes = ["{CELL.rpartition("/")[2]}"]'),
-        ("recommended = .*", f'recommended = "{CELL.rpartition("/")[2]}"'),
-        ("context = .*", "context = 512"),
-        ("revision = .*", f'revision = "{commit}"'),
-    ):
-        text = re.sub(f"(?m)^{pattern}$", value, text)
-    (project / "cards" / CARD).mkdir(parents=True)
-    (project / "cards" / CARD / "card.toml").write_text(text)
+    recipe = CELL.rpartition("/")[2]
+    with_card(project, CARD, recipes=[recipe], recommended=recipe, context=512, revision=commit)
     ran = hubpub(
         "release", "SmolLM2-135M-Instruct/*", "--version", "v0.1.0", "--hub", "local", "--json",
         work=own_work, cwd=project, HF_ENDPOINT=hub.url, HF_HOME=str(own_work / "home"), HF_TOKEN="",

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Ran, hubpub
+from conftest import Ran, hubpub, with_card
 from huggingface_hub import HfApi, hf_hub_download
 
 from hubpub.facts import CardFacts
@@ -23,13 +23,7 @@ def publish(project: Path, work: Path) -> Ran:
 
 
 def test_worse_than_what_is_published_needs_a_reason(work: Path, tmp_path: Path) -> None:
-    text = (ROOT / "cards" / "gemma-3n-E2B-it-pte" / "card.toml").read_text()
-    text = re.sub(r"(?m)^repo = .*$", f'repo = "{REPO}"', text)
-    text = re.sub(r"(?m)^recipes = .*$", 'recipes = ["int8"]', text)
-    text = re.sub(r"(?m)^recommended = .*$", 'recommended = "int8"', text)
-    card = tmp_path / "cards" / REPO / "card.toml"
-    card.parent.mkdir(parents=True)
-    card.write_text(text)
+    card = with_card(tmp_path, "gemma-3n-E2B-it-pte", repo=REPO, recipes=["int8"], recommended="int8")
     first = publish(tmp_path, work)
     assert first.code == 0, first.err
     repo = first.json["receipts"][0]["repo_id"]
@@ -44,7 +38,7 @@ def test_worse_than_what_is_published_needs_a_reason(work: Path, tmp_path: Path)
         api.upload_file(path_or_fileobj=json.dumps(facts).encode(), path_in_repo="facts.json", repo_id=repo)
 
     # The same again would be the release that is there; another word on the card makes it the next one.
-    text = re.sub(r"(?m)^title = .*$", 'title = "Only int8"', text)
+    text = re.sub(r"(?m)^title = .*$", 'title = "Only int8"', card.read_text())
     card.write_text(text)
     refused = publish(tmp_path, work)
     assert refused.code == 7, refused.err

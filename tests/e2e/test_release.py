@@ -152,8 +152,9 @@ def test_a_file_that_is_validated_by_itself_is_held_to_its_gates(rehearsal: Ran,
     with opened(cell_folder(work, cell) / cell["file"]) as (program, _):
         damaged = bytearray(program.data)
         layer = next(name for name in program.named if name.endswith("down_proj.values"))
-        start, end = program.segments[program.named[layer]]
-    damaged[start:end] = bytes(byte ^ 0x11 for byte in damaged[start:end])
+        extent = program.under(layer)
+    assert extent is not None
+    damaged[slice(*extent)] = bytes(byte ^ 0x11 for byte in damaged[slice(*extent)])
     path.write_bytes(damaged)
     source = scale_model("gemma-4-E4B", work / "scale")
     command = ("validate", str(path), "--source", str(source), "--rehearse", "--json")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, Ran, hubpub
+from conftest import ROOT, Ran, hubpub, with_card
 from e2e.actions import REPOSITORY, Issuer, Run, Workflow, evaluate_value, issuer
 from huggingface_hub import HfApi, hf_hub_download
 
@@ -44,11 +44,7 @@ def hub(tmp_path: Path) -> Iterator[LocalHub]:
 def cards_of(folder: Path, repos: Sequence[str], recipe: str) -> Path:
     """A project of somebody else's: these cards with one recipe each, so that few cells say it all."""
     for repo in repos:
-        text = (ROOT / "cards" / repo / "card.toml").read_text()
-        text = re.sub(r"(?m)^recipes = .*$", f'recipes = ["{recipe}"]', text)
-        text = re.sub(r"(?m)^recommended = .*$", f'recommended = "{recipe}"', text)
-        (folder / "cards" / repo).mkdir(parents=True)
-        (folder / "cards" / repo / "card.toml").write_text(text)
+        with_card(folder, repo, recipes=[recipe], recommended=recipe)
     return folder
 
 

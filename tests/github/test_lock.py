@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, script_at
 
 GITHUB = ROOT / ".github"
 
@@ -74,18 +72,10 @@ def test_a_lock_that_no_job_could_install_is_stale(old: str, new: str, tmp_path:
     assert done.returncode == 1 and "no hash of the CPU build of torch==2.13.0" in done.stdout
 
 
-def locking() -> Any:
-    spec = importlib.util.spec_from_file_location("lock", GITHUB / "lock.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_without_its_index_the_hashes_of_the_same_torch_are_kept_and_none_are_made_up(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lock = locking()
+    lock = script_at(GITHUB / "lock.py")
     monkeypatch.setattr(lock, "CPU_INDEX", "http://127.0.0.1:9/")
     text = (GITHUB / "requirements.txt").read_text()
     assert lock.cpu_build("2.13.0", text) == {"x86_64": HERE, "aarch64": ON_ARM}
@@ -97,7 +87,7 @@ def test_without_its_index_the_hashes_of_the_same_torch_are_kept_and_none_are_ma
 
 
 def test_the_index_tells_the_builds_of_machines_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    lock = locking()
+    lock = script_at(GITHUB / "lock.py")
     name = "torch-{}%2Bcpu-{}-{}-manylinux_2_28_{}.whl#sha256={}"
     wheels = [("2.13.0", "cp312", "cp312", "x86_64", "a" * 64), ("2.13.0", "cp312", "cp312", "aarch64", "b" * 64)]
     others = [("2.13.0", "cp313", "cp313", "x86_64", "c" * 64), ("2.13.1", "cp312", "cp312", "x86_64", "d" * 64)]
